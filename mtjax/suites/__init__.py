@@ -1,0 +1,17 @@
+"""Suites: named sets of tasks with parameters, metadata, splits and a version stamp."""
+
+from mtjax.suites import bodies, control, goals, gridworld, hidden, metaworld  # noqa: F401  (they register)
+from mtjax.suites.base import (
+    SPLITS,
+    Split,
+    Suite,
+    TaskInfo,
+    Version,
+    from_env,
+    make,
+    names,
+    register,
+    stack,
+)
+
+__all__ = ["SPLITS", "Split", "Suite", "TaskInfo", "Version", "from_env", "make", "names", "register", "stack"]

@@ -1,0 +1,232 @@
+"""A suite: a named set of tasks with its splits, metadata and version stamp; and the registry of suites."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, Callable, Mapping, Protocol, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtjax.envs.base import ActionSpec, Env, Task, VectorEnv
+from mtjax.envs.vectorize import vectorize
+
+SPLITS = ("train", "interpolation", "extrapolation")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """What is known of one task besides its dynamics.
+
+    Attributes:
+        name: unique within the suite, e.g. "mass_0.50".
+        description: one sentence about the task (case V of the talk: metadata).
+        parameters: the numbers that set it apart, by name, for tables and plots.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The tasks of one split.
+
+    Attributes:
+        infos: T of them, in task order.
+        tasks: pytree with leaves [T, ...] for device suites; whatever the maker of the host
+            environments needs (e.g. task names) otherwise.
+    """
+
+    infos: tuple[TaskInfo, ...]
+    tasks: Task
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """The stamp that goes into every result, so that numbers are only compared within one protocol.
+
+    Attributes:
+        suite: revision of the suite's own definition, raised when its results change.
+        simulator: name and version of what computes the physics, e.g. "mujoco-mjx 3.17.0".
+        reward: version of the reward function, e.g. "v2".
+        horizon: steps of an episode.
+        goals: "fixed", "redrawn each episode", "none" …
+        success: the rule that says an episode succeeded, or "none".
+        warnings: what a user must know (e.g. tasks that the installed simulator has wrong).
+    """
+
+    suite: str
+    simulator: str
+    reward: str
+    horizon: int
+    goals: str = "none"
+    success: str = "none"
+    warnings: tuple[str, ...] = ()
+
+
+class MakeVectorEnv(Protocol):
+    def __call__(self, split: Split, num_envs: int, *, seed: int) -> VectorEnv: ...
+
+
+class Render(Protocol):
+    """Draws one episode of one task on the host.
+
+    ``policy(observation [obs], key) -> action`` is the deterministic or stochastic policy of that task.
+    Returns RGB frames [N, height, width, 3] uint8 and the frames per second of real time.
+    """
+
+    def __call__(
+        self, split: Split, task_index: int, policy: Callable, *, seed: int, steps: int
+    ) -> tuple[np.ndarray, float]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A named set of tasks.
+
+    Attributes:
+        name: what ``--suite`` takes.
+        version: the stamp.
+        observation_size, action: the spaces that all tasks share (after padding, if any).
+        horizon: steps after which an episode is truncated.
+        splits: "train", and where the suite has them "interpolation" and "extrapolation".
+        make_vector_env: makes the VectorEnv of a split.
+        has_success: True if Step.info has "success".
+        on_device: True if the environments are pure JAX.
+        render: draws an episode, or None if the suite has no picture.
+        action_sizes: [T] for suites of different bodies: the first ``action_sizes[t]`` entries (or
+            choices) of task t's padded action are real. None: all are.
+    """
+
+    name: str
+    version: Version
+    observation_size: int
+    action: ActionSpec
+    horizon: int
+    splits: Mapping[str, Split]
+    make_vector_env: MakeVectorEnv
+    has_success: bool = False
+    on_device: bool = True
+    render: Render | None = None
+    action_sizes: tuple[int, ...] | None = None
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of training tasks, T."""
+        return len(self.splits["train"])
+
+    @property
+    def tasks(self) -> tuple[TaskInfo, ...]:
+        """The training tasks' metadata, in task order."""
+        return self.splits["train"].infos
+
+    def vector_env(self, num_envs: int, *, split: str = "train", seed: int = 0) -> VectorEnv:
+        """T × ``num_envs`` environments of a split.
+
+        Args:
+            num_envs: environments of one task, E.
+            split: which tasks.
+            seed: only host simulators use it; device suites take their randomness from keys.
+
+        Raises:
+            ValueError: the suite has no such split, or it is empty.
+        """
+        if not self.splits.get(split):
+            have = [name for name, part in self.splits.items() if part]
+            raise ValueError(f"suite {self.name!r} has no split {split!r}; it has {have}")
+        return self.make_vector_env(self.splits[split], num_envs, seed=seed)
+
+
+def from_env(
+    name: str,
+    env: Env,
+    splits: Mapping[str, Split],
+    *,
+    version: Version,
+    has_success: bool = False,
+    render: Render | None = None,
+) -> Suite:
+    """Make a suite of a pure environment and batches of its task parameters.
+
+    Args:
+        name: the suite's name.
+        env: the environment; every task is one of its parameter pytrees.
+        splits: by name; each Split's ``tasks`` has leaves [T, ...] and one info a task.
+        version: the stamp; its ``horizon`` is the episode's length.
+
+    Returns:
+        The suite, ready for ``suite.vector_env(num_envs)``.
+
+    Raises:
+        ValueError: infos and tasks of a split disagree in number, or names repeat.
+    """
+    for label, split in splits.items():
+        lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(split.tasks)}
+        if split.infos and lengths != {len(split.infos)}:
+            raise ValueError(f"split {label!r} of {name!r} has {len(split)} infos for tasks of {lengths}")
+        names = [info.name for info in split.infos]
+        if len(set(names)) != len(names):
+            raise ValueError(f"split {label!r} of {name!r} repeats a task name: {names}")
+
+    def make_vector_env(split: Split, num_envs: int, *, seed: int) -> VectorEnv:
+        del seed
+        return vectorize(env, split.tasks, num_envs, horizon=version.horizon)
+
+    return Suite(
+        name=name,
+        version=version,
+        observation_size=env.observation_size,
+        action=env.action,
+        horizon=version.horizon,
+        splits=splits,
+        make_vector_env=make_vector_env,
+        has_success=has_success,
+        render=render,
+    )
+
+
+# ---------------------------------------------------------------------------------------- registry
+
+_REGISTRY: dict[str, Callable[[], Suite]] = {}
+
+
+def register(name: str) -> Callable:
+    """Decorator: ``@register("my-suite") def _() -> Suite``. The function runs when the suite is asked for."""
+
+    def add(make: Callable[[], Suite]) -> Callable[[], Suite]:
+        if name in _REGISTRY:
+            raise ValueError(f"suite {name!r} is already registered")
+        _REGISTRY[name] = make
+        return make
+
+    return add
+
+
+def names() -> list[str]:
+    """The registered suites, sorted."""
+    return sorted(_REGISTRY)
+
+
+def make(name: str) -> Suite:
+    """Build the suite of that name.
+
+    Raises:
+        ValueError: no such suite; the message names the nearest.
+    """
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known suites: {', '.join(names())}"
+        raise ValueError(f"unknown suite {name!r}; {hint}")
+    return _REGISTRY[name]()
+
+
+def stack(parameters: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
+    """Turn T dicts of numbers into one pytree of tasks with leaves [T, ...] float32."""
+    return {k: jnp.asarray([p[k] for p in parameters], jnp.float32) for k in parameters[0]}
