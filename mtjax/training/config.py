@@ -1,0 +1,47 @@
+"""The configuration of a run: frozen dataclasses, free of absl. Flags are generated from them (launch.flags)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtjax.learners.ppo import PPOConfig
+from mtjax.networks.config import NetworkConfig
+from mtjax.options import option, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run. Everything here and below, with the seed, determines its result."""
+
+    suite: str = option("hidden-hopper", "The set of tasks; see --list_suites.")
+    learner: str = option("ppo", "The learning algorithm.", choices=("ppo",))
+    grads: str = option(
+        "pcgrad",
+        "How the tasks' gradients become one update: a method of mtjax.grads with its arguments, e.g. "
+        "mean, pcgrad, 'pcgrad(reduction=\"mean\")', 'gradnorm(alpha=1.5)'.",
+    )
+    total_steps: int = option(
+        10_000_000, "Environment steps of one seed, summed over its tasks and environments.", low=1
+    )
+    num_envs: int = option(32, "Parallel environments of each task.", low=1)
+    num_seeds: int = option(1, "Agents trained in one program, each from its own seed.", low=1)
+    seed: int = option(0, "The seed everything random is derived from; must fit in 31 bits.", low=0, high=2**31 - 1)
+    log_every: int = option(
+        1, "Updates between two lines of metrics.", low=1
+    )
+    evaluate_every: int = option(
+        0, "Environment steps between two evaluations; 0 means ten evaluations a run.", low=0
+    )
+    evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)
+    final_evaluation_episodes: int = option(50, "Episodes of each task in the last evaluation.", low=1)
+    checkpoint_every: int = option(
+        0, "Environment steps between two checkpoints; 0 means one after every evaluation.", low=0
+    )
+    keep_checkpoints: int = option(3, "How many of the newest checkpoints are kept.", low=1)
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+
+    def validate(self) -> None:
+        """Check every option. Raises ValueError with one line that names option, value and expectation."""
+        for part in (self, self.ppo, self.network):
+            validate(part)
