@@ -1,1 +1,1 @@
-"""TODO"""
+"""Networks: components, and the arrangements that say which of them the tasks share."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtjax.learners.ppo import PPOConfig
+from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
 

@@ -1,0 +1,66 @@
+"""The learner contract, and the experience that flows into it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, NamedTuple
+
+import jax
+
+from mtjax.envs.base import ActionSpec
+
+Array = jax.Array
+
+
+class TaskSpec(NamedTuple):
+    """What a learner must know of the tasks.
+
+    Attributes:
+        num_tasks: T.
+        observation_size: numbers in one observation.
+        action: the action space.
+        action_sizes: [T] real sizes of padded actions, or None if no task's action is padded.
+    """
+
+    num_tasks: int
+    observation_size: int
+    action: ActionSpec
+    action_sizes: tuple[int, ...] | None = None
+
+
+class Transitions(NamedTuple):
+    """A rollout: every leaf is [H, T, E, ...] (time, task, environment).
+
+    Attributes:
+        observation: [H, T, E, obs] raw observations that were acted on.
+        reward: [H, T, E] raw rewards.
+        terminated, truncated: [H, T, E] bool, how the step ended, if it did.
+        final_observation: [H, T, E, obs] the observation after the step, before any reset.
+        extras: what ``act`` returned beside the action (raw action, log-probability …).
+    """
+
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+    extras: Mapping[str, Any]
+
+
+class Learner(NamedTuple):
+    """A learner as pure functions of one seed's state; training vmaps them over seeds.
+
+    Attributes:
+        init: key -> state.
+        act: (state, observation [T, E, obs], key) -> (action [T, E, ...], extras). Explores.
+        update: (state, Transitions, key) -> (state, metrics by name: [] or [T] or [T, T]).
+        policy: (state, observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...]. For
+            evaluation. ``unseen`` False: N = T training tasks. True: N tasks that were never trained on,
+            acted for by the mean of what belongs to single tasks (zero-shot).
+        generalises: False if the learner has nothing to say about unseen tasks.
+    """
+
+    init: Callable[[Array], Any]
+    act: Callable[[Any, Array, Array], tuple[Array, Mapping[str, Any]]]
+    update: Callable[[Any, Transitions, Array], tuple[Any, Mapping[str, Array]]]
+    policy: Callable[..., Array]
+    generalises: bool = True

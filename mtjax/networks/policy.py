@@ -1,0 +1,69 @@
+"""The policy: an arrangement whose output parameterises an action distribution."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.envs.base import ActionSpec
+from mtjax.networks.arrangements import Network, Parameters, make_network
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.distributions import (
+    MAX_LOG_SCALE,
+    MIN_LOG_SCALE,
+    Distribution,
+    Normal,
+    distribution,
+)
+
+Array = jax.Array
+
+
+class Policy(NamedTuple):
+    """A multi-task policy.
+
+    Attributes:
+        init: key -> Parameters.
+        apply: (shared, private of one task, task code [T], observation [..., obs]) -> distribution parameters.
+        distribution: what those parameters mean.
+    """
+
+    init: Callable[[Array], Parameters]
+    apply: Callable[[Any, Any, Array, Array], Any]
+    distribution: Distribution
+
+
+def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int) -> Policy:
+    """Build the policy network of ``config`` for one observation size and action space."""
+    family = distribution(action, squash=config.squash)
+    free_scale = action.kind == "continuous" and config.scale == "free"
+    state_scale = action.kind == "continuous" and config.scale == "state"
+    network: Network = make_network(
+        config,
+        inputs=inputs,
+        outputs=action.size * (2 if state_scale else 1),
+        num_tasks=num_tasks,
+        sizes=config.hidden_sizes,
+        gain=0.01,
+    )
+
+    def init(key: Array) -> Parameters:
+        parameters = network.init(key)
+        if not free_scale:
+            return parameters
+        log_scale = jnp.full((num_tasks, action.size), config.initial_log_scale, jnp.float32)
+        return parameters._replace(private={**parameters.private, "log_scale": log_scale})
+
+    def apply(shared: Any, private: Any, code: Array, observation: Array) -> Any:
+        output = network.apply(shared, private, code, observation)
+        if action.kind == "discrete":
+            return output
+        if free_scale:
+            return Normal(output, jnp.clip(private["log_scale"], MIN_LOG_SCALE, MAX_LOG_SCALE))
+        mean, log_scale = jnp.split(output, 2, axis=-1)
+        log_scale = jnp.clip(log_scale + config.initial_log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
+        return Normal(mean, log_scale)
+
+    return Policy(init, apply, family)
