@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from typing import Any, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 
 def option(
@@ -64,3 +64,93 @@ def explain(field: dataclasses.Field, value: Any) -> str | None:
         if bounds["high"] is not None and number > bounds["high"]:
             return f"{value} is too large; it must be at most {bounds['high']}"
     return None
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Every option of a configuration and of its parts, by name: ``{"suite": …, "learning_rate": …}``.
+
+    Names are unique over all parts, so that flags and presets need no prefixes.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = flatten(value) if dataclasses.is_dataclass(value) else {field.name: value}
+        repeated = values.keys() & inner.keys()
+        if repeated:
+            raise TypeError(f"option {sorted(repeated)[0]!r} is defined by two parts of {type(config).__name__}")
+        values |= inner
+    return values
+
+
+def replace(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a configuration with some options changed, whichever part they are of.
+
+    Args:
+        config: a configuration dataclass, perhaps with parts that are dataclasses.
+        changes: option name to value, flat as in ``flatten``. Lists become tuples and whole numbers floats
+            where the option is one.
+
+    Raises:
+        ValueError: an unknown option, with the nearest one; or a value of another type.
+    """
+    known = flatten(config)
+    for name in changes:
+        if name not in known:
+            raise ValueError(unknown("option", name, known))
+
+    def rebuild(part: Any) -> Any:
+        new = {}
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if dataclasses.is_dataclass(value):
+                new[field.name] = rebuild(value)
+            elif field.name in changes:
+                new[field.name] = _convert(field.name, value, changes[field.name])
+        return dataclasses.replace(part, **new)
+
+    return rebuild(config)
+
+
+def from_dict(default: Any, values: Mapping[str, Any]) -> Any:
+    """Rebuild a configuration of what ``dataclasses.asdict`` made of it, e.g. of a run's config.json.
+
+    Args:
+        default: what holds for options that ``values`` does not name (a run of an older version).
+        values: nested like the configuration.
+
+    Raises:
+        ValueError: an unknown key, with the nearest one; or a value of another type.
+    """
+    names = [field.name for field in dataclasses.fields(default)]
+    changes = {}
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(unknown("option", name, names))
+        part = getattr(default, name)
+        if dataclasses.is_dataclass(part):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name}: expected an object with its options, not {value!r}")
+            changes |= flatten(from_dict(part, value))
+        else:
+            changes[name] = value
+    return replace(default, changes)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest ones if any is near, else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {what} {name!r}; {hint}"
+
+
+def _convert(name: str, old: Any, new: Any) -> Any:
+    """``new`` as the type of ``old``, where nothing is lost by it."""
+    if isinstance(old, tuple) and isinstance(new, (list, tuple)):
+        if all(isinstance(number, int) and not isinstance(number, bool) for number in new):
+            return tuple(new)
+    elif isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        return float(new)
+    elif type(new) is type(old):
+        return new
+    raise ValueError(f"{name}: {new!r} is not a {type(old).__name__}")
