@@ -1,0 +1,94 @@
+"""EnvPool (simulators in C++, on threads) as a :class:`~mtjax.envs.host.Pool`."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from mtjax.envs.base import ActionSpec
+from mtjax.envs.host import PoolStep
+from mtjax.envs.spaces import action_spec, native_action
+
+_NO_LIMIT = 2**30  # steps; the horizon is counted by HostVectorEnv
+
+
+class EnvPool:
+    """N environments of one EnvPool task, reset when asked and never by EnvPool itself.
+
+    Args:
+        task_id: EnvPool's name of the task, e.g. "HalfCheetah-v5".
+        num_envs: N.
+        seed: the environments draw from seeds derived from it, of which more environments change none.
+        num_threads: threads of this pool.
+        info_names: what to take from EnvPool's info.
+        options: further options of ``envpool.make``.
+    """
+
+    def __init__(
+        self,
+        task_id: str,
+        num_envs: int,
+        *,
+        seed: int | Sequence[int],
+        num_threads: int,
+        info_names: tuple[str, ...] = (),
+        options: Mapping[str, Any] | None = None,
+    ):
+        envpool = require_envpool()
+        seeds = np.random.SeedSequence(seed).generate_state(num_envs) & 0x7FFFFFFF
+        self.pool = envpool.make_gymnasium(
+            task_id,
+            num_envs=num_envs,
+            env_seed=[int(s) for s in seeds],
+            num_threads=min(num_threads, num_envs),
+            max_episode_steps=_NO_LIMIT,
+            **(options or {}),
+        )
+        self._info_names = info_names
+        self._space = self.pool.action_space
+        self.action: ActionSpec = action_spec(self._space, task_id)
+
+    def send(self, actions: np.ndarray) -> None:
+        self.pool.send(native_action(self._space, actions))
+
+    def receive(self) -> PoolStep:
+        observation, reward, terminated, truncated, info = self.pool.recv()
+        return PoolStep(
+            flatten(observation), reward, terminated, truncated, {name: info[name] for name in self._info_names}
+        )
+
+    def send_reset(self, indices: np.ndarray) -> None:
+        # EnvPool's `reset` waits; the pools of all tasks should work at the same time.
+        self.pool._reset(indices)
+
+    def receive_reset(self) -> np.ndarray:
+        return flatten(self.pool.recv(reset=True)[0])
+
+
+def flatten(observation: np.ndarray | Mapping[str, Any]) -> np.ndarray:
+    """Join EnvPool's (possibly nested) observation [N, ...] into [N, obs], in the simulator's order."""
+    if isinstance(observation, Mapping):
+        return np.concatenate([flatten(part) for part in observation.values()], axis=-1)
+    return observation.reshape(len(observation), -1)
+
+
+def threads_per_pool(num_tasks: int) -> int:
+    """Threads for each of ``num_tasks`` pools, so that together they fill this process's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(cores / num_tasks)
+
+
+def require_envpool():
+    """Import EnvPool.
+
+    Raises:
+        ImportError: it is not installed; the message says how to get it.
+    """
+    try:
+        import envpool
+    except ImportError as error:
+        raise ImportError("this suite needs EnvPool: pip install 'mtjax[metaworld]'") from error
+    return envpool

@@ -1,0 +1,257 @@
+"""Simulators that live on the host (EnvPool, gymnasium) as a :class:`~mtjax.envs.base.VectorEnv`.
+
+One ordered ``io_callback`` a step sends the actions to every task's pool, then receives from each, so the
+simulators' threads work on all tasks at once and XLA can neither reorder nor drop a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Callable, Mapping, NamedTuple, Protocol, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from mtjax.envs.base import ActionSpec, Array, Step
+
+
+class PoolStep(NamedTuple):
+    """What a pool answers to one step; nothing has been reset yet.
+
+    Attributes:
+        observation: [N, obs].
+        reward: [N].
+        terminated, truncated: [N] bool, as the simulator says; the horizon is not its concern.
+        info: [N] numbers by name.
+    """
+
+    observation: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    info: Mapping[str, np.ndarray]
+
+
+class Pool(Protocol):
+    """N environments of ONE task on the host: what a simulator has to offer to become a VectorEnv.
+
+    Sending is apart from receiving, so that the pools of all tasks can work at the same time. An
+    environment that has ended is not stepped again before it has been reset.
+    """
+
+    def send(self, actions: np.ndarray) -> None:
+        """Begin a step of all N environments. ``actions`` are [N, size] in [-1, 1], or [N] int32."""
+        ...
+
+    def receive(self) -> PoolStep:
+        """Wait for that step."""
+        ...
+
+    def send_reset(self, indices: np.ndarray) -> None:
+        """Begin a reset of the environments ``indices`` [n] int32, in increasing order."""
+        ...
+
+    def receive_reset(self) -> np.ndarray:
+        """Wait for that reset. Returns the first observations [n, obs] in the order of ``indices``."""
+        ...
+
+
+MakePool = Callable[[int], Pool]  # number of environments N -> their pool
+
+
+class HostState(NamedTuple):
+    """What the device remembers of the simulators, which keep their own state on the host.
+
+    Attributes:
+        clock: [S...] int32, counts the calls. A simulator cannot be rewound: the clock lets it refuse a
+            state that is not its newest (from a checkpoint, say) instead of answering wrongly.
+    """
+
+    clock: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HostVectorEnv:
+    """T pools of E environments behind one callback a step; satisfies VectorEnv with ``on_device=False``.
+
+    Call ``reset`` and ``step`` under ``jax.jit`` and ``lax.scan`` as you like, but not under ``vmap``: for S
+    seeds pass keys [S] and actions [S, T, E, ...] and get every output with the same leading axes. The
+    pools (of S·E environments a task) are made when ``reset`` is first traced for that S.
+
+    Randomness comes from ``seed`` at construction of the pools: keys only give the leading axes, and a
+    second ``reset`` starts new episodes rather than repeating the first ones.
+
+    Attributes:
+        make_pools: for each of T tasks, a function of the number of environments that makes its pool.
+        num_envs: E, environments of one task (and seed).
+        observation_size, action: the spaces all tasks share.
+        horizon: steps after which an episode is truncated; counted here, not by the simulator.
+        info_names: the entries of ``PoolStep.info`` that become ``Step.info``.
+        stagger: shorten the first episode of environment e to ``horizon·(1 − e/E)`` steps, so that from
+            then on the episodes of a task end at different times and a short rollout sees all phases of
+            an episode. For training; evaluation wants whole episodes.
+    """
+
+    make_pools: tuple[MakePool, ...]
+    num_envs: int
+    observation_size: int
+    action: ActionSpec
+    horizon: int
+    info_names: tuple[str, ...] = ()
+    stagger: bool = False
+    on_device: bool = dataclasses.field(default=False, init=False)
+    _hosts: dict[tuple[int, ...], _Host] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self):
+        if self.num_envs < 1 or self.horizon < 1 or not self.make_pools:
+            raise ValueError(
+                f"num_envs, horizon and the number of tasks must be positive; got {self.num_envs}, "
+                f"{self.horizon} and {len(self.make_pools)}"
+            )
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.make_pools)
+
+    def reset(self, key: Array) -> tuple[HostState, Array]:
+        """Start new episodes everywhere.
+
+        Args:
+            key: [S...] PRNG keys; only their leading axes matter.
+
+        Returns:
+            (state, observation [S..., T, E, obs] float32).
+        """
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        lead = tuple(key.shape if typed else key.shape[:-1])
+        self._host(lead)
+        shapes = (HostState(_shape(lead, jnp.int32)), self._observation(lead))
+        return io_callback(functools.partial(self._reset, lead), shapes, ordered=True)
+
+    def step(self, state: HostState, actions: Array, key: Array) -> tuple[HostState, Step]:
+        """Advance every environment by one step; where an episode ends, start the next.
+
+        Args:
+            state: the newest state.
+            actions: [S..., T, E, size] float in [-1, 1] (clipped), or [S..., T, E] integers if discrete.
+            key: not used.
+
+        Returns:
+            (state, Step with [S..., T, E, ...] in every field).
+
+        Raises:
+            ValueError: the actions have another shape. At run time, if ``state`` is not the newest.
+        """
+        del key
+        lead = tuple(state.clock.shape)
+        batch = (*lead, self.num_tasks, self.num_envs)
+        if actions.shape != (*batch, *self.action.shape):
+            raise ValueError(f"actions are {actions.shape}; expected {(*batch, *self.action.shape)}")
+        self._host(lead)
+        observation = self._observation(lead)
+        flag, number = _shape(batch, jnp.bool_), _shape(batch, jnp.float32)
+        info = {name: number for name in self.info_names}
+        shapes = (
+            HostState(_shape(lead, jnp.int32)),
+            Step(observation, number, flag, flag, observation, info),
+        )
+        dtype = jnp.float32 if self.action.kind == "continuous" else jnp.int32
+        callback = functools.partial(self._step, lead)
+        return io_callback(callback, shapes, state.clock, actions.astype(dtype), ordered=True)
+
+    def close(self) -> None:
+        """Free the pools and their threads; the next ``reset`` makes new ones if traced anew."""
+        self._hosts.clear()
+
+    def _observation(self, lead):
+        return _shape((*lead, self.num_tasks, self.num_envs, self.observation_size), jnp.float32)
+
+    def _host(self, lead: tuple[int, ...]) -> _Host:
+        if lead not in self._hosts:
+            self._hosts[lead] = _Host(self, math.prod(lead))
+        return self._hosts[lead]
+
+    def _reset(self, lead):
+        host = self._host(lead)
+        observation = host.reset()
+        return HostState(np.full(lead, host.clock, np.int32)), _unfold(observation, lead)
+
+    def _step(self, lead, clock, actions):
+        host = self._host(lead)
+        if np.any(np.asarray(clock) != host.clock):
+            raise ValueError(
+                "this environment state is not the newest: a simulator on the host cannot go back in time. "
+                "Call reset() (after restoring a checkpoint, too) and step the state it returns."
+            )
+        actions = np.asarray(actions)
+        step = host.step(actions.reshape(-1, *actions.shape[len(lead) :]))
+        return HostState(np.full(lead, host.clock, np.int32)), jax.tree.map(lambda x: _unfold(x, lead), step)
+
+
+class _Host:
+    """The simulators' side: T pools of S·E environments, their episode counters and the clock."""
+
+    def __init__(self, env: HostVectorEnv, num_seeds: int):
+        self.env = env
+        self.batch = (num_seeds, env.num_tasks, env.num_envs)
+        self.pools: Sequence[Pool] = [make(num_seeds * env.num_envs) for make in env.make_pools]
+        self.steps = np.zeros(self.batch, np.int32)
+        self.clock = 0
+
+    def reset(self) -> np.ndarray:
+        """Restart every environment. Returns observations [S, T, E, obs]."""
+        observation = np.empty((*self.batch, self.env.observation_size), np.float32)
+        self._restart(np.ones(self.batch, bool), observation)
+        if self.env.stagger:
+            self.steps[:] = np.arange(self.env.num_envs) * self.env.horizon // self.env.num_envs
+        self.clock += 1
+        return observation
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step all, actions [S, T, E, ...], and restart the episodes that ended. Step of [S, T, E, ...]."""
+        for task, pool in enumerate(self.pools):
+            pool.send(np.ascontiguousarray(actions[:, task]).reshape(-1, *self.env.action.shape))
+        final = np.empty((*self.batch, self.env.observation_size), np.float32)
+        reward = np.empty(self.batch, np.float32)
+        terminated, truncated = np.empty(self.batch, bool), np.empty(self.batch, bool)
+        info = {name: np.empty(self.batch, np.float32) for name in self.env.info_names}
+        for task, pool in enumerate(self.pools):
+            answer = pool.receive()
+            targets = (final, reward, terminated, truncated, *info.values())
+            values = (*answer[:4], *(answer.info[name] for name in info))
+            for target, value in zip(targets, values, strict=True):
+                part = target[:, task]
+                part[...] = np.reshape(value, part.shape)
+        self.steps += 1
+        truncated = (truncated | (self.steps >= self.env.horizon)) & ~terminated
+        done = terminated | truncated
+        observation = final
+        if done.any():
+            observation = final.copy()
+            self._restart(done, observation)
+        self.clock += 1
+        return Step(observation, reward, terminated, truncated, final, info)
+
+    def _restart(self, done: np.ndarray, observation: np.ndarray) -> None:
+        """Start new episodes where ``done`` [S, T, E]; their first observations go into ``observation``."""
+        chosen = [np.flatnonzero(done[:, task]).astype(np.int32) for task in range(len(self.pools))]
+        for pool, indices in zip(self.pools, chosen, strict=True):
+            if indices.size:
+                pool.send_reset(indices)
+        for task, (pool, indices) in enumerate(zip(self.pools, chosen, strict=True)):
+            if indices.size:
+                observation[:, task][done[:, task]] = pool.receive_reset()
+        self.steps[done] = 0
+
+
+def _shape(shape, dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _unfold(array: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
+    """[S, ...] with the leading axes folded into one -> [*lead, ...]."""
+    return array.reshape(*lead, *array.shape[1:])
