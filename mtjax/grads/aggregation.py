@@ -1,0 +1,348 @@
+"""`aggregate`: a method as an optax transform from per-task gradients [T, ...] to one update [...]."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from optax.experimental import aggregating
+
+from mtjax.grads import gram as grams
+from mtjax.grads.base import (
+    Array,
+    Method,
+    State,
+    Transform,
+    Weighting,
+    default_float,
+    presence,
+    seeded,
+)
+
+Predicate = Callable[[str], bool]
+
+
+class AggregateState(NamedTuple):
+    """State of `aggregate`.
+
+    Attributes:
+      count: calls so far, an int32 scalar.
+      inner: the method's state; that of a `Weighting` has a leading group axis [K, ...].
+      gram: the last Gram matrix over all shared leaves [T, T]; zeros when none was computed. `diagnose(gram)` reads it.
+      weights: the last task weights [T], averaged over the groups.
+      group_weights: the last task weights of each group [K, T].
+    """
+
+    count: Array
+    inner: State
+    gram: Array
+    weights: Array
+    group_weights: Array
+
+
+class _Layout(NamedTuple):
+    """How the flattened leaves are used; Python values only."""
+
+    shared: list[bool]
+    seen: list[bool]  # by the method's Gram (`Weighting.leaves`)
+    group: list[int]  # of each leaf; 0 for private ones
+    num_groups: int
+    axes: list[Any]  # mesh axis over which a leaf is sharded, or None
+
+
+def aggregate(
+    method: Method,
+    *,
+    num_tasks: int,
+    shared: Predicate | Any | None = None,
+    groups: str | Callable[[str], Any] = "global",
+    seed: int | Array = 0,
+    track_gram: bool = False,
+    batch_axis: str | Sequence[str] | None = None,
+    params_axis: str | Callable[[str], str | None] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Combines the gradients of T tasks into one update by `method`.
+
+    The result is an optax transform (and an `optax.experimental.aggregating.Aggregator`): updates come in with a leading
+    task axis and leave without it. It jits, and vmaps over seeds.
+
+    `update` also accepts, by keyword: `losses` [T]; `mask` [T], true for the tasks present in the batch (absent ones may
+    hold anything, NaN too); `gram` [T, T], a Gram matrix for the method to see in place of the gradients' own (a cross
+    Gram of two samples, or that of a shared representation).
+
+    A task whose squared gradient norm is not finite in the Gram's dtype (norms beyond about 1e17 in float32) counts as
+    absent in that step, so that one task's blow-up does not reach the others.
+
+    Args:
+      method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.
+      num_tasks: T.
+      shared: which leaves take part: None for all, a predicate over the path of a leaf ("head/kernel"), or a tree of
+        bools like the parameters. The others (private heads) are summed over the tasks.
+      groups: "global": one Gram over all shared leaves; "leaf": one for each; or a function from the path of a leaf to
+        the name of its group.
+      seed: an int or typed key, for random methods. It may be traced: vmap over it to batch seeds.
+      track_gram: compute the Gram for the diagnostics even when the method does not need it (mean, GradDrop).
+      batch_axis: inside `shard_map`, the mesh axes over which the batch is sharded: gradients are averaged over them
+        first, since the Gram of the mean is not the mean of the Grams.
+      params_axis: inside `shard_map`, the mesh axis over which parameters are sharded, or a function from a leaf's path
+        to that axis (None for a replicated leaf): partial Grams are summed over it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from mtjax import grads
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = optax.chain(grads.aggregate(grads.pcgrad(), num_tasks=2), optax.sgd(0.1))
+      >>> state = tx.init(params)
+      >>> task_grads = {"w": jnp.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])}  # [T, ...]
+      >>> updates, state = tx.update(task_grads, state, params)
+      >>> updates["w"].shape
+      (3,)
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    if isinstance(method, Transform) and groups != "global":
+        raise ValueError("groups apply to methods that see the Gram; this one works on the gradients")
+
+    def layout(tree: Any) -> tuple[list[Array], Any, _Layout]:
+        return _arrange(tree, method, shared, groups, params_axis)
+
+    def init(params: Any) -> AggregateState:
+        leaves, _, plan = layout(params)
+        if isinstance(method, Transform):
+            mine = [leaf for leaf, flag in zip(leaves, plan.shared, strict=False) if flag]
+            inner = seeded(method.init(num_tasks, mine), seed)
+        else:
+            keys = jax.random.split(seeded(jax.random.key(0), seed), plan.num_groups)
+            inner = jax.vmap(lambda key: seeded(method.init(num_tasks), key))(keys)
+        return AggregateState(
+            count=jnp.zeros((), jnp.int32),
+            inner=inner,
+            gram=jnp.zeros((num_tasks, num_tasks), default_float()),
+            weights=jnp.zeros(num_tasks, default_float()),
+            group_weights=jnp.zeros((plan.num_groups, num_tasks), default_float()),
+        )
+
+    def update(
+        updates: Any, state: AggregateState, params: Any = None, *,
+        losses: Array | None = None, mask: Array | None = None, gram: Array | None = None, **_: Any,
+    ) -> tuple[Any, AggregateState]:  # fmt: skip
+        del params
+        leaves, structure, plan = layout(updates)
+        _check(leaves, num_tasks, losses, method, gram)
+        leaves, losses = _drop_absent(leaves, losses, mask)
+        if batch_axis is not None:
+            leaves = [lax.pmean(g, batch_axis) for g in leaves]
+        step = _transform_step if isinstance(method, Transform) else _weighting_step
+        leaves, state = step(method, leaves, state, plan, losses, mask, gram, track_gram)
+        return jax.tree.unflatten(structure, leaves), state
+
+    return aggregating.Aggregator(init, update)
+
+
+def _arrange(
+    tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any
+) -> tuple[list[Array], Any, _Layout]:
+    """Flattens a tree and decides, from the paths, what each leaf is for."""
+    items, structure = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
+    if shared is None:
+        use = [True] * len(paths)
+    elif callable(shared):
+        use = [bool(shared(path)) for path in paths]
+    else:
+        use = [bool(flag) for flag in structure.flatten_up_to(shared)]
+    if not any(use):
+        raise ValueError(f"no leaf is shared; the paths are {paths}")
+    sees = getattr(method, "leaves", None) or (lambda path: True)
+    seen = [flag and bool(sees(path)) for flag, path in zip(use, paths, strict=False)]
+    if not any(seen):
+        raise ValueError(f"the method's `leaves` matches no shared leaf; the paths are {paths}")
+    naming = {"global": lambda path: "", "leaf": lambda path: path}.get(groups, groups)
+    if not callable(naming):
+        raise ValueError(f'groups must be "global", "leaf" or a function of the path, not {groups!r}')
+    labels = [naming(path) for path in paths]
+    names = list(dict.fromkeys(name for name, flag in zip(labels, use, strict=False) if flag))
+    index = [names.index(name) if flag else 0 for name, flag in zip(labels, use, strict=False)]
+    axes = [params_axis(path) if callable(params_axis) else params_axis for path in paths]
+    plan = _Layout(shared=use, seen=seen, group=index, num_groups=len(names), axes=axes)
+    return [leaf for _, leaf in items], structure, plan
+
+
+def _check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gram: Any) -> None:
+    for leaf in leaves:
+        if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
+            raise ValueError(
+                f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}"
+            )
+    if losses is not None and jnp.shape(losses) != (num_tasks,):
+        raise ValueError(f"losses must have shape ({num_tasks},), not {jnp.shape(losses)}")
+    if getattr(method, "on_representation", False) and gram is None:
+        raise ValueError(
+            "mgda_ub needs the Gram matrix of the shared representation's gradients: call "
+            "tx.update(task_grads, state, gram=gram_matrix(representation_grads))"
+        )
+
+
+def _drop_absent(
+    leaves: list[Array], losses: Array | None, mask: Array | None
+) -> tuple[list[Array], Array | None]:
+    """Zeroes whatever stands in the rows of absent tasks, which may be NaN."""
+    losses = None if losses is None else lax.stop_gradient(jnp.asarray(losses, default_float()))
+    if mask is None:
+        return leaves, losses
+    here = presence(mask.shape[0], mask) > 0
+    rows = [jnp.where(here.reshape((-1,) + (1,) * (g.ndim - 1)), g, 0) for g in leaves]
+    return rows, None if losses is None else jnp.where(here, losses, 1)
+
+
+def _finite(gram: Array, mask: Array | None) -> tuple[Array, Array | None, Array]:
+    """The Gram without tasks whose norm overflows, the mask without them, and who is left [T]."""
+    num_tasks = gram.shape[-1]
+    limit = jnp.finfo(gram.dtype).max / (4.0 * num_tasks**2)
+    fine = jnp.abs(jnp.diagonal(gram)) <= limit  # False for NaN
+    gram = jnp.where(fine[:, None] & fine[None, :], gram, 0)
+    here = fine if mask is None else fine & (mask > 0)
+    return gram, None if mask is None else here, here
+
+
+def _leaf_grams(leaves: list[Array], axes: list[Any]) -> list[Array]:
+    parts = [grams.gram_matrix([g]) for g in leaves]
+    return [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, axes, strict=False)]
+
+
+def _group_grams(leaves: list[Array], plan: _Layout) -> tuple[Array, Array]:
+    """Gram over all shared leaves [T, T], and the one that each group's method sees [K, T, T]."""
+    picked = [n for n, flag in enumerate(plan.shared) if flag]
+    parts = _leaf_grams([leaves[n] for n in picked], [plan.axes[n] for n in picked])
+    every = grams.sum_parts(parts)
+    seen = []
+    for group in range(plan.num_groups):
+        of_group = [p for n, p in zip(picked, parts, strict=False) if plan.group[n] == group and plan.seen[n]]
+        seen.append(grams.sum_parts(of_group) if of_group else jnp.zeros_like(every))
+    return every, jnp.stack(seen)
+
+
+def _weighting_step(
+    method: Weighting, leaves: list[Array], state: AggregateState, plan: _Layout,
+    losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
+) -> tuple[list[Array], AggregateState]:  # fmt: skip
+    """Gram, then T×T work, then one weighted sum."""
+    num_tasks = state.weights.shape[0]
+
+    def one_group(seen: Array, inner: State) -> tuple[Array, State]:
+        seen, present, here = _finite(seen, mask)
+        options = {} if present is None else {"mask": present}
+        weights, new = method.update(seen, inner, losses=losses, **options)
+        weights = jnp.where(here, weights, 0).astype(state.weights.dtype)
+        return weights, jax.tree.map(_like, new, inner)
+
+    def recompute() -> tuple[Array, Array, State]:
+        if gram is not None:
+            every = jnp.asarray(gram, state.gram.dtype)
+            seen = jnp.broadcast_to(every, (plan.num_groups, num_tasks, num_tasks))
+        elif method.needs_gram or track_gram:
+            every, seen = _group_grams(leaves, plan)
+        else:
+            every = jnp.zeros_like(state.gram)
+            seen = jnp.broadcast_to(every, (plan.num_groups, num_tasks, num_tasks))
+        if plan.num_groups == 1:  # no vmap, which would turn a method's `cond` into a `select`
+            alone = one_group(seen[0], jax.tree.map(lambda x: x[0], state.inner))
+            return every, *jax.tree.map(lambda x: x[None], alone)
+        weights, inner = jax.vmap(one_group)(seen, state.inner)
+        return every, weights, inner
+
+    if method.every == 1:
+        every, weights, inner = recompute()
+    else:
+        kept = (state.gram, state.group_weights, state.inner)
+        every, weights, inner = lax.cond(state.count % method.every == 0, recompute, lambda: kept)
+    ones = presence(num_tasks, mask)
+    summed = [
+        grams.weighted_sum(weights[plan.group[n]] if plan.shared[n] else ones, g)
+        for n, g in enumerate(leaves)
+    ]
+    return summed, _advance(state, inner, every, weights)
+
+
+def _transform_step(
+    method: Transform, leaves: list[Array], state: AggregateState, plan: _Layout,
+    losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
+) -> tuple[list[Array], AggregateState]:  # fmt: skip
+    """Lets the method rewrite the shared gradients, then takes the weighted sum."""
+    del gram
+    picked = [n for n, flag in enumerate(plan.shared) if flag]
+    axes = [plan.axes[n] for n in picked]
+    mine = [leaves[n] for n in picked]
+
+    def gram_of(task_grads: list[Array]) -> Array:
+        return grams.sum_parts(_leaf_grams(task_grads, axes))
+
+    options = {} if mask is None else {"mask": mask}
+    changed, weights, inner = method.update(mine, state.inner, gram_of, losses=losses, **options)
+    inner = jax.tree.map(_like, inner, state.inner)
+    weights = weights.astype(state.weights.dtype)
+    ones = presence(state.weights.shape[0], mask)
+    summed = [grams.weighted_sum(ones, g) for g in leaves]
+    for n, g in zip(picked, changed, strict=False):
+        summed[n] = grams.weighted_sum(weights, g).astype(leaves[n].dtype)
+    every = gram_of(mine) if track_gram else jnp.zeros_like(state.gram)
+    return summed, _advance(state, inner, every, weights[None])
+
+
+def _advance(state: AggregateState, inner: State, gram: Array, weights: Array) -> AggregateState:
+    return AggregateState(
+        count=optax.safe_increment(state.count),
+        inner=inner,
+        gram=gram.astype(state.gram.dtype),
+        weights=jnp.mean(weights, axis=0),
+        group_weights=weights,
+    )
+
+
+def _like(new: Array, old: Array) -> Array:
+    """Keeps the state's dtypes fixed, so that it can be a scan's carry."""
+    return new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype)
+
+
+def find_state(state: Any) -> AggregateState:
+    """The first `AggregateState` inside an optimiser state, such as that of `optax.chain`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> from mtjax import grads
+      >>> tx = optax.chain(grads.aggregate(grads.mean(), num_tasks=2), optax.adam(1e-3))
+      >>> grads.find_state(tx.init(jnp.ones(3))).weights.shape
+      (2,)
+    """
+    is_mine = lambda x: isinstance(x, AggregateState)  # noqa: E731
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_mine) if is_mine(x)]
+    if not found:
+        raise ValueError("this optimiser state holds no AggregateState")
+    return found[0]
+
+
+def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
+    """Tells a method the losses after the step, on the same batch (FAMO needs them).
+
+    Args:
+      method: the method given to `aggregate`.
+      state: the optimiser state, an `AggregateState` or a tree that holds one.
+      losses_after: [T].
+
+    Returns:
+      The state, updated; unchanged for a method that observes nothing.
+    """
+    if getattr(method, "observe", None) is None:
+        return state
+    is_mine = lambda x: isinstance(x, AggregateState)  # noqa: E731
+
+    def tell(x: Any) -> Any:
+        if not is_mine(x):
+            return x
+        see = jax.vmap(method.observe, (None, 0))
+        inner = see(jnp.asarray(losses_after, default_float()), x.inner)
+        return x._replace(inner=jax.tree.map(_like, inner, x.inner))
+
+    return jax.tree.map(tell, state, is_leaf=is_mine)

@@ -1,0 +1,127 @@
+"""The two kinds of method, and the guards that every method uses.
+
+A method combines T per-task gradients g_i, the rows of the Jacobian J [T, P], into one direction Jᵀw.
+
+* A `Weighting` sees only the Gram matrix G = J Jᵀ [T, T] (and the losses). Its cost does not depend on P.
+* A `Transform` needs the gradients themselves: elementwise methods and methods with [T, P] state.
+
+Both are pairs of pure functions, in the manner of optax; `mtjax.grads.aggregate` turns either into an optax transform.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+State = Any
+
+
+class Weighting(NamedTuple):
+    """A method that is a function of the Gram matrix.
+
+    Attributes:
+      init: `num_tasks -> state`. Random methods keep a typed key in the state (see `seeded`).
+      update: `(gram [T, T], state, *, losses=None, mask=None) -> (weights [T], state)`. `mask` [T] marks the tasks that
+        are present; it is passed only when the caller gives one, so a method without that argument works otherwise.
+      observe: optional `(losses_after [T], state) -> state`, for methods that need the losses after the step (FAMO).
+      leaves: optional predicate over the path of a leaf ("trunk/dense_1/kernel"): the Gram that this method sees is
+        taken over those shared leaves only. The weights still apply to every shared leaf (GradNorm's last layer).
+      needs_gram: False for methods that ignore the Gram (mean, uncertainty): `aggregate` then skips it.
+      every: recompute the weights on one call in `every`; set by `every_k`, carried out by `aggregate`.
+      on_representation: the Gram must come from the gradient of a shared representation (MGDA-UB).
+    """
+
+    init: Callable[[int], State]
+    update: Callable[..., tuple[Array, State]]
+    observe: Callable[[Array, State], State] | None = None
+    leaves: Callable[[str], bool] | None = None
+    needs_gram: bool = True
+    every: int = 1
+    on_representation: bool = False
+
+
+class Transform(NamedTuple):
+    """A method that needs the gradients themselves.
+
+    Attributes:
+      init: `(num_tasks, params) -> state`, with `params` the list of the shared leaves, without a task axis.
+      update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T], state)`. `task_grads` is
+        a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T] (and sums over the mesh where the
+        parameters are sharded). The direction is the weighted sum of the returned gradients.
+    """
+
+    init: Callable[[int, list[Array]], State]
+    update: Callable[..., tuple[list[Array], Array, State]]
+
+
+Method = Weighting | Transform
+
+
+def default_float() -> jnp.dtype:
+    """The dtype of all T×T work: float32, or float64 when x64 is enabled."""
+    return jnp.zeros(()).dtype
+
+
+def stateless(num_tasks: int) -> tuple[()]:
+    """The `init` of a method without state."""
+    del num_tasks
+    return ()
+
+
+def presence(num_tasks: int, mask: Array | None, dtype: Any = None) -> Array:
+    """The mask of the present tasks as floats [T]: ones when no mask is given."""
+    dtype = dtype or default_float()
+    return jnp.ones(num_tasks, dtype) if mask is None else jnp.asarray(mask).astype(dtype)
+
+
+def uniform(num_tasks: int, mask: Array | None, dtype: Any = None) -> Array:
+    """1/T for every present task, 0 for the others [T]."""
+    here = presence(num_tasks, mask, dtype)
+    return here / jnp.maximum(jnp.sum(here), 1)
+
+
+def safe_divide(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is 0."""
+    zero = b == 0
+    return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
+
+
+def norms(gram: Array) -> Array:
+    """Gradient norms d_i = ‖g_i‖ [T] from the Gram matrix."""
+    return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+
+
+def cosines(gram: Array) -> Array:
+    """Cosine matrix C = D⁻¹ G D⁻¹ [T, T]; rows of zero gradients are 0."""
+    inverse = safe_divide(jnp.ones_like(norms(gram)), norms(gram))
+    return jnp.clip(gram * inverse[:, None] * inverse[None, :], -1, 1)
+
+
+def need_losses(name: str, losses: Array | None) -> Array:
+    """The losses [T], or a ValueError that says how to pass them."""
+    if losses is None:
+        raise ValueError(
+            f"{name} needs the losses of the tasks: call "
+            "tx.update(task_grads, state, params, losses=losses), with losses [T]"
+        )
+    return jnp.asarray(losses)
+
+
+def positive(losses: Array, floor: float = 1e-8) -> Array:
+    """Losses [T] clamped to at least `floor`, for methods that take their logarithm or a ratio."""
+    return jnp.maximum(losses, jnp.asarray(floor, losses.dtype))
+
+
+def is_key(x: Any) -> bool:
+    """Whether `x` is a typed PRNG key."""
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def seeded(state: State, seed: int | Array) -> State:
+    """Replaces every typed key in a method's state by one derived from `seed` (an int or a typed key)."""
+    base = seed if is_key(seed) else jax.random.key(seed)
+    leaves, structure = jax.tree.flatten(state)
+    fresh = [jax.random.fold_in(base, n) if is_key(x) else x for n, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, fresh)

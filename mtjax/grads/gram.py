@@ -1,0 +1,86 @@
+"""The two operations that touch P: the Gram matrix and the weighted sum.
+
+Everything else in this package is T×T. Both work on lists or trees of leaves [T, ...], in float32 at least: bfloat16
+gradients are accepted and their products accumulate in float32.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtjax.grads.base import Array, default_float
+
+_BLOCK = 8192  # columns: [50, 8192] float32 is 1.6 MB, so a slice stays in a core's cache
+
+
+def gram_matrix(task_grads: Any, other: Any = None) -> Array:
+    """Gram matrix G_ij = ⟨g_i, g_j⟩ of a tree of per-task gradients.
+
+    Args:
+      task_grads: tree with leaves [T, ...].
+      other: a second tree of the same form, from independent samples: then the cross Gram ⟨g_i, g'_j⟩, which the
+        double-sampling methods (`modo`, `sdmgrad`) take to stay unbiased.
+
+    Returns:
+      [T, T], in float32 (float64 when x64 is enabled).
+    """
+    left = jax.tree.leaves(task_grads)
+    right = left if other is None else jax.tree.leaves(other)
+    parts = [_leaf_gram(a, b) for a, b in zip(left, right, strict=True)]
+    return sum_parts(parts).astype(default_float())
+
+
+def sum_parts(parts: list[Array]) -> Array:
+    """Sum of a non-empty list of arrays of one shape."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def weighted_sum(weights: Array, task_grads: Any) -> Any:
+    """Direction Σ_i w_i g_i: a tree with leaves [...] from weights [T] and leaves [T, ...]; dtypes are kept."""
+    return jax.tree.map(lambda g: _leaf_sum(weights, g), task_grads)
+
+
+def accumulator(*arrays: Array) -> Any:
+    """The dtype to accumulate products in: float32, or float64 if an operand is."""
+    return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
+
+
+def _leaf_sum(weights: Array, g: Array) -> Array:
+    dtype = accumulator(g)
+    spread = weights.astype(dtype).reshape((-1,) + (1,) * (g.ndim - 1))
+    return jnp.sum(spread * g.astype(dtype), axis=0).astype(g.dtype)
+
+
+def _leaf_gram(a: Array, b: Array) -> Array:
+    num_tasks = a.shape[0]
+    size = math.prod(a.shape[1:])
+    a, b = a.reshape(num_tasks, size), b.reshape(num_tasks, size)
+    if size <= 2 * _BLOCK:
+        return _product(a, b)
+    return lax.platform_dependent(a, b, cpu=_blocked, default=_product)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.einsum("tp,sp->ts", a, b, precision="highest", preferred_element_type=accumulator(a, b))
+
+
+def _blocked(a: Array, b: Array) -> Array:
+    """Gram by slices of columns: XLA's CPU matmul is several times slower on the long thin whole."""
+    num_tasks, size = a.shape
+
+    def add_slice(start: Array, width: int, total: Array) -> Array:
+        piece = [lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (a, b)]
+        return total + _product(*piece)
+
+    whole = size // _BLOCK
+    # The zeros inherit a's varying axes, so that the loop also traces inside shard_map.
+    total = jnp.zeros((num_tasks, num_tasks), accumulator(a, b)) + 0 * _product(a[:, :1], b[:, :1])
+    total = lax.fori_loop(0, whole, lambda n, t: add_slice(n * _BLOCK, _BLOCK, t), total)
+    rest = size - whole * _BLOCK
+    return add_slice(whole * _BLOCK, rest, total) if rest else total

@@ -1,0 +1,116 @@
+"""GradNorm: balancing training rates by gradient norms."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax.grads.base import (
+    Array,
+    State,
+    Weighting,
+    default_float,
+    need_losses,
+    norms,
+    positive,
+    presence,
+    safe_divide,
+)
+
+_SURROGATES = {None: positive, "softplus": jax.nn.softplus}
+
+
+class GradNormState(NamedTuple):
+    """Weights [T] (they sum to T), the losses L(0) [T], whether those are known, and the optimiser's state."""
+
+    weights: Array
+    initial_losses: Array
+    started: Array
+    optimizer: State
+
+
+def gradnorm(
+    alpha: float = 1.5,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    initial_losses: Array | None = None,
+    surrogate: str | Callable[[Array], Array] | None = None,
+    leaves: Callable[[str], bool] | None = None,
+) -> Weighting:
+    """GradNorm (Chen et al., ICML 2018, arXiv 1711.02257, Algorithm 1).
+
+    With n_i = ‖∇_W L_i‖ on the last shared layer W: G_i = w_i n_i, L̃_i = L_i/L_i(0), r_i = L̃_i / mean(L̃), and the
+    weights minimise Σ_i |G_i − sg(mean(G) r_i^α)|. The target is constant, so the gradient is closed form:
+    ∂/∂w_i = n_i sign(G_i − target_i). After each step the weights are clamped above 0 and renormalised to sum to T, in
+    the state. The step itself uses w(t); w(t+1) is kept for the next one.
+
+    Properties: permutation equivariant; not invariant to scaling; may conflict. Cost: O(T) beyond the Gram.
+
+    Use when: losses train at different speeds; α higher when the tasks differ more (the paper: 1.5 for scene
+    understanding, 0.12 for its toy with ten tasks).
+
+    Args:
+      alpha: strength of the restoring force.
+      optimizer: for the weights; default Adam with the paper's 0.025.
+      initial_losses: L(0) [T], when known (log C for cross-entropy); default the first losses seen.
+      surrogate: how losses become positive, since L̃^α has no meaning for an RL actor's L ≤ 0. None clamps them at 1e-8
+        (a loss ≤ 0 counts as learnt), "softplus" is log(1 + e^L), monotone for every L; or a function.
+      leaves: predicate over leaf paths that picks W, the last shared layer: `lambda path: "trunk/dense_2" in path`.
+        Default: all shared leaves, which is NOT the paper's choice, as only the caller knows the layer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.gradnorm(alpha=0.12)
+      >>> state = method.init(2)
+      >>> gram = jnp.diag(jnp.array([1.0, 100.0]))
+      >>> for _ in range(3):
+      ...     weights, state = method.update(gram, state, losses=jnp.ones(2))
+      >>> bool(weights[0] > weights[1]), round(float(weights.sum()), 4)
+      (True, 2.0)
+    """
+    optimizer = optimizer or optax.adam(0.025)
+    rectify = surrogate if callable(surrogate) else _SURROGATES.get(surrogate)
+    if rectify is None:
+        raise ValueError(f'surrogate must be None, "softplus" or a function, not {surrogate!r}')
+
+    def init(num_tasks: int) -> GradNormState:
+        weights = jnp.ones(num_tasks, default_float())
+        given = jnp.ones_like(weights) if initial_losses is None else initial_losses
+        first = jnp.broadcast_to(jnp.asarray(given, weights.dtype), weights.shape)
+        started = jnp.full(num_tasks, initial_losses is not None)
+        return GradNormState(weights, rectify(first), started, optimizer.init(weights))
+
+    def update(gram: Array, state: GradNormState, *, losses=None, mask=None) -> tuple[Array, GradNormState]:
+        losses = rectify(need_losses("gradnorm", losses).astype(state.weights.dtype))
+        here = presence(losses.shape[0], mask)
+        initial = jnp.where(state.started | (here == 0), state.initial_losses, losses)
+        target, norm = target_norms(state.weights, norms(gram), losses / initial, alpha, here)
+        gradient = here * norm * jnp.sign(state.weights * norm - target)
+        step, inner = optimizer.update(gradient, state.optimizer, state.weights)
+        moved = jnp.where(here > 0, optax.apply_updates(state.weights, step), state.weights)
+        new = GradNormState(renormalise(moved), initial, state.started | (here > 0), inner)
+        return state.weights * here, new
+
+    return Weighting(init, update, leaves=leaves)
+
+
+def target_norms(
+    weights: Array, norm: Array, ratios: Array, alpha: float, here: Array
+) -> tuple[Array, Array]:
+    """Target norms mean(G) r_i^α [T], and the norms n_i [T], both guarded against overflow."""
+    big = jnp.finfo(norm.dtype).max ** 0.25
+    count = jnp.maximum(jnp.sum(here), 1)
+    ratios = jnp.minimum(ratios, big)
+    rates = safe_divide(ratios, jnp.sum(here * ratios) / count)
+    norm = jnp.minimum(norm, big)
+    average = jnp.sum(here * weights * norm) / count
+    return average * jnp.minimum(rates**alpha, big), norm
+
+
+def renormalise(weights: Array, floor: float = 1e-4) -> Array:
+    """Weights clamped above 0, then scaled to sum to T [T]."""
+    weights = jnp.maximum(weights, floor)
+    return weights * (weights.shape[0] / jnp.sum(weights))

@@ -1,0 +1,97 @@
+"""Methods by name: `get("cagrad(c=0.4)")`, for flags and configuration files."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+
+from mtjax.grads.base import Method, Transform, Weighting
+from mtjax.grads.methods.gradnorm import gradnorm
+from mtjax.grads.methods.linear import fixed, mean, sum_
+from mtjax.grads.methods.pcgrad import pcgrad
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "mean": mean,
+    "sum": sum_,
+    "fixed": fixed,
+    "pcgrad": pcgrad,
+    "gradnorm": gradnorm,
+}
+
+
+def names() -> list[str]:
+    """The names that `get` knows, sorted.
+
+    Example:
+      >>> from mtjax import grads
+      >>> "pcgrad" in grads.names()
+      True
+    """
+    return sorted(METHODS)
+
+
+def get(spec: str | Method) -> Method:
+    """Builds a method from its name, or from a call with literal arguments; combinators nest.
+
+    Args:
+      spec: "pcgrad", "nash_mtl(max_norm=1.0)", "every_k(mgda, 5)"; a method is returned as it is.
+
+    Raises:
+      ValueError: for anything else; the message names the nearest method and its arguments.
+
+    Example:
+      >>> from mtjax import grads
+      >>> method = grads.get('pcgrad(reduction="mean")')
+    """
+    if isinstance(spec, Weighting | Transform):
+        return spec
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"{spec!r} is not a method: write NAME or NAME(argument=value)") from None
+    return _build(tree, spec)
+
+
+def _build(node: ast.expr, spec: str) -> Method:
+    """A method from a parsed name or call."""
+    if isinstance(node, ast.Name):
+        return _call(node.id, [], {}, spec)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError(f"{spec!r}: ** is not allowed")
+        arguments = [_value(arg, spec) for arg in node.args]
+        keywords = {k.arg: _value(k.value, spec) for k in node.keywords if k.arg}
+        return _call(node.func.id, arguments, keywords, spec)
+    raise ValueError(f"{spec!r} is not a method: write NAME or NAME(argument=value)")
+
+
+def _value(node: ast.expr, spec: str) -> object:
+    """A literal, or a method given to a combinator."""
+    if isinstance(node, ast.Name | ast.Call):
+        return _build(node, spec)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{spec!r}: {ast.unparse(node)!r} is not a literal") from None
+
+
+def _call(name: str, arguments: list, keywords: dict, spec: str) -> Method:
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+        hint = f"did you mean {_signature(near[0])}? " if near else ""
+        raise ValueError(f"no method {name!r}: {hint}methods: {', '.join(names())}")
+    try:
+        inspect.signature(METHODS[name]).bind(*arguments, **keywords)
+    except TypeError as error:
+        raise ValueError(f"{spec!r}: {error}; the method is {_signature(name)}") from None
+    try:
+        return METHODS[name](*arguments, **keywords)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{spec!r}: {error}; the method is {_signature(name)}") from error
+
+
+def _signature(name: str) -> str:
+    """ "cagrad(c=0.4, rescale=None)": names and defaults, without annotations."""
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    return name + str(inspect.Signature(bare))
