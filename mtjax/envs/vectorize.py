@@ -23,6 +23,20 @@ class VectorState(NamedTuple):
     steps: Array
 
 
+class _Static:
+    """What of a Vectorized is code; equal if the environment is the same object (it need not be hashable)."""
+
+    def __init__(self, env: Env, sizes: tuple[int, int, int]):
+        self.env, self.sizes = env, sizes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.env is other.env and self.sizes == other.sizes
+
+    def __hash__(self) -> int:
+        return hash((id(self.env), self.sizes))
+
+
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vectorized:
     """A :class:`~mtjax.envs.base.VectorEnv` made by vmap over tasks and environments. See `vectorize`."""
@@ -33,6 +47,14 @@ class Vectorized:
     num_envs: int
     horizon: int
     on_device: bool = True
+
+    def tree_flatten(self):
+        """The tasks are data, so one compiled program serves every batch of T tasks of an environment."""
+        return (self.tasks,), _Static(self.env, (self.num_tasks, self.num_envs, self.horizon))
+
+    @classmethod
+    def tree_unflatten(cls, static, children):
+        return cls(static.env, *children, *static.sizes)
 
     @property
     def observation_size(self) -> int:
@@ -52,11 +74,12 @@ class Vectorized:
         step_key, reset_key = jax.random.split(key)
         over_envs = jax.vmap(self.env.step, in_axes=(None, 0, 0, 0))
         env_state, step = jax.vmap(over_envs)(self.tasks, state.env, actions, self._keys(step_key))
+        step = self._checked(step)
         steps = state.steps + 1
         truncated = (step.truncated | (steps >= self.horizon)) & ~step.terminated
         done = step.terminated | truncated
         fresh_state, fresh_observation = self._reset(reset_key)
-        env_state = jax.tree.map(lambda new, old: _where(done, new, old), fresh_state, env_state)
+        env_state = _select_state(done, fresh_state, env_state)
         step = step._replace(
             observation=_where(done, fresh_observation, step.observation),
             truncated=truncated,
@@ -66,7 +89,27 @@ class Vectorized:
 
     def _reset(self, key):
         over_envs = jax.vmap(self.env.reset, in_axes=(None, 0))
-        return jax.vmap(over_envs)(self.tasks, self._keys(key))
+        state, observation = jax.vmap(over_envs)(self.tasks, self._keys(key))
+        self._check("reset's observation", observation, (self.observation_size,))
+        return jax.tree.map(_strong, state), observation.astype(jnp.float32)
+
+    def _checked(self, step: Step) -> Step:
+        """The step with the contract's dtypes; a wrong shape is named while tracing, before compiling."""
+        self._check("step's observation", step.observation, (self.observation_size,))
+        for field in ("reward", "terminated", "truncated"):
+            self._check(f"step's {field}", getattr(step, field), ())
+        return step._replace(
+            observation=step.observation.astype(jnp.float32),
+            reward=step.reward.astype(jnp.float32),
+            terminated=step.terminated.astype(bool),
+            truncated=step.truncated.astype(bool),
+            info={name: _strong(value) for name, value in step.info.items()},
+        )
+
+    def _check(self, what: str, value: Array, shape: tuple[int, ...]) -> None:
+        found = jnp.shape(value)[2:]
+        if found != shape:
+            raise ValueError(f"{type(self.env).__name__}: {what} has shape {found}, it should be {shape}")
 
     def _keys(self, key: Array) -> Array:
         return jax.random.split(key, (self.num_tasks, self.num_envs))
@@ -85,15 +128,36 @@ def vectorize(env: Env, tasks: Task, num_envs: int, *, horizon: int) -> Vectoriz
         A VectorEnv with observations [T, E, obs].
 
     Raises:
-        ValueError: the leaves of ``tasks`` do not share a leading axis, or a number is not positive.
+        ValueError: the leaves of ``tasks`` do not share a leading axis, or a number is not positive; and
+            when first traced: ``env`` returns a wrong shape, or states of two kinds.
     """
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
-    if len(lengths) != 1 or () in lengths:
+    if len(lengths) != 1 or () in lengths or (0,) in lengths:
         raise ValueError(f"every leaf of tasks must lead with the same task axis; found {sorted(lengths)}")
     if num_envs < 1 or horizon < 1:
         raise ValueError(f"num_envs and horizon must be positive; got {num_envs} and {horizon}")
     tasks = jax.tree.map(jnp.asarray, tasks)
     return Vectorized(env, tasks, lengths.pop()[0], num_envs, horizon)
+
+
+def _strong(value: Array) -> Array:
+    """The same array without a weak type, which would make ``jit`` compile the second step again."""
+    is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return value if is_key else jax.lax.convert_element_type(value, value.dtype)
+
+
+def _select_state(done: Array, fresh: Any, running: Any) -> Any:
+    """The fresh state where an episode is over. Both must have one structure, shapes and dtypes."""
+    kinds = [_kind(fresh), _kind(running)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"reset and step must return states of one kind, not {kinds[0]} and {kinds[1]}")
+    return jax.tree.map(lambda new, old: _strong(_where(done, new, old)), fresh, running)
+
+
+def _kind(state: Any) -> tuple:
+    """Shape and dtype of every leaf of one environment's state, and the tree that holds them."""
+    leaves, tree = jax.tree.flatten(state)
+    return [f"{leaf.dtype}{list(leaf.shape[2:])}" for leaf in leaves], tree
 
 
 def _where(done: Array, new: Array, old: Array) -> Array:

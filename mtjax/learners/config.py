@@ -46,3 +46,9 @@ class PPOConfig:
         choices=("running", "none"),
     )
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
+    surgery: str = option(
+        "separate",
+        "What the gradient transform sees as one gradient: 'separate' (policy and value network each) or "
+        "'joint' (both as one).",
+        choices=("separate", "joint"),
+    )

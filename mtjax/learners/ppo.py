@@ -1,48 +1,449 @@
-"""Proximal policy optimisation over the whole task axis: one loss per task, one gradient per task."""
+"""Proximal policy optimisation (arXiv 1707.06347) over the whole task axis.
+
+One update, top to bottom: `_targets` turns a rollout into per-task advantages and value targets, `_epochs`
+visits minibatches, and `_step` computes one loss per task, one gradient per task, combines the gradients of
+shared parameters with a transform of :mod:`mtjax.grads`, and applies Adam. There is one code path: plain
+averaging is the weighting 1/T, one agent per task is the arrangement that shares nothing.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any, Mapping, NamedTuple
 
-from mtjax.options import option
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax import grads
+from mtjax.learners import normalization
+from mtjax.learners.base import Learner, TaskSpec, Transitions
+from mtjax.learners.config import PPOConfig
+from mtjax.learners.returns import discounted_sums, generalized_advantages
+from mtjax.networks.arrangements import Network, Parameters, make_network, of_unseen_task
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.policy import Policy, make_policy
+
+Array = jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class PPOConfig:
-    """Hyper-parameters of PPO. The floats marked [vmapped] are leaves of the state, one value a seed."""
+class Hyper(NamedTuple):
+    """Hyper-parameters that are leaves of the state, so that they vmap beside the seeds. All [] float32."""
 
-    learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
-    learning_rate_schedule: str = option(
-        "constant",
-        "How the learning rate changes over the run.",
-        choices=("constant", "linear", "cosine"),
+    learning_rate: Array
+    discount: Array
+    gae_lambda: Array
+    clip: Array
+    entropy_cost: Array
+
+
+class PPOState(NamedTuple):
+    """State of one seed.
+
+    Attributes:
+        params: {"policy": Parameters, "value": Parameters}.
+        shared_optimizer, private_optimizer: optax states; the private one leads with [T].
+        grads: state of the gradient transform, by part of the network.
+        observations: running statistics [T, obs].
+        returns: running statistics [T] of discounted returns, by which rewards are scaled.
+        return_sums: [T, E] discounted reward of the running episodes.
+        hyper: see Hyper.
+        rate_factor: [] what the adaptive KL rule has made of the learning rate.
+        updates: [] int32.
+    """
+
+    params: dict[str, Parameters]
+    shared_optimizer: Any
+    private_optimizer: Any
+    grads: dict[str, Any]
+    observations: normalization.Statistics
+    returns: normalization.Statistics
+    return_sums: Array
+    hyper: Hyper
+    rate_factor: Array
+    updates: Array
+
+
+class Minibatch(NamedTuple):
+    """What the loss sees of one task; leaves are [T, B, ...] outside, [B, ...] inside the loss."""
+
+    observation: Array  # normalised
+    raw_action: Array
+    log_prob: Array
+    distribution: Any
+    advantage: Array
+    target: Array
+    value: Array
+
+
+class _PPO:
+    """The pure functions of one configuration. Holds no state."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        network: NetworkConfig,
+        method: Any,
+        spec: TaskSpec,
+        *,
+        num_envs: int,
+        num_updates: int,
+    ):
+        self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
+        self.policy: Policy = make_policy(
+            network, inputs=spec.observation_size, action=spec.action, num_tasks=spec.num_tasks
+        )
+        self.value: Network = make_network(
+            network,
+            inputs=spec.observation_size,
+            outputs=1,
+            num_tasks=spec.num_tasks,
+            sizes=network.value_hidden_sizes or network.hidden_sizes,
+            gain=1.0,
+        )
+        self.codes = jnp.eye(spec.num_tasks, dtype=jnp.float32)
+        self.masks = action_masks(spec)
+        self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
+        self.method = method
+        clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+        self.optimizer = optax.chain(clip, optax.scale_by_adam(eps=config.adam_epsilon))
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def init(self, key: Array) -> PPOState:
+        policy_key, value_key, grads_key = jax.random.split(key, 3)
+        params = {"policy": self.policy.init(policy_key), "value": self.value.init(value_key)}
+        shared, private = split(params)
+        transform = self._transform(grads_key)
+        tasks, envs = self.spec.num_tasks, self.num_envs
+        config = self.config
+        return PPOState(
+            params=params,
+            shared_optimizer=self.optimizer.init(shared),
+            private_optimizer=jax.vmap(self.optimizer.init)(private),
+            grads={
+                part: transform.init(tree)
+                for part, tree in self._parts(shared).items()
+                if jax.tree.leaves(tree)
+            },
+            observations=normalization.init(tasks, (self.spec.observation_size,)),
+            returns=normalization.init(tasks),
+            return_sums=jnp.zeros((tasks, envs), jnp.float32),
+            hyper=Hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hyper._fields)),
+            rate_factor=jnp.ones((), jnp.float32),
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    def _parts(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The trees that each have a Gram matrix of their own: policy and value, or both as one."""
+        return {"all": shared} if self.parts == ("all",) else {part: shared[part] for part in self.parts}
+
+    def _normalize(self, statistics: normalization.Statistics, observation: Array) -> Array:
+        if not self.config.normalize_observations:
+            return observation
+        return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
+
+    def _transform(self, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
+        return grads.aggregate(self.method, num_tasks=self.spec.num_tasks, seed=key, track_gram=True)
+
+    # ------------------------------------------------------------------------------------------ acting
+
+    def act(self, state: PPOState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
+        p = state.params["policy"]
+        normalized = self._normalize(state.observations, observation)
+        apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
+        distribution = apply(p.shared, p.private, self.codes, normalized)
+        family = self.policy.distribution
+        keys = jax.random.split(key, self.spec.num_tasks)
+        raw = jax.vmap(family.sample)(distribution, self.masks, keys)
+        log_prob = jax.vmap(family.log_prob)(distribution, self.masks, raw)
+        extras = {"raw_action": raw, "log_prob": log_prob}
+        return family.to_action(raw), extras
+
+    def evaluation_policy(
+        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: bool = False
+    ) -> Array:
+        p, number = state.params["policy"], observation.shape[0]
+        statistics, private, codes, masks = state.observations, p.private, self.codes, self.masks
+        if unseen:
+            statistics = normalization.pooled(statistics)
+            private = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), of_unseen_task(p))
+            codes = jnp.full((number, self.spec.num_tasks), 1.0 / self.spec.num_tasks, jnp.float32)
+            masks = jnp.ones((number, masks.shape[1]), jnp.float32)
+            statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
+        normalized = self._normalize(statistics, observation)
+        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
+            p.shared, private, codes, normalized
+        )
+        family = self.policy.distribution
+        sampled = jax.vmap(family.sample)(distribution, masks, jax.random.split(key, number))
+        mode = jax.vmap(family.mode)(distribution, masks)
+        return family.to_action(jnp.where(deterministic, mode, sampled))
+
+    # ------------------------------------------------------------------------------------------ learning
+
+    def update(
+        self, state: PPOState, rollout: Transitions, key: Array
+    ) -> tuple[PPOState, Mapping[str, Array]]:
+        batch, returns, return_sums = self._targets(state, rollout)
+        state, metrics = self._epochs(state, batch, key)
+        observations = state.observations
+        if self.config.normalize_observations:
+            observations = normalization.update(observations, rollout.observation, axes=(0, 2))
+        unexplained = (batch.target - batch.value).var(axis=1) / (batch.target.var(axis=1) + 1e-8)
+        metrics["explained_variance"] = 1.0 - unexplained
+        metrics["learning_rate"] = self._learning_rate(state)
+        state = state._replace(
+            observations=observations,
+            returns=returns,
+            return_sums=return_sums,
+            rate_factor=self._adapt(state.rate_factor, metrics["kl"].mean()),
+            updates=state.updates + 1,
+        )
+        return state, metrics
+
+    def _targets(self, state: PPOState, rollout: Transitions):
+        """Scale rewards, evaluate the critic, estimate advantages. Returns ([T, H·E] batch, return state)."""
+        config, hyper = self.config, state.hyper
+        reward = rollout.reward * config.reward_scale
+        done = rollout.terminated | rollout.truncated
+        returns, return_sums = state.returns, state.return_sums
+        if config.return_scaling == "running":
+            return_sums, sums = discounted_sums(return_sums, reward, done, discount=hyper.discount)
+            returns = normalization.update(returns, sums, axes=(0, 2))
+            reward = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
+        observation = self._normalize(state.observations, _task_major(rollout.observation))
+        final = self._normalize(state.observations, _task_major(rollout.final_observation))
+        shape = reward.shape
+        value = self._values(state.params["value"], observation)
+        next_value = self._values(state.params["value"], final)
+        advantage, target = generalized_advantages(
+            reward,
+            _time_major(value, shape),
+            _time_major(next_value, shape),
+            rollout.terminated,
+            rollout.truncated,
+            discount=hyper.discount,
+            gae_lambda=hyper.gae_lambda,
+        )
+        advantage = _task_major(advantage)
+        if config.normalize_advantages:
+            centred = advantage - advantage.mean(axis=1, keepdims=True)
+            advantage = centred / (advantage.std(axis=1, keepdims=True) + 1e-8)
+        batch = Minibatch(
+            observation=observation,
+            raw_action=_task_major(rollout.extras["raw_action"]),
+            log_prob=_task_major(rollout.extras["log_prob"]),
+            distribution=self._old_distribution(state, observation),
+            advantage=advantage,
+            target=_task_major(target),
+            value=value,
+        )
+        return batch, returns, return_sums
+
+    def _values(self, p: Parameters, observation: Array) -> Array:
+        """Values [T, B] of normalised observations [T, B, obs]."""
+        apply = jax.vmap(self.value.apply, in_axes=(None, 0, 0, 0))
+        return apply(p.shared, p.private, self.codes, observation)[..., 0]
+
+    def _old_distribution(self, state: PPOState, observation: Array) -> Any:
+        """Distribution that acted, needed in full only for an exact KL penalty."""
+        if not self.config.kl_cost:
+            return ()
+        p = state.params["policy"]
+        apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
+        old = apply(p.shared, p.private, self.codes, observation)
+        widen = jax.vmap(lambda leaf, like: jnp.broadcast_to(leaf, like.shape))
+        like = jax.tree.leaves(old)[0]
+        return jax.tree.map(lambda leaf: widen(leaf[:, None] if leaf.ndim == 2 else leaf, like), old)
+
+    def _epochs(self, state: PPOState, batch: Minibatch, key: Array):
+        """Visit ``num_epochs`` × ``num_minibatches`` minibatches, each with all tasks."""
+        config = self.config
+        size = batch.advantage.shape[1] // config.num_minibatches
+        order_key, loss_key = jax.random.split(key)
+
+        def shuffle(key: Array) -> Array:
+            order = jax.random.permutation(key, size * config.num_minibatches)
+            return order.reshape(config.num_minibatches, size)
+
+        order = jax.vmap(shuffle)(jax.random.split(order_key, config.num_epochs))
+        order = order.reshape(config.num_epochs * config.num_minibatches, size)
+
+        def visit(carry, step):
+            state, active = carry
+            indices, index = step
+            minibatch = jax.tree.map(lambda x: jnp.take(x, indices, axis=1), batch)
+            new, metrics = self._step(state, minibatch, jax.random.fold_in(loss_key, index))
+            if config.target_kl:
+                new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
+                active = active & (metrics["kl"].mean() <= 1.5 * config.target_kl)
+            return (new, active), metrics
+
+        steps = (order, jnp.arange(order.shape[0], dtype=jnp.int32))
+        (state, _), metrics = jax.lax.scan(visit, (state, jnp.ones((), bool)), steps)
+        return state, jax.tree.map(lambda m: m.mean(axis=0), metrics)
+
+    def _step(self, state: PPOState, minibatch: Minibatch, key: Array):
+        """One loss per task, one gradient per task, one update."""
+        shared, private = split(state.params)
+        value_and_grad = jax.value_and_grad(self.task_loss, argnums=(0, 1), has_aux=True)
+        (_, aux), (shared_grads, private_grads) = jax.vmap(
+            value_and_grad, in_axes=(None, 0, 0, 0, 0, None, None)
+        )(shared, private, self.codes, self.masks, minibatch, state.hyper, key)
+        direction, grads_state, diagnostics = self._combine(state.grads, shared, shared_grads, aux)
+        step, shared_optimizer = self.optimizer.update(direction, state.shared_optimizer, shared)
+        private_step, private_optimizer = jax.vmap(self.optimizer.update)(
+            private_grads, state.private_optimizer, private
+        )
+        rate = self._learning_rate(state)
+
+        def descend(params: Any, steps: Any) -> Any:
+            return jax.tree.map(lambda p, s: p - rate * s, params, steps)
+
+        state = state._replace(
+            params=join(descend(shared, step), descend(private, private_step)),
+            shared_optimizer=shared_optimizer,
+            private_optimizer=private_optimizer,
+            grads=grads_state,
+        )
+        return state, {**aux, **diagnostics}
+
+    def _combine(self, states: Mapping[str, Any], shared: Any, task_grads: Any, losses: Mapping[str, Array]):
+        """One gradient per task [T, ...] in, one direction out, and what is known of their conflict."""
+        if not states:  # nothing is shared, nothing can conflict
+            return task_grads_like(shared), {}, {}
+        by_part = {"policy": losses["loss/policy"], "value": losses["loss/value"], "all": losses["loss"]}
+        directions, new_states, diagnostics = {}, {}, {}
+        params, gradients = self._parts(shared), self._parts(task_grads)
+        for part in states:
+            directions[part], new_states[part] = self._transform().update(
+                gradients[part], states[part], params[part], losses=by_part[part]
+            )
+            conflict = grads.conflict(new_states[part].gram)
+            suffix = "" if part in ("all", "policy") else f"/{part}"
+            diagnostics[f"grads/cosine{suffix}"] = conflict["cosine"]
+            diagnostics[f"grads/conflict{suffix}"] = conflict["conflicting"]
+            diagnostics[f"grads/norm{suffix}"] = conflict["norms"]
+            diagnostics[f"grads/weight{suffix}"] = new_states[part].weights
+        direction = directions["all"] if "all" in directions else directions
+        return direction, new_states, diagnostics
+
+    def task_loss(
+        self,
+        shared: Mapping[str, Any],
+        private: Mapping[str, Any],
+        code: Array,
+        mask: Array,
+        batch: Minibatch,
+        hyper: Hyper,
+        key: Array,
+    ) -> tuple[Array, Mapping[str, Array]]:
+        """The loss of ONE task on its minibatch [B, ...], and its parts by name."""
+        config, family = self.config, self.policy.distribution
+        p = self.policy.apply(shared["policy"], private["policy"], code, batch.observation)
+        log_ratio = family.log_prob(p, mask, batch.raw_action) - batch.log_prob
+        ratio = jnp.exp(log_ratio)
+        clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)
+        surrogate = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
+        entropy = family.entropy(p, mask, key).mean()
+        policy_loss = surrogate - hyper.entropy_cost * entropy
+        if config.kl_cost:
+            policy_loss += config.kl_cost * family.kl(batch.distribution, p, mask).mean()
+
+        value = self.value.apply(shared["value"], private["value"], code, batch.observation)[..., 0]
+        error = jnp.square(value - batch.target)
+        if config.value_clip:
+            near = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
+            error = jnp.maximum(error, jnp.square(near - batch.target))
+        value_loss = 0.5 * error.mean()
+        loss = policy_loss + config.value_cost * value_loss
+        return loss, {
+            "loss": loss,
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "entropy": entropy,
+            "kl": (ratio - 1.0 - log_ratio).mean(),
+            "clip_fraction": (jnp.abs(ratio - 1.0) > hyper.clip).mean(dtype=jnp.float32),
+        }
+
+    def _learning_rate(self, state: PPOState) -> Array:
+        progress = state.updates.astype(jnp.float32) / self.num_updates
+        remaining = {
+            "constant": lambda: 1.0,
+            "linear": lambda: jnp.maximum(1.0 - progress, 0.0),
+            "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0))),
+        }[self.config.learning_rate_schedule]()
+        return state.hyper.learning_rate * state.rate_factor * remaining
+
+    def _adapt(self, factor: Array, kl: Array) -> Array:
+        """Lower the learning rate after a large KL, raise it after a small one (ratio 1.5, within 1/30..30)."""
+        if not self.config.adaptive_kl:
+            return factor
+        lower, upper = kl > 2.0 * self.config.adaptive_kl, kl < 0.5 * self.config.adaptive_kl
+        return jnp.clip(factor * jnp.where(lower, 1 / 1.5, jnp.where(upper, 1.5, 1.0)), 1 / 30, 30.0)
+
+
+def make_ppo(
+    config: PPOConfig,
+    network: NetworkConfig,
+    method: Any,
+    spec: TaskSpec,
+    *,
+    num_envs: int,
+    num_updates: int,
+) -> Learner:
+    """PPO as a Learner.
+
+    Args:
+        config: hyper-parameters.
+        network: arrangement and sizes of policy and value networks.
+        method: a method of mtjax.grads, e.g. ``grads.pcgrad()``.
+        spec: tasks and spaces.
+        num_envs: E, environments of one task.
+        num_updates: updates of the whole run, for learning-rate schedules.
+
+    Raises:
+        ValueError: the rollout cannot be cut into the minibatches asked for.
+    """
+    if config.rollout_length * num_envs % config.num_minibatches:
+        raise ValueError(
+            f"num_minibatches: {config.num_minibatches} does not divide rollout_length × num_envs = "
+            f"{config.rollout_length} × {num_envs} = {config.rollout_length * num_envs}"
+        )
+    ppo = _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
+    return Learner(
+        ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.arrangement != "independent"
     )
-    adam_epsilon: float = option(1e-5, "Adam's epsilon.", above=0)
-    max_grad_norm: float = option(
-        0.5, "Updates are clipped to this global norm; 0 switches clipping off.", low=0
-    )
-    discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
-    gae_lambda: float = option(0.95, "λ of generalised advantage estimation. [vmapped]", low=0, high=1)
-    rollout_length: int = option(128, "Steps of every environment between two updates.", low=1)
-    num_epochs: int = option(4, "Passes over a rollout.", low=1)
-    num_minibatches: int = option(8, "Minibatches of one pass; every one holds all tasks.", low=1)
-    clip: float = option(0.2, "PPO's clip range ε of the probability ratio. [vmapped]", above=0)
-    value_clip: float = option(0.0, "Clip range of the value's change; 0 switches it off.", low=0)
-    value_cost: float = option(0.5, "Weight of the value loss.", low=0)
-    entropy_cost: float = option(1e-3, "Weight of the entropy bonus. [vmapped]", low=0)
-    kl_cost: float = option(0.0, "Weight of a penalty on KL(old policy, new policy).", low=0)
-    target_kl: float = option(
-        0.0, "Skip the rest of an update's minibatches once the KL exceeds 1.5 times this; 0 never does.", low=0
-    )
-    adaptive_kl: float = option(
-        0.0, "Adapt the learning rate so that an update's KL stays near this value; 0 does not.", low=0
-    )
-    normalize_observations: bool = option(True, "Running mean and variance of observations, per task.")
-    observation_clip: float = option(10.0, "Normalised observations are clipped to ± this.", above=0)
-    normalize_advantages: bool = option(True, "Advantages to mean 0 and variance 1 within each task's batch.")
-    return_scaling: str = option(
-        "running",
-        "'running' divides each task's rewards by the running deviation of its discounted return; 'none'.",
-        choices=("running", "none"),
-    )
-    reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
+
+
+def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """{"policy": Parameters, …} → (shared trees by name, private trees by name)."""
+    return {k: p.shared for k, p in params.items()}, {k: p.private for k, p in params.items()}
+
+
+def join(shared: Mapping[str, Any], private: Mapping[str, Any]) -> dict[str, Parameters]:
+    """The inverse of :func:`split`."""
+    return {k: Parameters(shared[k], private[k]) for k in shared}
+
+
+def action_masks(spec: TaskSpec) -> Array:
+    """[T, A] float32: 1 where an entry (or choice) of a padded action is real."""
+    sizes = spec.action_sizes or (spec.action.size,) * spec.num_tasks
+    return (jnp.arange(spec.action.size)[None] < jnp.asarray(sizes)[:, None]).astype(jnp.float32)
+
+
+def task_grads_like(shared: Any) -> Any:
+    """Zeros: the direction of parameters that do not exist."""
+    return jax.tree.map(jnp.zeros_like, shared)
+
+
+def _task_major(x: Array) -> Array:
+    """[H, T, E, ...] → [T, H·E, ...]."""
+    x = jnp.moveaxis(x, 1, 0)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _time_major(x: Array, shape: tuple[int, ...]) -> Array:
+    """[T, H·E] → [H, T, E]."""
+    length, tasks, envs = shape
+    return jnp.moveaxis(x.reshape(tasks, length, envs), 0, 1)

@@ -1,0 +1,94 @@
+"""Evaluation: fresh environments and keys of its own, whole episodes, per task."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.envs.base import Array, VectorEnv
+from mtjax.learners.base import Learner
+from mtjax.suites.base import Suite
+from mtjax.training.rollout import over_seeds, traceable
+
+
+class Evaluator:
+    """Evaluates learners on the splits of a suite. Each split's program is compiled once, when first used.
+
+    Args:
+        learner: whose policy is evaluated.
+        suite: the tasks.
+        episodes: E, episodes of a task in one round.
+        num_seeds: S.
+        seed: folded into nothing else; host simulators take it.
+    """
+
+    def __init__(self, learner: Learner, suite: Suite, *, episodes: int, num_seeds: int, seed: int):
+        self.learner, self.suite = learner, suite
+        self.episodes, self.num_seeds, self.seed = episodes, num_seeds, seed
+        self._envs: dict[str, VectorEnv] = {}
+        self._run = jax.jit(self._evaluate, static_argnums=4)
+
+    def __call__(
+        self, states: Any, *, split: str = "train", deterministic: bool = True, key: Array, rounds: int = 1
+    ) -> Mapping[str, Array]:
+        """Run ``rounds`` × ``episodes`` episodes of every task.
+
+        Args:
+            states: learner states [S, ...].
+            split: which tasks; those outside "train" are acted for zero-shot.
+            deterministic: take the policy's mode instead of a sample.
+            key: typed key; equal keys give equal episodes on device suites.
+            rounds: how often to repeat, with fresh keys.
+
+        Returns:
+            "return", "length", "success_any", "success_last": [S, N] means over episodes, float32.
+        """
+        env = self._env(split)
+        flag = jnp.asarray(deterministic)
+        results = [
+            self._run(env, states, jax.random.fold_in(key, index), flag, split != "train")
+            for index in range(rounds)
+        ]
+        return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
+
+    def _env(self, split: str) -> VectorEnv:
+        if split not in self._envs:
+            seeds = 1 if self.suite.on_device else self.num_seeds
+            env = self.suite.vector_env(self.episodes * seeds, split=split, seed=self.seed)
+            self._envs[split] = traceable(env)
+        return self._envs[split]
+
+    def _evaluate(self, env: VectorEnv, states: Any, key: Array, deterministic: Array, unseen: bool):
+        reset, step = over_seeds(env, self.num_seeds)
+        keys = jax.random.split(key, self.num_seeds)
+        env_state, observation = reset(keys)
+
+        def policy(state: Any, observation: Array, key: Array) -> Array:
+            return self.learner.policy(state, observation, key, deterministic, unseen)
+
+        def advance(carry, index):
+            env_state, observation, alive, totals = carry
+            step_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, index)))(keys)
+            actions = jax.vmap(policy)(states, observation, step_keys[:, 0])
+            env_state, result = step(env_state, actions, step_keys[:, 1])
+            success = result.info.get("success", jnp.zeros_like(result.reward))
+            totals = {
+                "return": totals["return"] + result.reward * alive,
+                "length": totals["length"] + alive,
+                "success_any": jnp.maximum(totals["success_any"], success * alive),
+                "success_last": jnp.where(alive > 0, success, totals["success_last"]),
+            }
+            alive = alive * (1.0 - (result.terminated | result.truncated).astype(jnp.float32))
+            return (env_state, result.observation, alive, totals), None
+
+        shape = observation.shape[:3]
+        zeros = jnp.zeros(shape, jnp.float32)
+        totals = {name: zeros for name in ("return", "length", "success_any", "success_last")}
+        start = (env_state, observation, jnp.ones(shape, jnp.float32), totals)
+        steps = jnp.arange(self.suite.horizon, dtype=jnp.int32)
+        (_, _, _, totals), _ = jax.lax.scan(advance, start, steps)
+        if not self.suite.has_success:
+            totals = {name: totals[name] for name in ("return", "length")}
+        return jax.tree.map(lambda x: x.mean(axis=-1), totals)

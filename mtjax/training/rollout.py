@@ -1,0 +1,150 @@
+"""Rollouts of all seeds, tasks and environments at once, and the statistics of the episodes in them."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Mapping, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.envs.base import Array, Step, VectorEnv
+from mtjax.learners.base import Transitions
+
+
+class Running(NamedTuple):
+    """The episodes under way; every leaf is [S, T, E]."""
+
+    returns: Array
+    length: Array
+    success: Array  # 1 once the episode has succeeded at any step
+
+
+class Finished(NamedTuple):
+    """Sums over the episodes that ended since the last report; every leaf is [S, T]."""
+
+    episodes: Array
+    returns: Array
+    length: Array
+    success_any: Array
+    success_last: Array
+
+
+def init_running(shape: tuple[int, ...]) -> Running:
+    """Nothing has happened yet. ``shape`` is (S, T, E)."""
+    zeros = jnp.zeros(shape, jnp.float32)
+    return Running(zeros, jnp.zeros(shape, jnp.int32), zeros)
+
+
+def init_finished(shape: tuple[int, ...]) -> Finished:
+    """No episode has ended yet. ``shape`` is (S, T)."""
+    return Finished(*(jnp.zeros(shape, jnp.float32) for _ in Finished._fields))
+
+
+def account(running: Running, finished: Finished, step: Step) -> tuple[Running, Finished]:
+    """Book one step [S, T, E]: extend the running episodes, add up those that end here."""
+    success = step.info.get("success", jnp.zeros_like(step.reward))
+    done = step.terminated | step.truncated
+    running = Running(
+        running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success)
+    )
+
+    def ended(x: Array) -> Array:
+        return jnp.where(done, x, 0).astype(jnp.float32).sum(axis=-1)
+
+    finished = Finished(
+        finished.episodes + ended(jnp.ones_like(step.reward)),
+        finished.returns + ended(running.returns),
+        finished.length + ended(running.length),
+        finished.success_any + ended(running.success),
+        finished.success_last + ended(success),
+    )
+    running = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), running)
+    return running, finished
+
+
+def averages(finished: Finished, *, has_success: bool) -> Mapping[str, Array]:
+    """Means per task [S, T] of the episodes that ended; NaN where none has."""
+    number = jnp.where(finished.episodes > 0, finished.episodes, jnp.nan)
+    values = {
+        "return": finished.returns / number,
+        "length": finished.length / number,
+        "episodes": finished.episodes,
+    }
+    if has_success:
+        values["success"] = finished.success_any / number
+    return values
+
+
+def over_seeds(env: VectorEnv, num_seeds: int) -> tuple[Callable, Callable]:
+    """``reset`` and ``step`` of an environment with a leading seed axis.
+
+    A device environment is vmapped; a host simulator takes [S, T, E, ...] itself, in one callback.
+
+    Args:
+        env: the environment of one seed, or a host environment made for ``num_seeds`` seeds.
+        num_seeds: S.
+
+    Returns:
+        (reset: keys [S] → (state, observation [S, T, E, obs]), step: (state, actions, keys [S]) → …).
+    """
+    del num_seeds
+    return (jax.vmap(env.reset), jax.vmap(env.step)) if env.on_device else (env.reset, env.step)
+
+
+def traceable(env: VectorEnv) -> VectorEnv:
+    """The environment as an argument of a jitted function: its arrays are traced, the rest is static.
+
+    An environment that is no pytree (a host simulator) becomes one without leaves.
+    """
+    if jax.tree_util.all_leaves([env]):
+        jax.tree_util.register_static(type(env))
+    return env
+
+
+class Carry(NamedTuple):
+    """What a rollout hands from step to step."""
+
+    env: Any
+    observation: Array
+    running: Running
+    finished: Finished
+
+
+def collect(
+    act: Callable, step: Callable, carry: Carry, keys: Array, *, length: int
+) -> tuple[Carry, Transitions]:
+    """Step every environment ``length`` times.
+
+    Args:
+        act: (observation [S, T, E, obs], keys [S]) → (actions, extras): the policy, its state closed over.
+        step: (environment state, actions, keys [S]) → (environment state, Step).
+        carry: where to start.
+        keys: [S] typed keys, of this rollout alone.
+        length: H.
+
+    Returns:
+        (where it ended, Transitions with leaves [S, H, T, E, ...]).
+    """
+
+    def advance(carry: Carry, index: Array) -> tuple[Carry, Transitions]:
+        act_keys, env_keys = _two(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index))
+        actions, extras = act(carry.observation, act_keys)
+        env_state, result = step(carry.env, actions, env_keys)
+        running, finished = account(carry.running, carry.finished, result)
+        transition = Transitions(
+            observation=carry.observation,
+            reward=result.reward,
+            terminated=result.terminated,
+            truncated=result.truncated,
+            final_observation=result.final_observation,
+            extras=extras,
+        )
+        return Carry(env_state, result.observation, running, finished), transition
+
+    carry, transitions = jax.lax.scan(advance, carry, jnp.arange(length, dtype=jnp.int32))
+    return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), transitions)
+
+
+def _two(keys: Array) -> tuple[Array, Array]:
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]

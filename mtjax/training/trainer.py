@@ -1,0 +1,118 @@
+"""The trainer: a run's compiled programs. ``collect`` and ``update`` are all that training consists of."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax import grads
+from mtjax.envs.base import Array, VectorEnv
+from mtjax.learners.base import Learner, TaskSpec, Transitions
+from mtjax.learners.ppo import make_ppo
+from mtjax.suites.base import Suite
+from mtjax.training.config import RunConfig
+from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
+
+# Streams of randomness folded into a run's key: adding one never changes another.
+STREAM_INIT, STREAM_ENV, STREAM_ROLLOUT, STREAM_UPDATE, STREAM_EVALUATION = range(5)
+
+
+class TrainState(NamedTuple):
+    """Everything that training needs to go on; leaves lead with [S].
+
+    Attributes:
+        learner: the learner's state.
+        carry: environments, their last observation, episode statistics.
+        keys: [S] typed keys that never change; all randomness is folded from them.
+        updates: [S] int32, updates done.
+    """
+
+    learner: Any
+    carry: Carry
+    keys: Array
+    updates: Array
+
+
+class Trainer:
+    """The pure functions of one run, jitted. Holds no state that training changes.
+
+    Attributes:
+        learner: the learner.
+        env: the training environments.
+        steps_per_update: environment steps of one seed in one update (a Python int: it never overflows).
+        num_updates: updates of the whole run.
+    """
+
+    def __init__(self, config: RunConfig, suite: Suite):
+        config.validate()
+        self.config, self.suite = config, suite
+        self.steps_per_update = suite.num_tasks * config.num_envs * config.ppo.rollout_length
+        self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
+        self.learner = make_learner(config, suite, num_updates=self.num_updates)
+        seeds = 1 if suite.on_device else config.num_seeds
+        self.env: VectorEnv = traceable(suite.vector_env(config.num_envs * seeds, seed=config.seed))
+        self.collect = jax.jit(self._collect, donate_argnums=1)
+        self.update = jax.jit(self._update, donate_argnums=(0, 1))
+        self.report = jax.jit(self._report, donate_argnums=0)
+
+    def init(self) -> TrainState:
+        """The state before the first step, for seeds ``seed … seed + S − 1``."""
+        seeds = jnp.arange(self.config.num_seeds, dtype=jnp.int32) + self.config.seed
+        keys = jax.vmap(jax.random.key)(seeds)
+        state = jax.jit(self._init)(self.env, keys)
+        return jax.tree.map(jnp.copy, state)  # leaves that alias cannot be donated
+
+    def _init(self, env: VectorEnv, keys: Array) -> TrainState:
+        tasks, envs, seeds = self.suite.num_tasks, self.config.num_envs, self.config.num_seeds
+        reset, _ = over_seeds(env, seeds)
+        env_state, observation = reset(_fold(keys, STREAM_ENV))
+        return TrainState(
+            learner=jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT)),
+            carry=Carry(
+                env_state, observation, init_running((seeds, tasks, envs)), init_finished((seeds, tasks))
+            ),
+            keys=keys,
+            updates=jnp.zeros((seeds,), jnp.int32),
+        )
+
+    def _collect(self, env: VectorEnv, state: TrainState) -> tuple[TrainState, Transitions]:
+        """Step all environments for one rollout."""
+        _, step = over_seeds(env, self.config.num_seeds)
+
+        def act(observation: Array, keys: Array):
+            return jax.vmap(self.learner.act)(state.learner, observation, keys)
+
+        keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ROLLOUT), state.updates)
+        carry, rollout = collect(act, step, state.carry, keys, length=self.config.ppo.rollout_length)
+        return state._replace(carry=carry), rollout
+
+    def _update(self, state: TrainState, rollout: Transitions) -> tuple[TrainState, Mapping[str, Array]]:
+        """Learn from one rollout."""
+        keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_UPDATE), state.updates)
+        learner, metrics = jax.vmap(self.learner.update)(state.learner, rollout, keys)
+        return state._replace(learner=learner, updates=state.updates + 1), metrics
+
+    def _report(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
+        """Averages of the episodes that ended since the last report, which are then forgotten."""
+        values = averages(state.carry.finished, has_success=self.suite.has_success)
+        fresh = init_finished(state.carry.finished.episodes.shape)
+        return state._replace(carry=state.carry._replace(finished=fresh)), values
+
+
+def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learner:
+    """Build the learner that the configuration names, for the tasks of the suite.
+
+    Raises:
+        ValueError: a gradient method that does not exist, or sizes that do not fit.
+    """
+    spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes)
+    method = grads.get(config.grads)
+    return make_ppo(
+        config.ppo, config.network, method, spec, num_envs=config.num_envs, num_updates=num_updates
+    )
+
+
+def _fold(keys: Array, stream: int) -> Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
