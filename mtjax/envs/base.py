@@ -5,7 +5,8 @@ The task is DATA, a pytree of arrays, never code: one program steps every task o
 
 from __future__ import annotations
 
-from typing import Any, Literal, Mapping, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 

@@ -62,7 +62,7 @@ class Optimal(NamedTuple):
 def tasks(
     rewards: Sequence[float], targets: Sequence[float] | None = None, terminates: Sequence[bool] | None = None
 ) -> ProbeTask:
-    """A batch of T probe tasks: leaves [T]. ``targets`` defaults to 0.5, -0.5, 0.5 … and ``terminates`` to 0."""
+    """T probe tasks: leaves [T]. ``targets`` defaults to 0.5, -0.5, 0.5 … and ``terminates`` to False."""
     number = len(rewards)
     targets = [0.5 if i % 2 == 0 else -0.5 for i in range(number)] if targets is None else targets
     terminates = [False] * number if terminates is None else terminates
@@ -247,5 +247,5 @@ def _step(observation: Array, reward: Array, terminated: Array | bool) -> Step:
 
 def _optimal(*rows: tuple) -> Optimal:
     """Rows of (observation, value, action), as one Optimal."""
-    observations, values, actions = zip(*rows)
+    observations, values, actions = zip(*rows, strict=True)
     return Optimal(*(jnp.asarray(column, jnp.float32) for column in (observations, values, actions)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from typing import Any, Callable, Mapping, Protocol, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,12 @@ class Split:
         infos: T of them, in task order.
         tasks: pytree with leaves [T, ...] for device suites; whatever the maker of the host
             environments needs (e.g. task names) otherwise.
+        action_sizes: [T] as :attr:`Suite.action_sizes`, of the tasks of this split. None: all are real.
     """
 
     infos: tuple[TaskInfo, ...]
     tasks: Task
+    action_sizes: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.infos)
@@ -165,15 +168,20 @@ def from_env(
         The suite, ready for ``suite.vector_env(num_envs)``.
 
     Raises:
-        ValueError: infos and tasks of a split disagree in number, or names repeat.
+        ValueError: there is no "train" split, infos and tasks of a split disagree in number, or names repeat.
     """
+    if "train" not in splits:
+        raise ValueError(f"suite {name!r} has no split 'train', only {sorted(splits)}")
     for label, split in splits.items():
-        lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(split.tasks)}
-        if split.infos and lengths != {len(split.infos)}:
-            raise ValueError(f"split {label!r} of {name!r} has {len(split)} infos for tasks of {lengths}")
-        names = [info.name for info in split.infos]
-        if len(set(names)) != len(names):
-            raise ValueError(f"split {label!r} of {name!r} repeats a task name: {names}")
+        shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(split.tasks)}
+        if shapes != {(len(split),)}:
+            raise ValueError(
+                f"split {label!r} of {name!r} has {len(split)} infos, so every leaf of its tasks must "
+                f"lead with [{len(split)}]; found {sorted(map(list, shapes))}"
+            )
+        task_names = [info.name for info in split.infos]
+        if len(set(task_names)) != len(task_names):
+            raise ValueError(f"split {label!r} of {name!r} repeats a task name: {task_names}")
 
     def make_vector_env(split: Split, num_envs: int, *, seed: int) -> VectorEnv:
         del seed
@@ -197,11 +205,19 @@ def from_env(
 _REGISTRY: dict[str, Callable[[], Suite]] = {}
 
 
-def register(name: str) -> Callable:
-    """Decorator: ``@register("my-suite") def _() -> Suite``. The function runs when the suite is asked for."""
+def register(name: str, *, replace: bool = False) -> Callable:
+    """Decorator: ``@register("my-suite") def _() -> Suite``. The function runs when the suite is asked for.
+
+    Args:
+        name: what ``--suite`` and :func:`make` take; the suite must bear it too.
+        replace: take the place of a suite of that name (e.g. when a notebook's cell runs again).
+
+    Raises:
+        ValueError: the name is taken and ``replace`` is False.
+    """
 
     def add(make: Callable[[], Suite]) -> Callable[[], Suite]:
-        if name in _REGISTRY:
+        if name in _REGISTRY and not replace:
             raise ValueError(f"suite {name!r} is already registered")
         _REGISTRY[name] = make
         return make
@@ -218,15 +234,42 @@ def make(name: str) -> Suite:
     """Build the suite of that name.
 
     Raises:
-        ValueError: no such suite; the message names the nearest.
+        ValueError: no such suite; the message names the nearest. Or the suite bears another name.
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known suites: {', '.join(names())}"
+        typed = name.lower()
+        near = sorted((known for known in _REGISTRY if typed in known), key=len)
+        near += difflib.get_close_matches(typed, _REGISTRY, n=3, cutoff=0.4)
+        near = list(dict.fromkeys(near))[:3]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known suites: {_listing()}"
         raise ValueError(f"unknown suite {name!r}; {hint}")
-    return _REGISTRY[name]()
+    suite = _REGISTRY[name]()
+    if suite.name != name:
+        raise ValueError(f"the suite registered as {name!r} calls itself {suite.name!r}; the two must agree")
+    return suite
+
+
+def _listing() -> str:
+    """The known names in one line; a family of more than 8 (e.g. metaworld-mt1-*) as one entry."""
+    families: dict[str, list[str]] = {}
+    for name in names():
+        families.setdefault("-".join(name.split("-")[:2]), []).append(name)
+    entries = (
+        [f"{family}-* ({len(members)})"] if len(members) > 8 else members
+        for family, members in families.items()
+    )
+    return ", ".join(entry for family in entries for entry in family)
 
 
 def stack(parameters: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
-    """Turn T dicts of numbers into one pytree of tasks with leaves [T, ...] float32."""
+    """Turn T dicts of numbers into one pytree of tasks with leaves [T, ...] float32.
+
+    Raises:
+        ValueError: there is no dict, or they do not name the same numbers.
+    """
+    if not parameters:
+        raise ValueError("stack needs at least one task")
+    for index, entry in enumerate(parameters):
+        if entry.keys() != parameters[0].keys():
+            raise ValueError(f"task {index} has {sorted(entry)}, task 0 has {sorted(parameters[0])}")
     return {k: jnp.asarray([p[k] for p in parameters], jnp.float32) for k in parameters[0]}
