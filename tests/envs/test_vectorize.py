@@ -173,10 +173,10 @@ def test_one_trace_serves_every_step():
 
     class Weak(Counter):
         def reset(self, task, key):
-            return jnp.where(key is None, 0.0, 0.0), jnp.zeros(3)
+            return jnp.where(jax.random.bernoulli(key), 1.0, 0.0), jnp.zeros(3)
 
         def step(self, task, state, action, key):
-            return state * 1.0, Step(jnp.zeros(3), 1, False, False, jnp.zeros(3), {"weak": 1.0})
+            return jnp.cos(state) + task["x"], Step(jnp.zeros(3), 1, False, False, jnp.zeros(3), {"weak": 1.0})
 
     for envs in (counters([3, 4]), vectorize(Weak(), {"x": jnp.zeros(2)}, 3, horizon=2)):
         chex.clear_trace_counter()
