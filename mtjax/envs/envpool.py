@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from typing import Any, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mtjax.envs.base import ActionSpec
 from mtjax.envs.host import PoolStep
-from mtjax.envs.spaces import action_spec, native_action
+from mtjax.envs.spaces import native_action
 
 _NO_LIMIT = 2**30  # steps; the horizon is counted by HostVectorEnv
 
 
 class EnvPool:
-    """N environments of one EnvPool task, reset when asked and never by EnvPool itself.
+    """N environments of one EnvPool task, without EnvPool's own time limit: HostVectorEnv counts the horizon.
 
     Args:
         task_id: EnvPool's name of the task, e.g. "HalfCheetah-v5".
         num_envs: N.
         seed: the environments draw from seeds derived from it, of which more environments change none.
         num_threads: threads of this pool.
-        info_names: what to take from EnvPool's info.
+        info_names: mtjax's name of an entry of info -> EnvPool's, e.g. {"success": "is_success"}.
         options: further options of ``envpool.make``.
     """
 
@@ -34,22 +36,23 @@ class EnvPool:
         *,
         seed: int | Sequence[int],
         num_threads: int,
-        info_names: tuple[str, ...] = (),
+        info_names: Mapping[str, str] | None = None,
         options: Mapping[str, Any] | None = None,
     ):
         envpool = require_envpool()
         seeds = np.random.SeedSequence(seed).generate_state(num_envs) & 0x7FFFFFFF
-        self.pool = envpool.make_gymnasium(
-            task_id,
-            num_envs=num_envs,
-            env_seed=[int(s) for s in seeds],
-            num_threads=min(num_threads, num_envs),
-            max_episode_steps=_NO_LIMIT,
-            **(options or {}),
-        )
-        self._info_names = info_names
-        self._space = self.pool.action_space
-        self.action: ActionSpec = action_spec(self._space, task_id)
+        with quiet():
+            self.pool = envpool.make_gymnasium(
+                task_id,
+                num_envs=num_envs,
+                env_seed=[int(s) for s in seeds],
+                num_threads=min(num_threads, num_envs),
+                max_episode_steps=_NO_LIMIT,
+                **(options or {}),
+            )
+            self._space = self.pool.action_space
+            self.pool.observation_space  # noqa: B018  (EnvPool makes it, with warnings, when first asked)
+        self._info_names = info_names or {}
 
     def send(self, actions: np.ndarray) -> None:
         self.pool.send(native_action(self._space, actions))
@@ -57,11 +60,15 @@ class EnvPool:
     def receive(self) -> PoolStep:
         observation, reward, terminated, truncated, info = self.pool.recv()
         return PoolStep(
-            flatten(observation), reward, terminated, truncated, {name: info[name] for name in self._info_names}
+            flatten(observation),
+            reward,
+            terminated,
+            truncated,
+            {name: info[name] for name in self._info_names},
         )
 
     def send_reset(self, indices: np.ndarray) -> None:
-        # EnvPool's `reset` waits; the pools of all tasks should work at the same time.
+        # Not `reset`, which waits for this pool: those of the other tasks should work at the same time.
         self.pool._reset(indices)
 
     def receive_reset(self) -> np.ndarray:
@@ -92,3 +99,11 @@ def require_envpool():
     except ImportError as error:
         raise ImportError("this suite needs EnvPool: pip install 'mtjax[metaworld]'") from error
     return envpool
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hold back gymnasium's warnings about the precision of EnvPool's spaces: nothing a user could change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
+        yield

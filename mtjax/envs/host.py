@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Callable, Mapping, NamedTuple, Protocol, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ class HostVectorEnv:
         self._host(lead)
         observation = self._observation(lead)
         flag, number = _shape(batch, jnp.bool_), _shape(batch, jnp.float32)
-        info = {name: number for name in self.info_names}
+        info = dict.fromkeys(self.info_names, number)
         shapes = (
             HostState(_shape(lead, jnp.int32)),
             Step(observation, number, flag, flag, observation, info),

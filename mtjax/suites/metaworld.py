@@ -61,7 +61,7 @@ def make_vector_env(split: Split, num_envs: int, *, seed: int) -> HostVectorEnv:
             envpool_id(task),
             seed=[seed, index],
             num_threads=threads_per_pool(len(split)),
-            info_names=("success",),
+            info_names={"success": "success"},
             options={"partially_observable": False},
         )
         for index, task in enumerate(split.tasks)
