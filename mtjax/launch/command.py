@@ -1,0 +1,184 @@
+"""What every command shares: a fresh FlagValues for its flags, one line and an exit code for its failures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+OK = 0
+BAD_INPUT = 1
+DIVERGED = 3
+PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved after SIGTERM; start again with --resume
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+# Modules that come with an extra of mtjax.
+EXTRAS = {"envpool": "metaworld", "metaworld": "metaworld", "gymnasium": "gymnasium"}
+
+FlagValues = flags.FlagValues
+
+
+Exits = Callable[[BaseException], int | None]
+
+
+def no_exits(error: BaseException) -> None:
+    """The exit codes of a command that knows no exceptions of its own."""
+
+
+def launch(
+    define: Callable[[FlagValues], None],
+    run: Callable[[FlagValues], int],
+    argv: Sequence[str] | None = None,
+    *,
+    exits: Exits = no_exits,
+) -> NoReturn:
+    """Parse the command line and run the command in ``absl.app.run``; never returns.
+
+    Args:
+        define: defines the command's flags into the FlagValues it is given.
+        run: the command; returns its exit code.
+        argv: program name and arguments; ``sys.argv`` if None.
+        exits: exit codes of exceptions that only this command knows.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    program = os.path.basename(argv[0])
+
+    def parser(arguments: Sequence[str]) -> FlagValues:
+        values = FlagValues()
+        define(values)
+        guard(program, lambda: parse(values, arguments), _any_value_error)
+        flags.FLAGS.mark_as_parsed()  # absl's own flags keep their defaults
+        return values
+
+    def main(values: FlagValues) -> int:
+        logging.set_verbosity(logging.WARNING)  # app.run raises it to INFO, and orbax talks a lot
+        return guard(program, lambda: run(values), exits)
+
+    app.run(main, argv=argv, flags_parser=parser)
+    raise AssertionError("absl.app.run returned")
+
+
+def parse(values: FlagValues, argv: Sequence[str]) -> None:
+    """Parse the command line. Flags of a flagfile come first, so that the command line overrides them.
+
+    Raises:
+        flags.Error, ValueError: one line that names the flag.
+    """
+    values.set_gnu_getopt(True)
+    own, files = _split_flagfiles(list(argv[1:]))
+    from_files = values.read_flags_from_files(files)
+    for arguments in (own, from_files):
+        _refuse_repeated(values, arguments)
+    for argument in from_files:
+        if not argument.startswith("-"):
+            raise ValueError(f"a line of the flagfile is not a flag: {argument!r}; write --name=value")
+    rest = values([argv[0], *from_files, *own])
+    if rest[1:]:
+        raise ValueError(f"unexpected argument {rest[1]!r}; every option is a flag, written --name=value")
+
+
+def _split_flagfiles(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Tell the ``--flagfile`` arguments from the others."""
+    own, files = [], []
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "flagfile":
+            files += [argument] if equals else [argument, *arguments[:1]]
+            arguments = arguments if equals else arguments[1:]
+        else:
+            own.append(argument)
+    return own, files
+
+
+def _refuse_repeated(values: FlagValues, arguments: Iterable[str]) -> None:
+    """Refuse a flag that is given twice, where absl would silently take the last one."""
+    count: Counter[str] = Counter()
+    pending = False
+    for argument in arguments:
+        if pending or not argument.startswith("-"):
+            pending = False
+            continue
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if name not in values and name.startswith("no"):
+            name = name[2:]
+        if name in values:
+            count[name] += 1
+            pending = not equals and not values[name].boolean
+    for name, times in count.items():
+        if times > 1:
+            raise ValueError(f"--{name} is given {'twice' if times == 2 else f'{times} times'}; give it once")
+
+
+def guard(program: str, work: Callable[[], int | None], exits: Exits = no_exits) -> int:
+    """Run ``work``; turn bad input and foreseen failures into one line on stderr and an exit.
+
+    Exceptions that mtjax did not raise itself are defects and keep their traceback.
+    """
+    try:
+        return work() or OK
+    except KeyboardInterrupt:
+        fail(program, "interrupted; continue with the same command plus --resume", INTERRUPTED)
+    except flags.Error as error:
+        fail(program, f"{_reworded(error)}\nPass --help to see the flags.", BAD_INPUT)
+    except Exception as error:
+        code = exits(error)
+        if code is None and is_bad_input(error):
+            code = BAD_INPUT
+        if code is None:
+            raise
+        fail(program, _message(error), code)
+
+
+def _any_value_error(error: BaseException) -> int | None:
+    return BAD_INPUT if isinstance(error, ValueError) else None
+
+
+def _message(error: Exception) -> str:
+    """One line about an exception, with the remedy where it is known."""
+    if isinstance(error, ModuleNotFoundError):  # the import itself; mtjax's own ImportErrors say it all
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        return f"{error}; install it with: pip install 'mtjax[{extra}]'" if extra else str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _reworded(error: flags.Error) -> str:
+    """absl's message in the words of the others."""
+    message = str(error).removeprefix("ERROR:: ")
+    missing = message.removeprefix("Missing value for flag ")
+    return message if missing == message else f"missing value for --{missing.lstrip('-')}"
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """True if mtjax itself refused something: a ValueError it raised, a missing extra, a file it cannot have.
+
+    A ValueError out of jax or numpy is a defect of ours, and deserves its traceback.
+    """
+    if isinstance(error, ImportError):
+        return error.name is None or error.name.split(".")[0] in EXTRAS
+    if not isinstance(error, ValueError):
+        return isinstance(error, OSError)
+    filtered = any("JAX has removed" in note for note in getattr(error, "__notes__", ()))
+    return _raised_in(error.__traceback__).split(".")[0] == "mtjax" and not filtered
+
+
+def _raised_in(trace: TracebackType | None) -> str:
+    """Name of the module in which an exception was raised."""
+    module = ""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        trace = trace.tb_next
+    return module
+
+
+def fail(program: str, message: str, code: int) -> NoReturn:
+    """Say what is wrong, on stderr, and exit."""
+    print(f"{program}: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)

@@ -1,0 +1,115 @@
+"""The process around a run: variables to set before jax and mujoco start, the device, the compilation cache.
+
+This module imports neither jax nor mujoco, so that a command can call ``prepare`` first and answer ``--help``
+and mistyped flags without waiting for them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import MutableMapping
+from pathlib import Path
+
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+
+# jaxlib < 0.11 on CPU: a fusion pass makes deep MJX body chains up to 1,000 times slower.
+SLOW_FUSION = "--xla_cpu_use_fusion_emitters"
+
+# Log levels of C++ and absl; whoever wants more sets them before starting.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}
+
+
+def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set what must be set before jax and mujoco are imported. A value that the user has set is kept."""
+    if jaxlib_version() < (0, 11) and SLOW_FUSION not in environ.get("XLA_FLAGS", ""):
+        environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {SLOW_FUSION}=false".strip()
+    if sys.platform == "linux":
+        environ.setdefault("MUJOCO_GL", "egl")  # pictures without a display
+    for name, value in QUIET.items():
+        environ.setdefault(name, value)
+    for name in ("absl", "orbax", "jax"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def jaxlib_version() -> tuple[int, int]:
+    """Major and minor version of the installed jaxlib, without importing it."""
+    numbers = re.findall(r"\d+", importlib.metadata.version("jaxlib"))
+    return int(numbers[0]), int(numbers[1])
+
+
+def choose_platform(platform: str) -> None:
+    """Make jax run on a kind of device: "auto" (jax's own choice), "cpu", "gpu" or "tpu".
+
+    Raises:
+        ValueError: there is no such device, or jax has no support for it installed.
+    """
+    if platform == "auto":
+        return
+    # The CPU stays visible beside an accelerator: host callbacks and checkpoints use it.
+    wanted = {"cpu": "cpu", "gpu": f"{_gpu_backend()},cpu", "tpu": "tpu,cpu"}[platform]
+    os.environ["JAX_PLATFORMS"] = wanted
+    import jax
+
+    try:
+        jax.config.update("jax_platforms", wanted)  # in case jax was imported before
+        found = jax.devices()[0].platform
+    except (RuntimeError, AssertionError) as error:
+        found, reason = "none", str(error).split("\n")[0]
+    else:
+        reason = f"jax finds only {found.upper()} devices"
+    if found != platform:
+        raise ValueError(
+            f"--platform={platform}: no {platform.upper()} that jax can use ({reason}). "
+            f"{_INSTALL.get(platform, '')}Use --platform=cpu or leave --platform out."
+        )
+
+
+_INSTALL = {
+    "gpu": "On a machine with an NVIDIA GPU install its support with: pip install 'mtjax[cuda]'. ",
+    "tpu": "On a TPU machine install its support with: pip install 'mtjax[tpu]'. ",
+}
+
+
+def _gpu_backend() -> str:
+    """jax's name for the kind of GPU whose plugin is installed."""
+    installed = {dist.metadata["Name"] or "" for dist in importlib.metadata.distributions()}
+    return "rocm" if any(name.startswith("jax-rocm") for name in installed) else "cuda"
+
+
+def cache_folder(choice: str) -> Path | None:
+    """Where compiled programs are kept: "auto" is the user's cache folder, "none" nowhere, else a folder."""
+    if choice == "none":
+        return None
+    if choice != "auto":
+        return Path(choice).expanduser()
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtjax"
+
+
+def keep_compiled_programs(choice: str) -> Path | None:
+    """Switch jax's persistent compilation cache on, so that the second run of a program starts sooner.
+
+    Returns:
+        The folder, or None if the cache is off. A folder that cannot be written costs a warning, not the run.
+    """
+    folder = cache_folder(choice)
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it is not writable")
+    except OSError as error:
+        warnings.warn(f"no compilation cache at {folder}: {error}", stacklevel=2)
+        return None
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

@@ -1,0 +1,127 @@
+"""The rules of a run's folder: where a new run goes, what is never overwritten, what can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtjax import options
+from mtjax.launch import resolve
+from mtjax.training.config import RunConfig
+
+RUNS = Path("runs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a command is about to do.
+
+    Attributes:
+        resolved: the configuration and its sources.
+        run_dir: the run's folder.
+        resume: True if it continues a run.
+        replace: True if a run in that folder is deleted first.
+        extended_from: total steps before this command raised them, or None.
+    """
+
+    resolved: resolve.Resolved
+    run_dir: Path
+    resume: bool = False
+    replace: bool = False
+    extended_from: int | None = None
+
+
+def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool) -> Plan:
+    """A new run in ``run_dir``, or in ``runs/<suite>-<time>`` if none is named.
+
+    Raises:
+        ValueError: the folder is in use or cannot be made.
+    """
+    if run_dir is None:
+        return Plan(resolved, _fresh(resolved.config.suite))
+    folder = Path(run_dir).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run_dir={run_dir} is a file, not a folder")
+    used = folder.exists() and any(folder.iterdir())
+    if used and not resolve.is_run(folder):
+        raise ValueError(f"--run_dir={run_dir} is not empty and is not a run; choose another folder")
+    if used and not overwrite:
+        raise ValueError(
+            f"--run_dir={run_dir} already holds a run; continue it with --resume, replace it with "
+            "--overwrite, or choose another folder"
+        )
+    _require_writable(folder)
+    return Plan(resolved, folder, replace=used)
+
+
+def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None) -> Plan:
+    """Continue the run in ``run_dir``, or the newest run of these options under ``runs`` if none is named.
+
+    Args:
+        given: options that the user named, on the command line or by ``--config_from``.
+        resolved: what the same command would start without ``--resume``.
+        run_dir: the run's folder.
+
+    Raises:
+        ValueError: there is no such run, or it was started with other options.
+    """
+    folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config)
+    if run_dir and not resolve.is_run(folder):
+        what = "it has no config.json" if folder.is_dir() else "there is no such folder"
+        raise ValueError(
+            f"nothing to resume: {run_dir} is not a run ({what}); leave --resume out to start one there"
+        )
+    saved = resolve.load_config(folder)
+    config = resolve.resumed(saved, given, folder)
+    sources = dict.fromkeys(options.flatten(config), "run") | dict.fromkeys(given, "flag")
+    extended = saved.total_steps if config.total_steps > saved.total_steps else None
+    return Plan(resolve.Resolved(config, None, sources), folder, resume=True, extended_from=extended)
+
+
+def open_folder(plan: Plan) -> None:
+    """Make the run's folder; a run that is to be replaced is deleted now, and not earlier."""
+    if plan.replace:
+        shutil.rmtree(plan.run_dir)
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def _fresh(suite: str) -> Path:
+    """A folder name that nobody uses yet."""
+    stem = RUNS / f"{suite}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    _require_writable(stem)
+    folder, number = stem, 2
+    while folder.exists():
+        folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+    return folder
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything expensive happens."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"--run_dir={folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"--run_dir={folder} cannot be made: {existing} is not writable")
+
+
+def _newest(config: RunConfig) -> Path:
+    """The newest run under ``runs`` that this configuration could have started."""
+    runs = [folder for folder in RUNS.glob("*") if resolve.is_run(folder)] if RUNS.is_dir() else []
+    runs.sort(key=lambda folder: (folder / resolve.CONFIG).stat().st_mtime, reverse=True)
+    for folder in runs:
+        try:
+            resolve.resumed(resolve.load_config(folder), options.flatten(config), folder)
+        except ValueError:
+            continue
+        return folder
+    hint = f"; the newest run there is {runs[0]}" if runs else ""
+    raise ValueError(
+        f"nothing to resume: no run of these options under {RUNS}{hint}; name a run with --run_dir"
+    )

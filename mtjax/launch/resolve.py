@@ -1,0 +1,144 @@
+"""From what the user said to the configuration of a run: defaults ← preset ← a saved run ← flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtjax import options
+from mtjax.launch import presets
+from mtjax.training.config import RunConfig
+
+CONFIG = "config.json"
+FLAGS = "flags.txt"
+
+# May change when a run is resumed: they decide what is looked at, not what is learnt.
+OPERATIONAL = (
+    "log_every",
+    "evaluate_every",
+    "evaluation_episodes",
+    "final_evaluation_episodes",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A configuration, and where its values come from.
+
+    Attributes:
+        config: the configuration, validated.
+        preset: what was applied, or None.
+        sources: "preset", "config_from" or "flag" for the options that one of them set.
+    """
+
+    config: RunConfig
+    preset: presets.Preset | None
+    sources: Mapping[str, str]
+
+
+def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str | None = None) -> Resolved:
+    """Combine what the user gave with the preset of the suite, or with a saved run.
+
+    Args:
+        given: options that the user named.
+        preset: "auto", "none" or a preset's pattern.
+        config_from: folder of a run whose configuration holds where ``given`` does not say otherwise. It
+            says everything, so that no preset is applied besides.
+
+    Raises:
+        ValueError: an unknown option or preset, a value out of bounds, a folder that is not a run.
+    """
+    chosen, base = None, {}
+    if config_from:
+        if preset not in ("auto", "none"):
+            raise ValueError("--preset has no effect beside --config_from: a saved run sets every option")
+        base = options.flatten(load_config(config_from))
+    else:
+        chosen = presets.find(given.get("suite", RunConfig().suite), preset)
+        base = chosen.options if chosen else {}
+    source = "config_from" if config_from else "preset"
+    sources = {**dict.fromkeys(base, source), **dict.fromkeys(given, "flag")}
+    config = options.replace(RunConfig(), {**base, **given})
+    config.validate()
+    return Resolved(config, chosen, sources)
+
+
+def is_run(folder: str | Path) -> bool:
+    """True if the folder holds a run."""
+    return (Path(folder) / CONFIG).is_file()
+
+
+def load_config(run_dir: str | Path) -> RunConfig:
+    """The configuration that a run's folder holds.
+
+    Raises:
+        ValueError: the folder is not a run, or its configuration cannot be read.
+    """
+    path = Path(run_dir) / CONFIG
+    if not Path(run_dir).is_dir():
+        raise ValueError(f"{run_dir} is not a run: there is no such folder")
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run: it has no {CONFIG}")
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is not an object")
+        config = options.from_dict(RunConfig(), values)
+        config.validate()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return config
+
+
+def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> RunConfig:
+    """The configuration with which a saved run continues.
+
+    Args:
+        saved: what the run was started with.
+        asked: options that the command line names; they may repeat the run's, extend ``total_steps``, and
+            change how often is logged, evaluated and saved.
+        run_dir: for the message.
+
+    Raises:
+        ValueError: another option differs; the message holds a table of the differences.
+    """
+    have = options.flatten(saved)
+    different = {name: value for name, value in asked.items() if value != have[name]}
+    steps = different.get("total_steps", saved.total_steps)
+    if steps < saved.total_steps:
+        raise ValueError(
+            f"{run_dir} was started with --total_steps={saved.total_steps}; a run can be extended, "
+            f"not shortened to {steps}"
+        )
+    fixed = {name: value for name, value in different.items() if name not in (*OPERATIONAL, "total_steps")}
+    if fixed:
+        rows = [
+            f"\n  --{name}: {as_text(have[name])} in the run, {as_text(new)} asked"
+            for name, new in fixed.items()
+        ]
+        raise ValueError(
+            f"{run_dir} cannot be resumed with other options; leave them out, or start a new run in another "
+            f"--run_dir:{''.join(rows)}"
+        )
+    config = options.replace(saved, different)
+    config.validate()
+    return config
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line, such that it reads back equal."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def flagfile(config: RunConfig) -> str:
+    """A flagfile that gives this very configuration: every option, and no preset besides."""
+    lines = ["# This run's configuration: mtjax-train --flagfile=flags.txt", "--preset=none"]
+    lines += [f"--{name}={as_text(value)}" for name, value in options.flatten(config).items()]
+    return "\n".join(lines) + "\n"

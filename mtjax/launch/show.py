@@ -1,0 +1,98 @@
+"""What commands print: the suites, the start of a run, its summary, and tables of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import mtjax
+from mtjax import options
+from mtjax.launch.folder import Plan
+from mtjax.launch.presets import Preset
+from mtjax.launch.resolve import as_text
+from mtjax.training.config import RunConfig
+
+STATISTICS = ("mean", "median", "worst", "iqm")
+
+
+def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Columns as wide as their widest cell; cells that start with a digit or a sign are set right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            f"{cell:>{width}}" if cell[:1].isdigit() or cell[:1] == "-" else f"{cell:<{width}}"
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        return indent + "  ".join(cells).rstrip()
+
+    return "\n".join(line(row) for row in rows)
+
+
+def suites() -> str:
+    """One line for every registered suite: name, number of tasks, splits and version stamp."""
+    from mtjax import suites as registry
+
+    rows = [("suite", "tasks", "interpolation", "extrapolation", "version")]
+    for name in registry.names():
+        suite = registry.make(name)
+        counts = [str(len(suite.splits.get(split, ()))) for split in registry.SPLITS]
+        rows.append((name, *counts, version(suite.version)))
+    return table(rows, indent="")
+
+
+def version(stamp: Any) -> str:
+    """A suite's version stamp in one line."""
+    return f"v{stamp.suite}, {stamp.simulator}, reward {stamp.reward}, horizon {stamp.horizon}"
+
+
+def presets(all_presets: Iterable[Preset]) -> str:
+    """Every preset with its reason and its options as flags."""
+    blocks = []
+    for preset in all_presets:
+        given = " ".join(f"--{name}={as_text(value)}" for name, value in preset.options.items())
+        blocks.append(f"{preset.pattern}: {preset.reason}\n  {given}")
+    return "\n".join(blocks)
+
+
+def start(plan: Plan, suite: Any) -> str:
+    """What is about to run: the suite, the options that differ from the defaults, and the folder."""
+    config, preset = plan.resolved.config, plan.resolved.preset
+    splits = ", ".join(f"{len(split)} {name}" for name, split in suite.splits.items() if len(split))
+    lines = [f"mtjax {mtjax.__version__}: {suite.name} ({splits} tasks; {version(suite.version)})"]
+    lines += [f"warning: {warning}" for warning in suite.version.warnings]
+    if preset:
+        lines.append(f"preset {preset.pattern}: {preset.reason}")
+    rows = differences(config, plan.resolved.sources)
+    lines.append("options that differ from the defaults:" if rows else "all options are the defaults")
+    lines += [table(rows)] if rows else []
+    if plan.extended_from:
+        lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
+        schedule = config.ppo.learning_rate_schedule
+        if schedule != "constant":
+            lines.append(f"warning: the {schedule} learning-rate schedule is stretched")
+    verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
+    return "\n".join([*lines, f"{verb}: {plan.run_dir}"])
+
+
+def differences(config: RunConfig, sources: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """Rows of option, value, source and default, for the options that differ from their defaults."""
+    defaults = options.flatten(RunConfig())
+    return [
+        (name, as_text(value), sources.get(name, ""), f"(default {as_text(defaults[name]) or 'empty'})")
+        for name, value in options.flatten(config).items()
+        if value != defaults[name]
+    ]
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash for what is not there."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def estimate(statistic: Mapping[str, float | None]) -> str:
+    """A value with its interval, if it has one: "0.82 [0.79, 0.85]"."""
+    text = number(statistic["value"])
+    if statistic.get("low") is None:
+        return text
+    return f"{text} [{number(statistic['low'])}, {number(statistic['high'])}]"

@@ -1,0 +1,135 @@
+"""``mtjax-train``: one training run, from flags to a folder with its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from mtjax import options
+from mtjax.launch import command, environment, flags, folder, presets, resolve, show
+from mtjax.options import option
+from mtjax.training.config import RunConfig
+
+USAGE = """
+    mtjax-train trains one multi-task agent (or --num_seeds of them) and leaves a run folder.
+
+      mtjax-train --suite=gridworld-two-rooms
+      mtjax-train --suite=hidden-hopper --grads=mean --num_seeds=8 --run_dir=runs/hopper
+      mtjax-train --run_dir=runs/hopper --resume
+
+    Values come from the defaults, then the suite's preset or --config_from, then flags. A flag on the
+    command line beats one in a --flagfile.
+    Exit codes: 0 done, 1 bad input, 3 diverged, 75 saved after SIGTERM (start again with --resume).
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """The command: what to do, and where. None of it changes what is learnt."""
+
+    run_dir: str = option("", "The run's folder. Without it a new run gets runs/<suite>-<date>-<time>.")
+    resume: bool = option(
+        False,
+        "Continue the run in --run_dir with the options it was started with; --total_steps may extend it. "
+        "Without --run_dir: the newest run of these options under runs.",
+    )
+    overwrite: bool = option(False, "Delete the run that --run_dir already holds, and start anew.")
+    preset: str = option(
+        "auto",
+        "Settings for a family of suites: 'auto' takes the longest pattern that matches the suite.",
+        choices=presets.CHOICES,
+    )
+    config_from: str = option("", "Folder of a run whose configuration is taken over; flags override it.")
+    platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
+    compilation_cache: str = option(
+        "auto",
+        "Folder in which compiled programs are kept, so that the next run starts sooner: 'auto' is mtjax in "
+        "the user's cache folder, 'none' keeps none.",
+    )
+    video: bool = option(True, "Draw an episode of every task after training.")
+    tensorboard: bool = option(True, "Write TensorBoard files beside metrics.jsonl.")
+    progress: bool = option(True, "Show progress on the screen.")
+    list_suites: bool = option(False, "Print the suites with their tasks and versions, and exit.")
+    list_presets: bool = option(False, "Print the presets with their reasons, and exit.")
+
+
+def define(values: command.FlagValues) -> None:
+    """Define the command's flags and one for every option of a run."""
+    flags.define_options(values, Command())
+    flags.define_options(values, RunConfig())
+    flags.define_help(values, USAGE)
+
+
+def run(values: command.FlagValues) -> int:
+    """Do what the flags say. Returns the exit code; bad input raises ValueError."""
+    asked = Command(**flags.given(values, Command()))
+    if asked.list_presets:
+        print(show.presets(presets.PRESETS))
+        return command.OK
+    environment.prepare()
+    if asked.list_suites:
+        print(show.suites())
+        return command.OK
+    plan = make_plan(asked, flags.given(values, RunConfig()))
+    environment.choose_platform(asked.platform)
+    environment.keep_compiled_programs(asked.compilation_cache)
+    print(show.start(plan, check(plan.resolved.config)), flush=True)
+
+    from mtjax.training import run as training
+
+    folder.open_folder(plan)
+    summary = training.train(
+        plan.resolved.config,
+        plan.run_dir,
+        resume=plan.resume,
+        progress=asked.progress,
+        video=asked.video,
+        tensorboard=asked.tensorboard,
+    )
+    print(show.summary(summary, plan.run_dir), flush=True)
+    return command.OK
+
+
+def make_plan(asked: Command, given: dict) -> folder.Plan:
+    """Resolve the configuration and the run's folder. Imports neither jax nor a simulator.
+
+    Raises:
+        ValueError: options that contradict each other, or a folder that does not allow it.
+    """
+    if asked.resume and asked.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
+    resolved = resolve.resolve(given, preset=asked.preset, config_from=asked.config_from or None)
+    run_dir = asked.run_dir or None
+    if not asked.resume:
+        return folder.plan_new(resolved, run_dir, overwrite=asked.overwrite)
+    named = {name for name, source in resolved.sources.items() if source != "preset"}
+    explicit = {name: value for name, value in options.flatten(resolved.config).items() if name in named}
+    return folder.plan_resume(explicit, resolved, run_dir)
+
+
+def check(config: RunConfig):
+    """Build the suite and the gradient transform, which refuse what they do not know. Returns the suite."""
+    from mtjax import grads, suites
+
+    grads.get(config.grads)
+    return suites.make(config.suite)
+
+
+def exits(error: BaseException) -> int | None:
+    """Exit codes of what training can end with."""
+    training = sys.modules.get("mtjax.training.run")
+    if training is None:
+        return None
+    if isinstance(error, training.Interrupted):
+        return command.PREEMPTED
+    return command.DIVERGED if isinstance(error, training.Diverged) else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    command.launch(define, run, argv, exits=exits)
+
+
+if __name__ == "__main__":
+    main()
