@@ -1,1 +1,192 @@
-"""The hidden suites."""
+"""``hidden-*``: one body whose physics differs from task to task, and is not observed.
+
+Families that mix variations (``hidden-hopper``, ``hidden-cheetah`` …) have 8 training tasks. Every parameter
+takes 8 evenly spaced values, in another order for each parameter, so that the tasks spread over the whole
+box; 4 interpolation tasks lie strictly inside it; in the 4 extrapolation tasks EVERY parameter lies outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mtjax.suites.base import Split, Suite, TaskInfo, Version, from_env, register
+
+
+@dataclasses.dataclass(frozen=True)
+class Variation:
+    """One physical parameter that differs between tasks.
+
+    Attributes:
+        parameter: the argument of the body's ``mjcf``.
+        low, high: range of the training tasks.
+        phrase: how a description says it, with a place for the number.
+        margin: how far beyond the range extrapolation goes, as a share of its width.
+    """
+
+    parameter: str
+    low: float
+    high: float
+    phrase: str
+    margin: float = 0.25
+
+    def at(self, place: float) -> float:
+        """The value at a place in the range: 0 is ``low``, 1 is ``high``."""
+        return round(float(self.low + place * (self.high - self.low)), 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A body, what it is to do, and which of its parameters differ.
+
+    Attributes:
+        body: name of the class in :mod:`mtjax.envs.mjx`.
+        aim: the task in words; the descriptions begin with it.
+        reward: the reward in words, for the version stamp.
+        horizon: steps of an episode.
+        success: the rule, or "none"; a body of a family with a rule has "success" in its info.
+    """
+
+    body: str
+    aim: str
+    reward: str
+    horizon: int
+    success: str = "none"
+
+
+GRAVITY = Variation("gravity", 0.7, 1.3, "{:.0%} of the usual gravity")
+MASS = Variation("mass", 0.7, 1.3, "{:.0%} of the usual mass")
+LEG = Variation("leg", 0.8, 1.2, "shanks of {:.0%} of the usual length")
+STRENGTH = Variation("strength", 0.7, 1.3, "motors of {:.0%} of the usual strength")
+
+
+def _friction(low: float, high: float) -> Variation:
+    return Variation("friction", low, high, "a sliding friction of {:.2f}")
+
+
+HOPPER = Family(
+    "Hopper",
+    "Hop forward on one leg as fast as possible without falling",
+    "1 + forward velocity - 0.001 |action|^2; a fall ends the episode",
+    500,
+)
+CARTPOLE = Family(
+    "Cartpole",
+    "Swing up a pole on a cart and balance it",
+    "upright x centred x calm x gentle, in [0, 1]",
+    500,
+)
+
+MIXED: dict[str, tuple[Family, tuple[Variation, ...]]] = {
+    "hidden-cartpole-swingup": (
+        CARTPOLE,
+        (
+            GRAVITY,
+            Variation("cart_mass", 0.7, 1.3, "a cart of {:.2f} kg"),
+            Variation("pole_mass", 0.07, 0.13, "a pole of {:.3f} kg"),
+            Variation("pole_length", 0.7, 1.3, "a pole of {:.2f} m"),
+            STRENGTH,
+        ),
+    ),
+    "hidden-hopper": (HOPPER, (GRAVITY, _friction(0.7, 1.3), MASS, LEG, STRENGTH)),
+}
+
+# ---------------------------------------------------------------------------------------- splits
+
+
+def mixed_parameters(variations: Sequence[Variation]) -> dict[str, list[dict[str, float]]]:
+    """The parameters of every task of a mixed family, by split; every parameter has its own order."""
+    train = np.arange(8) / 7.0
+    inside = (np.arange(4) + 0.5) / 4.0
+
+    def places(values: np.ndarray, j: int) -> np.ndarray:
+        steps = np.arange(1, len(values) + 1) * (2 * j + 1)
+        return values[np.argsort(steps % 11)]  # 11 is prime: no ties, another order for each of j = 0..4
+
+    def outside(j: int) -> np.ndarray:
+        margin = variations[j].margin
+        far = np.array([-margin, 1 + margin, -margin / 2, 1 + margin / 2])
+        return np.roll(far, j)
+
+    def tasks(columns: list[np.ndarray]) -> list[dict[str, float]]:
+        return [
+            {v.parameter: v.at(p) for v, p in zip(variations, row, strict=True)}
+            for row in zip(*columns, strict=True)
+        ]
+
+    numbers = range(len(variations))
+    return {
+        "train": tasks([places(train, j) for j in numbers]),
+        "interpolation": tasks([places(inside, j) for j in numbers]),
+        "extrapolation": tasks([outside(j) for j in numbers]),
+    }
+
+
+# ---------------------------------------------------------------------------------------- building
+
+
+def build(
+    name: str,
+    family: Family,
+    infos: Mapping[str, Sequence[TaskInfo]],
+    goals: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> Suite:
+    """Compile every task's body and make the suite.
+
+    Args:
+        infos: the tasks of every split; their ``parameters`` are the arguments of the body's ``mjcf``.
+        goals: parameters of the reward by split: arrays [T, ...] by name. Default: none.
+    """
+    from mtjax.envs import mjx  # MuJoCo takes seconds to import: only when a suite is made
+    from mtjax.envs.mjx.render import MjxRender
+
+    body = getattr(mjx, family.body)
+    every = [info for split in infos.values() for info in split]
+    base, leaves = mjx.stack_models([mjx.compile_model(body.mjcf(**info.parameters)) for info in every])
+    splits, first = {}, 0
+    for label, members in infos.items():
+        last = first + len(members)
+        model = {leaf: values[first:last] for leaf, values in leaves.items()}
+        first = last
+        splits[label] = Split(tuple(members), mjx.MjxTask(model, dict((goals or {}).get(label, {}))))
+    env = body(base)
+    version = Version(
+        suite="1",
+        simulator=f"mujoco-mjx {importlib.metadata.version('mujoco-mjx')}",
+        reward=f"v1: {family.reward}",
+        horizon=family.horizon,
+        success=family.success,
+    )
+    return from_env(
+        name,
+        env,
+        splits,
+        version=version,
+        has_success=family.success != "none",
+        render=MjxRender(env, body.mjcf),
+    )
+
+
+def _mixed(name: str) -> Suite:
+    family, variations = MIXED[name]
+    infos = {
+        split: [
+            TaskInfo(f"{split}_{index}", _describe(family, variations, parameters), parameters)
+            for index, parameters in enumerate(tasks)
+        ]
+        for split, tasks in mixed_parameters(variations).items()
+    }
+    return build(name, family, infos)
+
+
+def _describe(family: Family, variations: Sequence[Variation], parameters: Mapping[str, float]) -> str:
+    phrases = [v.phrase.format(parameters[v.parameter]) for v in variations]
+    listed = ", ".join(phrases[:-1]) + " and " + phrases[-1] if len(phrases) > 1 else phrases[0]
+    return f"{family.aim}, with {listed}."
+
+
+for _name in MIXED:
+    register(_name)(lambda name=_name: _mixed(name))

@@ -1,0 +1,21 @@
+"""MJX bodies: rigid-body environments in which the task carries the physics (gravity, masses, lengths …).
+
+Importing this package imports MuJoCo; suites do so only when they are made.
+"""
+
+from mtjax.envs.mjx.env import MjxEnv, MjxState, MjxTask
+from mtjax.envs.mjx.locomotion import Cheetah, Hopper, Walker
+from mtjax.envs.mjx.manipulation import Cartpole
+from mtjax.envs.mjx.models import compile_model, stack_models
+
+__all__ = [
+    "Cartpole",
+    "Cheetah",
+    "Hopper",
+    "MjxEnv",
+    "MjxState",
+    "MjxTask",
+    "Walker",
+    "compile_model",
+    "stack_models",
+]

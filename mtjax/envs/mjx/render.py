@@ -1,0 +1,134 @@
+"""Draw an episode of one task with MuJoCo's renderer, on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from mtjax.envs.mjx.env import MjxEnv, MjxTask
+from mtjax.envs.mjx.models import mujoco
+
+WIDTH, HEIGHT, FRAMES_PER_SECOND = 320, 240, 30.0
+
+
+class RenderError(RuntimeError):
+    """No picture could be drawn, e.g. because this machine has no OpenGL."""
+
+
+def play(env: MjxEnv, task: MjxTask, policy: Callable, *, seed: int, steps: int) -> list[tuple]:
+    """Run one episode on the CPU, one environment.
+
+    Args:
+        policy: from (observation [obs], key) to an action.
+        steps: at most so many; fewer if the episode terminates.
+
+    Returns:
+        (qpos [nq], target [k]) of every step, the start included.
+    """
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        task = jax.device_put(task, cpu)
+        reset_key, key = jax.random.split(jax.random.key(seed))
+        advance = jax.jit(env.step)
+        state, observation = jax.jit(env.reset)(task, reset_key)
+        poses = [(np.asarray(state.qpos), np.asarray(state.target))]
+        for index in range(steps):
+            action_key, step_key = jax.random.split(jax.random.fold_in(key, index))
+            action = jax.device_put(policy(observation, action_key), cpu)
+            state, step = advance(task, state, action, step_key)
+            observation = step.observation
+            poses.append((np.asarray(state.qpos), np.asarray(state.target)))
+            if bool(step.terminated | step.truncated):
+                break
+    return poses
+
+
+def draw(env: MjxEnv, xml: str, task: MjxTask, poses: list[tuple]) -> tuple[np.ndarray, float]:
+    """Draw poses.
+
+    Args:
+        env: says where the camera stands and which marks to add.
+        xml: the task's own body.
+        poses: what `play` returned.
+
+    Returns:
+        Frames [N, HEIGHT, WIDTH, 3] uint8 and how many of them are a second of simulated time.
+
+    Raises:
+        RenderError: MuJoCo's renderer does not work on this machine.
+    """
+    stride = max(1, round(1.0 / (FRAMES_PER_SECOND * env.dt)))
+    try:
+        model = _decorated(xml).compile()
+        data, camera = mujoco.MjData(model), mujoco.MjvCamera()
+        for name, value in env.camera.items():
+            setattr(camera, name, value)
+        frames = []
+        with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
+            for qpos, target in poses[::stride]:
+                data.qpos[:] = qpos
+                mujoco.mj_forward(model, data)
+                camera.lookat[:] = env.look_at(data)
+                renderer.update_scene(data, camera)
+                for position in env.marks(task, target):
+                    _add_mark(renderer.scene, position)
+                frames.append(renderer.render())
+    except Exception as error:  # EGL, GLX and GLFW each fail in a way of their own
+        hint = "MuJoCo cannot draw (is MUJOCO_GL=egl set, and OpenGL installed?)"
+        raise RenderError(f"{hint}: {error}") from error
+    return np.stack(frames), 1.0 / (env.dt * stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class MjxRender:
+    """The ``render`` of a suite of MJX bodies; see :class:`mtjax.suites.base.Render`.
+
+    Args:
+        env: the suite's environment.
+        mjcf: from the names and numbers of a task's ``parameters`` to its MJCF.
+    """
+
+    env: MjxEnv
+    mjcf: Callable[..., str]
+
+    def __call__(self, split, task_index: int, policy: Callable, *, seed: int, steps: int):
+        task = jax.tree.map(lambda leaf: leaf[task_index], split.tasks)
+        poses = play(self.env, task, policy, seed=seed, steps=steps)
+        return draw(self.env, self.mjcf(**split.infos[task_index].parameters), task, poses)
+
+
+def _decorated(xml: str) -> mujoco.MjSpec:
+    """The body on a chequered floor under a pale sky."""
+    spec = mujoco.MjSpec.from_string(xml)
+    spec.add_texture(
+        name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
+        width=64, height=384, rgb1=[0.9, 0.94, 1.0], rgb2=[0.55, 0.68, 0.85],
+    )  # fmt: skip
+    spec.add_texture(
+        name="grid", type=mujoco.mjtTexture.mjTEXTURE_2D, builtin=mujoco.mjtBuiltin.mjBUILTIN_CHECKER,
+        width=256, height=256, rgb1=[0.78, 0.8, 0.82], rgb2=[0.66, 0.69, 0.72],
+    )  # fmt: skip
+    textures = [""] * int(mujoco.mjtTextureRole.mjNTEXROLE)
+    textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "grid"
+    spec.add_material(name="grid", textures=textures, texrepeat=[1, 1], texuniform=True)
+    floor = spec.geom("floor")
+    floor.material = "grid"
+    floor.rgba = [1, 1, 1, 1]
+    return spec
+
+
+def _add_mark(scene, position) -> None:
+    """Add a small red ball to the scene; it is drawn, and touches nothing."""
+    if scene.ngeom < scene.maxgeom:
+        mujoco.mjv_initGeom(
+            scene.geoms[scene.ngeom],
+            mujoco.mjtGeom.mjGEOM_SPHERE,
+            np.full(3, 0.02),
+            np.asarray(position, np.float64),
+            np.eye(3).ravel(),
+            np.array([0.85, 0.2, 0.15, 1.0], np.float32),
+        )
+        scene.ngeom += 1
