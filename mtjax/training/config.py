@@ -25,9 +25,11 @@ class RunConfig:
     )
     num_envs: int = option(32, "Parallel environments of each task.", low=1)
     num_seeds: int = option(1, "Agents trained in one program, each from its own seed.", low=1)
-    seed: int = option(0, "The seed everything random is derived from; must fit in 31 bits.", low=0, high=2**31 - 1)
+    seed: int = option(
+        0, "What everything random is derived from; seeds are numbered from here.", low=0, high=2**31 - 1
+    )
     log_every: int = option(
-        1, "Updates between two lines of metrics.", low=1
+        0, "Updates between two lines of metrics; 0 means about 200 lines a run.", low=0
     )
     evaluate_every: int = option(
         0, "Environment steps between two evaluations; 0 means ten evaluations a run.", low=0

@@ -54,7 +54,7 @@ class Trainer:
         seeds = 1 if suite.on_device else config.num_seeds
         self.env: VectorEnv = traceable(suite.vector_env(config.num_envs * seeds, seed=config.seed))
         self.collect = jax.jit(self._collect, donate_argnums=1)
-        self.update = jax.jit(self._update, donate_argnums=(0, 1))
+        self.update = jax.jit(self._update, donate_argnums=0)
         self.report = jax.jit(self._report, donate_argnums=0)
 
     def init(self) -> TrainState:
@@ -63,6 +63,15 @@ class Trainer:
         keys = jax.vmap(jax.random.key)(seeds)
         state = jax.jit(self._init)(self.env, keys)
         return jax.tree.map(jnp.copy, state)  # leaves that alias cannot be donated
+
+    def restart(self, state: TrainState) -> TrainState:
+        """Start all environments anew: a simulator on the host cannot be put back to where it was."""
+        keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ENV), state.updates)
+        reset, _ = over_seeds(self.env, self.config.num_seeds)
+        env_state, observation = jax.jit(reset)(keys)
+        running = init_running(state.carry.running.returns.shape)
+        carry = state.carry._replace(env=env_state, observation=observation, running=running)
+        return state._replace(carry=carry)
 
     def _init(self, env: VectorEnv, keys: Array) -> TrainState:
         tasks, envs, seeds = self.suite.num_tasks, self.config.num_envs, self.config.num_seeds
@@ -92,6 +101,7 @@ class Trainer:
         """Learn from one rollout."""
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_UPDATE), state.updates)
         learner, metrics = jax.vmap(self.learner.update)(state.learner, rollout, keys)
+        metrics = {**metrics, "finite": _all_finite(learner)}
         return state._replace(learner=learner, updates=state.updates + 1), metrics
 
     def _report(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
@@ -116,3 +126,9 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
 
 def _fold(keys: Array, stream: int) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
+
+
+def _all_finite(tree: Any) -> Array:
+    """[S] True where every number of a seed's state is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in floats]).all(axis=0)

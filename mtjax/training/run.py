@@ -1,0 +1,453 @@
+"""A run: the host loop around the trainer's two programs, and the folder it leaves behind.
+
+    config.json  versions.json  suite.json  metrics.jsonl  tensorboard/  checkpoints/  plots/  videos/  summary.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+import warnings
+from typing import Any, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from mtjax import options, suites
+from mtjax.suites.base import Suite
+from mtjax.training import plots, record, statistics, versions, video
+from mtjax.training.checkpoint import Checkpointer
+from mtjax.training.config import RunConfig
+from mtjax.training.evaluation import Evaluator
+from mtjax.training.progress import Progress
+from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
+
+CONFIG, SUITE, SUMMARY = "config.json", "suite.json", "summary.json"
+MODES = {"deterministic": True, "stochastic": False}
+
+
+class Diverged(RuntimeError):
+    """A number of the learner is no longer finite; the message names seed, task, step and checkpoint."""
+
+
+class Interrupted(RuntimeError):
+    """SIGTERM (or SIGUSR2, Ctrl-C) came; the run was saved and can be resumed."""
+
+
+def train(
+    config: RunConfig,
+    run_dir: str | os.PathLike,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    video: bool = True,
+    tensorboard: bool = True,
+) -> dict[str, Any]:
+    """Train as ``config`` says and leave everything in ``run_dir``.
+
+    Args:
+        config: the configuration.
+        run_dir: the run's folder; made if it is not there.
+        resume: go on from the newest good checkpoint in it; without one, start from the beginning.
+        progress: show progress on the screen.
+        video: draw an episode of every task at the end.
+        tensorboard: write TensorBoard's files too.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        ValueError: the configuration is wrong, or the folder holds a run and ``resume`` is False.
+        Diverged: a loss or parameter is not finite.
+        Interrupted: a signal came; the state was saved.
+    """
+    run_dir = pathlib.Path(run_dir)
+    config.validate()
+    suite = suites.make(config.suite)
+    trainer = Trainer(config, suite)
+    if not resume and (run_dir / record.FILE).exists():
+        raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
+    write_description(config, suite, run_dir)
+    title = f"{suite.name} · {config.learner} · {config.grads}"
+    with contextlib.ExitStack() as stack:
+        saver = stack.enter_context(Checkpointer(run_dir, config.keep_checkpoints))
+        bar = stack.enter_context(
+            Progress(
+                trainer.num_updates * trainer.steps_per_update,
+                title,
+                measure="success" if suite.has_success else "return",
+                enabled=progress,
+            )
+        )
+        stop = stack.enter_context(stop_signals())
+        session = Session(config, suite, trainer, run_dir, saver, bar, stop)
+        session.open(resume=resume, tensorboard=tensorboard, stack=stack)
+        session.loop()
+        return session.finish(draw=video)
+
+
+def evaluate(
+    run_dir: str | os.PathLike,
+    *,
+    splits: Sequence[str] = ("train",),
+    modes: Sequence[str] = ("deterministic",),
+    episodes: int = 50,
+    seed: int = 0,
+    checkpoint: int | None = None,
+    video: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a saved run on fresh environments and keys, and append the result to its record.
+
+    Args:
+        run_dir: the run's folder.
+        splits: which tasks.
+        modes: "deterministic", "stochastic" or both.
+        episodes: of each seed and task.
+        seed: of the evaluation's own randomness.
+        checkpoint: its step; None is the newest good one.
+        video: draw an episode of every task of the splits.
+
+    Returns:
+        {"step", "suite", "episodes", "results": {split: {mode: see ``summarize_evaluation``}}}.
+
+    Raises:
+        ValueError: the folder is no run, or has no usable checkpoint.
+    """
+    run_dir = pathlib.Path(run_dir)
+    config = load_config(run_dir)
+    suite = suites.make(config.suite)
+    trainer = Trainer(config, suite)
+    with Checkpointer(run_dir, read_only=True) as saver:
+        found = saver.restore(jax.eval_shape(trainer.init), checkpoint)
+    if found is None:
+        what = f"no checkpoint {checkpoint}" if checkpoint is not None else "no usable checkpoint"
+        raise ValueError(f"{run_dir} has {what}; nothing can be evaluated")
+    step, state, host = found
+    evaluator = Evaluator(
+        trainer.learner, suite, episodes=episodes, num_seeds=config.num_seeds, seed=config.seed + seed + 1
+    )
+    key = jax.random.fold_in(jax.random.key(seed), STREAM_EVALUATION)
+    results: dict[str, dict[str, Any]] = {}
+    with record.Recorder(run_dir, [t.name for t in suite.tasks], tensorboard=False) as recorder:
+        for split in splits:
+            if split != "train" and not trainer.learner.generalises:
+                warnings.warn(f"{split}: one agent per task has no agent for unseen tasks; skipped", stacklevel=2)
+                continue
+            names = [info.name for info in suite.splits[split].infos]
+            for mode in modes:
+                values = evaluator(state.learner, split=split, deterministic=MODES[mode], key=key)
+                values = jax.tree.map(np.asarray, values)
+                recorder.evaluation(
+                    step, host["seconds"], split=split, mode=mode, final=False, episodes=episodes,
+                    values=values, task_names=names,
+                )  # fmt: skip
+                results.setdefault(split, {})[mode] = summarize_evaluation(values, names)
+            if video:
+                draw_videos(trainer, suite, state, run_dir, split, results[split])
+    return {"step": step, "suite": suite.name, "episodes": episodes, "results": results}
+
+
+def load_config(run_dir: str | os.PathLike) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        ValueError: the folder is no run, or its configuration cannot be read.
+    """
+    path = pathlib.Path(run_dir) / CONFIG
+    try:
+        config = options.from_dict(RunConfig(), json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"{run_dir} is not a run: it has no {CONFIG}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    config.validate()
+    return config
+
+
+class Session:
+    """One process's work on a run: where it is, and what it writes."""
+
+    def __init__(self, config, suite, trainer, run_dir, saver, bar, stop):
+        self.config: RunConfig = config
+        self.suite: Suite = suite
+        self.trainer: Trainer = trainer
+        self.run_dir: pathlib.Path = run_dir
+        self.saver: Checkpointer = saver
+        self.bar: Progress = bar
+        self.stop: threading.Event = stop
+        self.update = 0
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.state: TrainState
+        self.recorder: record.Recorder
+        self.evaluator = Evaluator(
+            trainer.learner,
+            suite,
+            episodes=config.evaluation_episodes,
+            num_seeds=config.num_seeds,
+            seed=config.seed + 1,
+        )
+
+    @property
+    def step(self) -> int:
+        """Environment steps of one seed. A Python int: it never overflows."""
+        return self.update * self.trainer.steps_per_update
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all resumes."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    # ----------------------------------------------------------------------------------------- start
+
+    def open(self, *, resume: bool, tensorboard: bool, stack: contextlib.ExitStack) -> None:
+        """Restore or start, and compile."""
+        messages = self._restore() if resume else []
+        if resume and (self.run_dir / record.FILE).exists():
+            record.truncate_after(self.run_dir, self.step)
+        names = [info.name for info in self.suite.tasks]
+        self.recorder = stack.enter_context(record.Recorder(self.run_dir, names, tensorboard))
+        for message in messages:
+            self.bar.message(message)
+            self.recorder.event(self.step, self.seconds, message)
+        if self.update == 0:
+            with self.bar.compiling("start"):
+                self.state = jax.block_until_ready(self.trainer.init())
+        self._compile()
+
+    def _restore(self) -> list[str]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was skipped is said below
+            found = self.saver.restore(jax.eval_shape(self.trainer.init))
+        messages = [f"checkpoint {step} is damaged and was set aside: {why}" for step, why in self.saver.skipped]
+        if found is None:
+            return [*messages, "no usable checkpoint: starting from the beginning"]
+        step, self.state, host = found
+        self.update, self.seconds_before = host["update"], host["seconds"]
+        if not self.suite.on_device:
+            self.state = self.trainer.restart(self.state)
+            messages.append("the simulators on the host start new episodes: not bit for bit")
+        return [*messages, f"resumed from checkpoint {step}"]
+
+    def _compile(self) -> None:
+        """Compile both programs before the clock of steps per second starts."""
+        with self.bar.compiling("rollout"):
+            self._collect = self.trainer.collect.lower(self.trainer.env, self.state).compile()
+        _, rollout = jax.eval_shape(self.trainer.collect, self.trainer.env, self.state)
+        with self.bar.compiling("update"):
+            self._update = self.trainer.update.lower(self.state, rollout).compile()
+
+    # ------------------------------------------------------------------------------------------ loop
+
+    def loop(self) -> None:
+        """Train to the end. Saves and raises Interrupted when asked to stop."""
+        total = self.trainer.num_updates
+        log_every = self.config.log_every or max(1, total // 200)
+        evaluate_every = self._updates(self.config.evaluate_every, default=total / 10)
+        checkpoint_every = self._updates(self.config.checkpoint_every, default=evaluate_every)
+        self.bar.start(self.step)
+        mark, mark_step = time.monotonic(), self.step
+        while self.update < total:
+            log = (self.update + 1) % log_every == 0 or self.update + 1 == total
+            metrics, timing = self._one_update(timed=log)
+            if log:
+                self._check(metrics)
+                now = time.monotonic()
+                timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - mark)
+                mark, mark_step = now, self.step
+                self._log(metrics, timing)
+            if self.update % evaluate_every == 0 and self.update < total:
+                self._check(metrics)
+                self.evaluate("train", "deterministic")
+            if self.update % checkpoint_every == 0 or self.update == total:
+                self._save(metrics)
+            if self.stop.is_set() and self.update < total:
+                self._save(metrics)
+                self.saver.wait()
+                self.recorder.event(self.step, self.seconds, "stopped by a signal; saved")
+                raise Interrupted(f"stopped at step {self.step} and saved; continue with --resume")
+
+    def _updates(self, steps: int, *, default: float) -> int:
+        """A number of environment steps as whole updates, at least one."""
+        return max(1, round(steps / self.trainer.steps_per_update if steps else default))
+
+    def _one_update(self, *, timed: bool) -> tuple[Mapping[str, Any], dict[str, float]]:
+        """Rollout, then update. Waiting in between tells how long each takes."""
+        start = time.perf_counter()
+        self.state, rollout = self._collect(self.trainer.env, self.state)
+        if timed:
+            jax.block_until_ready(rollout.reward)
+        middle = time.perf_counter()
+        self.state, metrics = self._update(self.state, rollout)
+        self.update += 1
+        if not timed:
+            return metrics, {}
+        jax.block_until_ready(metrics)
+        return metrics, {"seconds/rollout": middle - start, "seconds/update": time.perf_counter() - middle}
+
+    def _log(self, metrics: Mapping[str, Any], timing: Mapping[str, float]) -> None:
+        self.state, episodes = self.trainer.report(self.state)
+        values = {**episodes, **metrics, **timing}
+        values.pop("finite")
+        values = {name: np.asarray(value) for name, value in values.items()}
+        self.recorder.train(self.step, self.update, self.seconds, values)
+        self.bar.update(self.step, values["success" if self.suite.has_success else "return"])
+
+    def _check(self, metrics: Mapping[str, Any]) -> None:
+        """Raise Diverged, naming seed and task, if anything is not finite."""
+        loss, finite = np.asarray(metrics["loss"]), np.asarray(metrics["finite"])
+        if finite.all() and np.isfinite(loss).all():
+            return
+        seeds, tasks = np.nonzero(~np.isfinite(loss))
+        where = ", ".join(
+            f"task {self.suite.tasks[t].name!r} (seed {self.config.seed + s})" for s, t in list(zip(seeds, tasks))[:5]
+        ) or f"the parameters of seed {self.config.seed + int(np.flatnonzero(~finite)[0])}"
+        good = self.saver.latest_step
+        saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
+        message = f"diverged at step {self.step}: the loss of {where} is not finite; {saved} in {self.run_dir}"
+        self.recorder.event(self.step, self.seconds, message)
+        raise Diverged(message)
+
+    def _save(self, metrics: Mapping[str, Any]) -> None:
+        if self.saver.latest_step == self.step:
+            return
+        self._check(metrics)
+        self.recorder.sync()
+        self.saver.save(self.step, self.state, {"update": self.update, "seconds": self.seconds})
+
+    # ------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, split: str, mode: str, *, rounds: int = 1, final: bool = False) -> Mapping[str, np.ndarray]:
+        """Evaluate now, record it, and return "return" … [S, N]."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), STREAM_EVALUATION)
+        with self.bar.evaluating(split):
+            values = self.evaluator(
+                self.state.learner,
+                split=split,
+                deterministic=MODES[mode],
+                key=jax.random.fold_in(key, self.update),
+                rounds=rounds,
+            )
+            values = jax.tree.map(np.asarray, values)
+        self.recorder.evaluation(
+            self.step,
+            self.seconds,
+            split=split,
+            mode=mode,
+            final=final,
+            episodes=rounds * self.config.evaluation_episodes,
+            values=values,
+            task_names=[info.name for info in self.suite.splits[split].infos],
+        )
+        self.bar.evaluation(self.step, split, values["success_any" if self.suite.has_success else "return"])
+        return values
+
+    def finish(self, *, draw: bool) -> dict[str, Any]:
+        """Evaluate on all splits, draw plots and videos, write the summary."""
+        trained = self.seconds
+        rounds = -(-self.config.final_evaluation_episodes // self.config.evaluation_episodes)
+        results: dict[str, dict[str, Any]] = {}
+        for split, tasks in self.suite.splits.items():
+            if not len(tasks) or (split != "train" and not self.trainer.learner.generalises):
+                continue
+            for mode in MODES if split == "train" else ("deterministic",):
+                values = self.evaluate(split, mode, rounds=rounds, final=True)
+                names = [info.name for info in tasks.infos]
+                results.setdefault(split, {})[mode] = summarize_evaluation(values, names)
+        summary = {
+            "suite": self.suite.name,
+            "version": dataclasses.asdict(self.suite.version),
+            "step": self.step,
+            "seeds": self.config.num_seeds,
+            "episodes": rounds * self.config.evaluation_episodes,
+            "seconds_of_training": round(trained, 1),
+            "steps_per_second": round(self.step * self.config.num_seeds / trained, 1),
+            "results": results,
+        }
+        versions.write_json(self.run_dir / SUMMARY, summary)
+        self.recorder.sync()
+        with self.bar.working("plots"):
+            plots.plot_run(self.run_dir)
+        if draw:
+            with self.bar.working("videos"):
+                draw_videos(self.trainer, self.suite, self.state, self.run_dir, "train", results["train"])
+        return summary
+
+
+def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """Aggregates and per-task means of an evaluation.
+
+    Args:
+        values: [S, N] by measure.
+        names: of the N tasks.
+
+    Returns:
+        {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}}.
+    """
+    return {
+        measure: {
+            **statistics.summarize(value),
+            "tasks": {name: float(v) for name, v in zip(names, value.mean(axis=0), strict=True)},
+        }
+        for measure, value in values.items()
+    }
+
+
+def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
+    """Write what the run is: configuration, versions, and the suite with its tasks."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    versions.write_json(run_dir / CONFIG, dataclasses.asdict(config))
+    versions.write(run_dir)
+    tasks = {
+        split: [dataclasses.asdict(info) for info in part.infos] for split, part in suite.splits.items()
+    }
+    description = {"name": suite.name, "version": dataclasses.asdict(suite.version), "tasks": tasks}
+    versions.write_json(run_dir / SUITE, description)
+
+
+def draw_videos(
+    trainer: Trainer, suite: Suite, state: TrainState, run_dir: pathlib.Path, split: str, results: Mapping
+) -> None:
+    """Draw an episode of every task of a split by the first seed's deterministic policy."""
+    unseen = split != "train"
+    learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
+    number = len(suite.splits[split])
+
+    @jax.jit
+    def policy(index, observation, key):
+        observations = jax.numpy.zeros((number, 1, suite.observation_size)).at[index].set(observation)
+        return trainer.learner.policy(learner, observations, key, jax.numpy.asarray(True), unseen)[index, 0]
+
+    def of_task(index: int):
+        return lambda observation, key: policy(index, observation, key)
+
+    measured = next(iter(results.values()))["return"]["tasks"]
+    video.render_tasks(suite, of_task, run_dir, split=split, returns=list(measured.values()))
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM, SIGUSR2 and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number, frame):
+        if number == signal.SIGINT and event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
