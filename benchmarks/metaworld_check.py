@@ -1,0 +1,101 @@
+"""Does EnvPool's Meta-World behave as Meta-World? Its scripted policies play both, task by task.
+
+    python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --episodes=5
+
+Prints a table of success (at any step) and return (of 500 steps) of the two simulators and marks the tasks
+where they disagree; those belong into ``WARNINGS`` of `mtjax/suites/metaworld.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from metaworld_reference import Reference
+
+from mtjax import suites
+from mtjax.suites.metaworld_tasks import MT50
+
+
+class Result(NamedTuple):
+    """Episodes of one task in both simulators, {"return": [n], "success": [n]} each."""
+
+    task: str
+    ours: dict[str, list[float]]
+    theirs: dict[str, list[float]]
+
+    @property
+    def verdict(self) -> str:
+        """ "off" where success differs by 0.4, or return by 10% and three standard errors."""
+        ours, theirs = np.array(self.ours["return"]), np.array(self.theirs["return"])
+        gap = abs(ours.mean() - theirs.mean())
+        error = np.sqrt(ours.var(ddof=1) / ours.size + theirs.var(ddof=1) / theirs.size)
+        success = abs(np.mean(self.ours["success"]) - np.mean(self.theirs["success"]))
+        far = gap > max(3 * error, 0.1 * max(ours.mean(), theirs.mean()))
+        return "**off**" if success >= 0.4 or far else "agrees"
+
+    def row(self) -> str:
+        """A line of the table."""
+        means = (np.mean(part[key]) for key in ("success", "return") for part in (self.ours, self.theirs))
+        success, their_success, total, their_total = means
+        return (
+            f"| {self.task} | {success:.2f} | {their_success:.2f} | {total:,.0f} | {their_total:,.0f} "
+            f"| {self.verdict} |"
+        )
+
+
+def play(task: str, reference: Reference, episodes: int, seed: int) -> dict[str, list[float]]:
+    """Let the scripted policy, which lives in the reference process, play mtjax's suite of that task."""
+    suite = suites.make(f"metaworld-mt1-{task}")
+    env = suite.vector_env(episodes, seed=seed)
+    key, advance = jax.random.key(0), jax.jit(env.step)
+    state, observation = env.reset(key)
+    reference("start", task=task, count=episodes)
+    total, success = np.zeros(episodes), np.zeros(episodes)
+    for _ in range(suite.horizon):
+        actions = reference("act", observations=np.asarray(observation[0], float).tolist())
+        state, step = advance(state, np.asarray([actions], np.float32), key)
+        total += np.asarray(step.reward[0])
+        success = np.maximum(success, np.asarray(step.info["success"][0]))
+        observation = step.observation
+    env.close()
+    return {"return": total.tolist(), "success": success.tolist()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--metaworld_python", required=True, help="interpreter that has metaworld installed")
+    parser.add_argument("--episodes", type=int, default=5, help="episodes a task, in each simulator")
+    parser.add_argument(
+        "--tasks", nargs="+", default=MT50, choices=MT50, metavar="TASK", help="default: all 50"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, help="file for the episodes' numbers (JSON)")
+    flags = parser.parse_args()
+
+    policies, simulator = Reference(flags.metaworld_python), Reference(flags.metaworld_python)
+    stamp = suites.make("metaworld-mt50").version
+    versions = ", ".join(f"{name} {version}" for name, version in simulator("versions").items())
+    print(f"{stamp.simulator} against {versions}; {flags.episodes} episodes; {datetime.date.today()}\n")
+    print("| task | success | Meta-World's | return | Meta-World's | |\n|---|---|---|---|---|---|")
+    results = []
+    for task in flags.tasks:
+        simulator.send("episodes", task=task, count=flags.episodes, seed=flags.seed)  # both at once
+        ours = play(task, policies, flags.episodes, flags.seed)
+        results.append(Result(task, ours, simulator.receive()))
+        print(results[-1].row(), flush=True)
+    off = [result.task for result in results if result.verdict != "agrees"]
+    print(f"\n{len(off)} of {len(results)} tasks are off: {', '.join(off) or 'none'}")
+    if flags.output:
+        flags.output.write_text(json.dumps([result._asdict() for result in results]))
+    policies.close()
+    simulator.close()
+
+
+if __name__ == "__main__":
+    main()
