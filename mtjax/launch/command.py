@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -57,7 +58,11 @@ def launch(
 
     def main(values: FlagValues) -> int:
         logging.set_verbosity(logging.WARNING)  # app.run raises it to INFO, and orbax talks a lot
-        return guard(program, lambda: run(values), exits)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(
+                f"{program}: warning: {message}", file=sys.stderr
+            )
+            return guard(program, lambda: run(values), exits)
 
     app.run(main, argv=argv, flags_parser=parser)
     raise AssertionError("absl.app.run returned")
@@ -165,17 +170,13 @@ def is_bad_input(error: BaseException) -> bool:
         return error.name is None or error.name.split(".")[0] in EXTRAS
     if not isinstance(error, ValueError):
         return isinstance(error, OSError)
-    filtered = any("JAX has removed" in note for note in getattr(error, "__notes__", ()))
-    return _raised_in(error.__traceback__).split(".")[0] == "mtjax" and not filtered
-
-
-def _raised_in(trace: TracebackType | None) -> str:
-    """Name of the module in which an exception was raised."""
-    module = ""
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return module
+    if trace is None or trace.tb_frame.f_globals.get("__name__", "").split(".")[0] != "mtjax":
+        return False
+    # The innermost frame is ours, but C code that it called leaves no frame: look for our raise statement.
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def fail(program: str, message: str, code: int) -> NoReturn:

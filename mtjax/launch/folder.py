@@ -47,7 +47,8 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
     folder = Path(run_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--run_dir={run_dir} is a file, not a folder")
-    used = folder.exists() and any(folder.iterdir())
+    # A process that was killed while it wrote its first file leaves a hidden one.
+    used = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
     if used and not resolve.is_run(folder):
         raise ValueError(f"--run_dir={run_dir} is not empty and is not a run; choose another folder")
     if used and not overwrite:
@@ -84,10 +85,17 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
 
 
 def open_folder(plan: Plan) -> None:
-    """Make the run's folder; a run that is to be replaced is deleted now, and not earlier."""
+    """Make the run's folder with its configuration; a run that is to be replaced is deleted now, not earlier.
+
+    The configuration comes first: whenever the process is killed, the folder is empty or can be resumed.
+    """
+    from mtjax.training import versions
+
     if plan.replace:
         shutil.rmtree(plan.run_dir)
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    config = plan.resolved.config
+    versions.write_json(plan.run_dir / resolve.CONFIG, dataclasses.asdict(config))
+    versions.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
 
 
 def _fresh(suite: str) -> Path:

@@ -1,4 +1,4 @@
-"""Settings that suit a family of suites. A preset replaces defaults; ``--config_from`` and flags override it."""
+"""Settings for families of suites. A preset replaces defaults; ``--config_from`` and flags override it."""
 
 from __future__ import annotations
 

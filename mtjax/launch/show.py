@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import mtjax
@@ -96,3 +97,59 @@ def estimate(statistic: Mapping[str, float | None]) -> str:
     if statistic.get("low") is None:
         return text
     return f"{text} [{number(statistic['low'])}, {number(statistic['high'])}]"
+
+
+def summary(result: Mapping[str, Any], run_dir: Path) -> str:
+    """The end of a run: what was reached on every split, with 95% intervals over seeds, and where it lies."""
+    rows = [("split", "policy", "measure", *STATISTICS)]
+    for split, modes in result["results"].items():
+        for mode, measures in modes.items():
+            for measure in shown(measures):
+                cells = [estimate(measures[measure][name]) for name in STATISTICS]
+                rows.append((split, mode, measure, *cells))
+    seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
+    lines = [
+        f"done: {result['step']:,} steps of {seeds} in {result['seconds_of_training']:,.0f} s of training "
+        f"({result['steps_per_second']:,.0f} steps/s); {result['episodes']} episodes a task:",
+        table(rows),
+        f"run folder: {run_dir}",
+    ]
+    lines += [f"  {what}: {run_dir / name}" for name, what in FOLDERS.items() if (run_dir / name).exists()]
+    return "\n".join(lines)
+
+
+FOLDERS = {
+    "summary.json": "summary",
+    "metrics.jsonl": "metrics",
+    "plots": "plots",
+    "videos": "videos",
+}
+
+
+def evaluated(run_dir: str, suite: Any) -> str:
+    """What is about to be evaluated."""
+    lines = [f"mtjax {mtjax.__version__}: {run_dir}, {suite.name} ({version(suite.version)})"]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in suite.version.warnings)])
+
+
+def evaluation(result: Mapping[str, Any]) -> str:
+    """A table of tasks and aggregates for every split and mode."""
+    blocks = []
+    for split, modes in result["results"].items():
+        for mode, measures in modes.items():
+            names = shown(measures)
+            rows = [("task", *names)]
+            for task in measures[names[0]]["tasks"]:
+                rows.append((task, *(number(measures[name]["tasks"][task]) for name in names)))
+            for statistic in STATISTICS:
+                rows.append((f"({statistic})", *(estimate(measures[name][statistic]) for name in names)))
+            title = (
+                f"{split}, {mode} policy, checkpoint {result['step']}, {result['episodes']} episodes a task:"
+            )
+            blocks.append(f"{title}\n{table(rows)}")
+    return "\n\n".join(blocks)
+
+
+def shown(measures: Mapping[str, Any]) -> list[str]:
+    """The measures worth a column: success first, where there is one."""
+    return [name for name in ("success_any", "success_last", "return", "length") if name in measures]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mtjax import options
 from mtjax.launch import command, environment, flags, folder, presets, resolve, show
 from mtjax.options import option
 from mtjax.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from mtjax.suites import Suite
 
 USAGE = """
     mtjax-train trains one multi-task agent (or --num_seeds of them) and leaves a run folder.
@@ -108,12 +112,20 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
     return folder.plan_resume(explicit, resolved, run_dir)
 
 
-def check(config: RunConfig):
-    """Build the suite and the gradient transform, which refuse what they do not know. Returns the suite."""
+def check(config: RunConfig) -> Suite:
+    """Build what the run consists of, which refuses what it does not know; nothing is compiled.
+
+    Raises:
+        ValueError: an unknown suite or gradient method, or sizes that do not fit.
+        ImportError: an extra that is not installed.
+    """
     from mtjax import grads, suites
+    from mtjax.training.trainer import Trainer
 
     grads.get(config.grads)
-    return suites.make(config.suite)
+    suite = suites.make(config.suite)
+    Trainer(config, suite)
+    return suite
 
 
 def exits(error: BaseException) -> int | None:

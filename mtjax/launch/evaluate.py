@@ -1,0 +1,120 @@
+"""``mtjax-evaluate``: what a saved run is worth, per task, on the training tasks and those held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mtjax import options
+from mtjax.launch import command, environment, flags, resolve, show
+from mtjax.options import option
+from mtjax.training.config import RunConfig
+
+SPLITS = ("train", "interpolation", "extrapolation")
+MODES = ("deterministic", "stochastic")
+
+USAGE = """
+    mtjax-evaluate runs the policy of a saved run on its own environments and keys.
+
+      mtjax-evaluate --run_dir=runs/hopper
+      mtjax-evaluate --run_dir=runs/hopper --splits=extrapolation --modes=deterministic --episodes=200
+
+    The results are printed, and appended to the run's metrics.jsonl. Exit codes: 0 done, 1 bad input.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """The evaluation."""
+
+    run_dir: str = option("", "The run's folder. Required.")
+    splits: str = option(
+        "all", "Comma-separated, of train, interpolation, extrapolation; 'all' that there are."
+    )
+    modes: str = option("deterministic,stochastic", "Comma-separated, of deterministic and stochastic.")
+    episodes: int = option(50, "Episodes of every task.", low=1)
+    seed: int = option(0, "Seed of the evaluation's episodes.", low=0, high=2**31 - 1)
+    checkpoint: int = option(-1, "Step of the checkpoint; -1 takes the newest good one.", low=-1)
+    video: bool = option(False, "Draw an episode of every task, too.")
+    platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
+    compilation_cache: str = option(
+        "auto",
+        "Folder in which compiled programs are kept: 'auto' is mtjax in the user's cache folder, 'none' "
+        "keeps none.",
+    )
+
+
+def define(values: command.FlagValues) -> None:
+    """Define the command's flags."""
+    flags.define_options(values, Command())
+    flags.define_help(values, USAGE)
+
+
+def run(values: command.FlagValues) -> int:
+    """Do what the flags say. Returns the exit code; bad input raises ValueError."""
+    asked = Command(**flags.given(values, Command()))
+    if not asked.run_dir:
+        raise ValueError("--run_dir is missing: name the folder of a run")
+    config = resolve.load_config(asked.run_dir)
+    splits = None if asked.splits == "all" else chosen("splits", asked.splits, SPLITS)
+    modes = chosen("modes", asked.modes, MODES)
+    environment.prepare()
+    environment.choose_platform(asked.platform)
+    environment.keep_compiled_programs(asked.compilation_cache)
+
+    from mtjax.training import run as training
+
+    suite, splits = check(config, splits)
+    print(show.evaluated(asked.run_dir, suite), flush=True)
+    results = training.evaluate(
+        asked.run_dir,
+        splits=splits,
+        modes=modes,
+        episodes=asked.episodes,
+        seed=asked.seed,
+        checkpoint=None if asked.checkpoint < 0 else asked.checkpoint,
+        video=asked.video,
+    )
+    print(show.evaluation(results), flush=True)
+    return command.OK
+
+
+def chosen(what: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names in a comma-separated flag.
+
+    Raises:
+        ValueError: an unknown name, with the nearest; a repeated name; none at all.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--{what}={text}: {options.unknown(what.rstrip('s'), name, known)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"--{what}={text}: name each of {', '.join(known)} at most once, and one at least")
+    return names
+
+
+def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
+    """Build the suite and settle the splits: those asked for, or all that it has.
+
+    Raises:
+        ValueError: the suite has no such split.
+    """
+    from mtjax import suites
+
+    suite = suites.make(config.suite)
+    have = tuple(name for name, split in suite.splits.items() if len(split))
+    for name in splits or ():
+        if name not in have:
+            raise ValueError(f"suite {suite.name!r} has no split {name!r}; it has {', '.join(have)}")
+    return suite, tuple(splits or have)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script."""
+    command.launch(define, run, argv)
+
+
+if __name__ == "__main__":
+    main()

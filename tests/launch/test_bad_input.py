@@ -1,0 +1,177 @@
+"""Whatever a user mistypes gets one clear message, the nearest valid choice, exit code 1 and no traceback."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtjax import options
+from mtjax.launch import evaluate
+from mtjax.training.config import RunConfig
+
+PASS_HELP = "\nPass --help to see the flags."
+
+# What was typed (words apart by spaces), and the whole message after "mtjax-train: ".
+FLAGS = {
+    "--learning_rat=1": "Unknown command line flag 'learning_rat'. "
+    "Did you mean: learning_rate, learning_rate_schedule ?" + PASS_HELP,
+    "--sede=1": "Unknown command line flag 'sede'. Did you mean: seed ?" + PASS_HELP,
+    "--discount=1.5": "flag --discount=1.5: 1.5 is too large; it must be at most 1" + PASS_HELP,
+    "--discount=nan": "flag --discount=nan: nan is not a finite number" + PASS_HELP,
+    "--learning_rate=0": "flag --learning_rate=0: 0.0 is too small; it must be greater than 0" + PASS_HELP,
+    "--learning_rate=fast": "flag --learning_rate=fast: 'fast' is not a number" + PASS_HELP,
+    "--num_envs=0": "flag --num_envs=0: 0 is too small; it must be at least 1" + PASS_HELP,
+    "--num_envs=1.5": "flag --num_envs=1.5: '1.5' is not a whole number" + PASS_HELP,
+    "--num_envs=many": "flag --num_envs=many: 'many' is not a whole number" + PASS_HELP,
+    "--num_envs=": "flag --num_envs=: '' is not a whole number" + PASS_HELP,
+    "--num_envs=inf": "flag --num_envs=inf: 'inf' is not a whole number" + PASS_HELP,
+    "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,
+    "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647"
+    + PASS_HELP,
+    "--hidden_sizes=64,x": "flag --hidden_sizes=64,x: 'x' is not a whole number" + PASS_HELP,
+    "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1"
+    + PASS_HELP,
+    "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
+    "did you mean 'relu'?" + PASS_HELP,
+    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo; did you mean 'ppo'?" + PASS_HELP,
+    "--platform=gpus": "flag --platform=gpus: 'gpus' is not one of auto, cpu, gpu, tpu; did you mean 'gpu'?"
+    + PASS_HELP,
+    "--squash=maybe": "flag --squash=maybe: 'maybe' is neither true nor false" + PASS_HELP,
+    "--nosquash=1": "--nosquash=1 does not take an argument",
+    "--suite": "missing value for --suite" + PASS_HELP,
+    "--suite=": "flag --suite=: the value is empty" + PASS_HELP,
+    "hidden-hopper": "unexpected argument 'hidden-hopper'; every option is a flag, written --name=value",
+    "--seed=1 --seed=2": "--seed is given twice; give it once",
+    "--seed 1 --seed=1 -seed=1": "--seed is given 3 times; give it once",
+    "--squash --nosquash": "--squash is given twice; give it once",
+    "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'"
+    + PASS_HELP,
+    "--flagfile": "--flagfile with no argument" + PASS_HELP,
+    "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
+    "control-*, hidden-*, goals-*, bodies-*, metaworld-*; did you mean 'gridworld-*'?" + PASS_HELP,
+    "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
+    "--config_from=nowhere": "nowhere is not a run: there is no such folder",
+    "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",
+    "--resume --run_dir=nowhere": "nothing to resume: nowhere is not a run (there is no such folder); "
+    "leave --resume out to start one there",
+}
+
+
+@pytest.mark.parametrize("typed", FLAGS)
+def test_flags_are_refused_with_one_message(command, typed):
+    result = command(*typed.split())
+    assert (result.code, result.err) == (1, f"mtjax-train: {FLAGS[typed]}\n")
+    assert result.out == ""
+
+
+def test_unknown_suite_names_the_nearest(command, training):
+    result = command("--suite=lunch-probe")
+    assert result.code == 1
+    assert result.err == "mtjax-train: unknown suite 'lunch-probe'; did you mean launch-probe?\n"
+    assert not training.calls
+
+
+def test_unknown_gradient_method_names_the_nearest(command, training):
+    result = command("--suite=launch-probe", "--grads=pcgard")
+    assert result.code == 1
+    assert result.err.startswith("mtjax-train: no method 'pcgard': did you mean pcgrad(")
+    assert result.err.count("\n") == 1
+
+
+def test_gradient_method_with_a_wrong_argument(command, training):
+    result = command("--suite=launch-probe", "--grads=pcgrad(reduce='mean')")
+    assert result.code == 1
+    assert result.err.startswith("mtjax-train: \"pcgrad(reduce='mean')\": got an unexpected keyword argument")
+
+
+def test_nothing_is_left_behind_by_bad_input(command, training, tmp_path):
+    command("--suite=launch-probe", "--grads=pcgard", "--run_dir=run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_flagfile_with_something_else_in_it(command, tmp_path):
+    (tmp_path / "flags.txt").write_text("learning_rate=3\n")
+    result = command("--flagfile=flags.txt")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: a line of the flagfile is not a flag: 'learning_rate=3'; write --name=value\n",
+    )
+
+
+def test_flagfile_that_repeats_a_flag(command, tmp_path):
+    (tmp_path / "flags.txt").write_text("--seed=3\n\n# a comment\n--seed=4\n")
+    result = command("--flagfile", "flags.txt")
+    assert (result.code, result.err) == (1, "mtjax-train: --seed is given twice; give it once\n")
+
+
+def test_platform_that_the_machine_lacks(command, training):
+    import jax
+
+    if jax.default_backend() != "cpu":
+        pytest.skip("this machine has an accelerator")
+    result = command("--suite=launch-probe", "--platform=tpu", "--run_dir=run")
+    assert result.code == 1
+    assert result.err.startswith("mtjax-train: --platform=tpu: no TPU that jax can use (")
+    assert result.err.endswith("Use --platform=cpu or leave --platform out.\n")
+    assert not training.calls
+
+
+def test_bad_input_that_training_finds_has_no_traceback(command, training):
+    training.work = lambda: options.replace(RunConfig(), {"num_env": 1})
+    result = command("--suite=launch-probe")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: unknown option 'num_env'; did you mean num_envs or num_seeds?\n",
+    )
+
+
+@pytest.mark.parametrize("mistake", [lambda: np.zeros(3).reshape(2), lambda: int("x"), lambda: [][1]])
+def test_a_defect_keeps_its_traceback(training, mistake):
+    """A ValueError that is ours to mend must not look like the user's."""
+    from mtjax.launch import train
+
+    training.work = mistake
+    with pytest.raises((ValueError, IndexError)):
+        train.main(["mtjax-train", "--suite=launch-probe"])
+
+
+def test_missing_extra_says_how_to_install_it(command, training):
+    def work():
+        raise ModuleNotFoundError("No module named 'envpool'", name="envpool")
+
+    training.work = work
+    result = command("--suite=launch-probe")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: No module named 'envpool'; install it with: pip install 'mtjax[metaworld]'\n",
+    )
+
+
+def test_full_disk_is_one_line(command, training):
+    def work():
+        raise OSError(28, "No space left on device", "runs/x")
+
+    training.work = work
+    result = command("--suite=launch-probe")
+    assert (result.code, result.err) == (1, "mtjax-train: runs/x: No space left on device\n")
+
+
+EVALUATE = {
+    "": "--run_dir is missing: name the folder of a run",
+    "--run_dir=nowhere": "nowhere is not a run: there is no such folder",
+    "--run_dir=.": ". is not a run: it has no config.json",
+    "--episodes=0": "flag --episodes=0: 0 is too small; it must be at least 1" + PASS_HELP,
+    "--run_dirs=x": "Unknown command line flag 'run_dirs'. Did you mean: run_dir ?" + PASS_HELP,
+    "--run_dir=run --splits=trian": "--splits=trian: unknown split 'trian'; did you mean train?",
+    "--run_dir=run --splits=train,train": "--splits=train,train: name each of train, interpolation, "
+    "extrapolation at most once, and one at least",
+    "--run_dir=run --modes=greedy": "--modes=greedy: unknown mode 'greedy'; known: deterministic, stochastic",
+    "--run_dir=run --splits=extrapolation": "suite 'launch-probe' has no split 'extrapolation'; it has train",
+}
+
+
+@pytest.mark.parametrize("typed", EVALUATE)
+def test_evaluate_refuses_with_one_message(command, training, typed):
+    command("--suite=launch-probe", "--run_dir=run")
+    result = command(*typed.split(), main=evaluate.main, program="mtjax-evaluate")
+    assert (result.code, result.err) == (1, f"mtjax-evaluate: {EVALUATE[typed]}\n")

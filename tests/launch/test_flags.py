@@ -1,0 +1,144 @@
+"""One flag for every option, and back: what is written for a run reads back as that run."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from mtjax import options
+from mtjax.launch import command, flags, resolve, train
+from mtjax.training.config import RunConfig
+
+
+def parsed(*arguments: str) -> command.FlagValues:
+    values = command.FlagValues()
+    train.define(values)
+    command.parse(values, ["mtjax-train", *arguments])
+    return values
+
+
+def given(*arguments: str) -> dict:
+    return flags.given(parsed(*arguments), RunConfig())
+
+
+def test_help_lists_every_option_with_its_default(command):
+    result = command("--help")
+    assert result.code == 0 and result.err == ""
+    for part in flags.parts(RunConfig()):
+        for field in dataclasses.fields(part):
+            if "help" in field.metadata:
+                switch = isinstance(field.default, bool)
+                assert f"\n  --{'[no]' if switch else ''}{field.name}\n" in result.out
+    text = " ".join(result.out.split())
+    assert "Step size of Adam. [vmapped] (greater than 0; default 0.0003)" in text
+    assert "Discount γ of future reward. [vmapped] (at least 0; at most 1; default 0.99)" in text
+    assert "(one of tanh, relu, silu, elu, gelu; default tanh)" in text
+
+
+@pytest.mark.parametrize("name", ["help", "helpshort", "helpfull"])
+def test_absl_names_of_help_work(command, name):
+    assert command(f"--{name}").code == 0
+
+
+def test_nothing_given_is_nothing_set():
+    assert given() == {}
+
+
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        ("--hidden_sizes=256,128", {"hidden_sizes": (256, 128)}),
+        ("--hidden_sizes=(32,)", {"hidden_sizes": (32,)}),
+        ("--value_hidden_sizes=", {"value_hidden_sizes": ()}),
+        ("--total_steps=1e6", {"total_steps": 1_000_000}),
+        ("--total_steps=2_000", {"total_steps": 2000}),
+        ("--learning_rate 3e-4", {"learning_rate": 3e-4}),
+        ("--initial_log_scale -1.5", {"initial_log_scale": -1.5}),
+        ("--squash", {"squash": True}),
+        ("--nonormalize_observations", {"normalize_observations": False}),
+        ("--normalize_observations=false", {"normalize_observations": False}),
+        ("--discount=1", {"discount": 1.0}),
+        ("-seed=4", {"seed": 4}),
+    ],
+)
+def test_values_are_read(typed, expected):
+    assert given(*typed.split()) == expected
+
+
+def test_a_default_that_is_given_counts_as_given():
+    """A flag beats the preset even where it says what the default says."""
+    assert given("--num_envs=32") == {"num_envs": 32}
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_the_command_line_beats_a_flagfile_wherever_it_stands(tmp_path, order):
+    (tmp_path / "some.txt").write_text("# settings\n\n--seed=1\n--num_envs=2\n")
+    arguments = ["--flagfile=some.txt", "--seed=5"]
+    assert given(*(arguments if order else reversed(arguments))) == {"seed": 5, "num_envs": 2}
+
+
+def test_flagfiles_nest(tmp_path):
+    (tmp_path / "inner.txt").write_text("--seed=1\n")
+    (tmp_path / "outer.txt").write_text("--flagfile=inner.txt\n--num_envs=2\n")
+    assert given("--flagfile", "outer.txt") == {"seed": 1, "num_envs": 2}
+
+
+def values_of(field: dataclasses.Field) -> st.SearchStrategy:
+    """Values that an option may have."""
+    bounds, default = field.metadata, field.default
+    if bounds["choices"]:
+        return st.sampled_from(bounds["choices"])
+    if isinstance(default, bool):
+        return st.booleans()
+    low = next((bounds[key] for key in ("low", "above") if bounds[key] is not None), None)
+    above = bounds["above"] is not None
+    if isinstance(default, int):
+        return st.integers(low, bounds["high"])
+    if isinstance(default, float):
+        return st.floats(low, bounds["high"], exclude_min=above, allow_nan=False, allow_infinity=False)
+    if isinstance(default, tuple):
+        return st.lists(st.integers(1, 999), max_size=3).map(tuple)
+    return st.sampled_from([default, "pcgrad(reduction='mean')"])
+
+
+OPTIONS = {
+    field.name: values_of(field)
+    for part in flags.parts(RunConfig())
+    for field in dataclasses.fields(part)
+    if "help" in field.metadata
+}
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(st.fixed_dictionaries(OPTIONS))
+def test_every_configuration_survives_its_flagfile_and_its_json(tmp_path_factory, changes):
+    """flags.txt and config.json of a run reproduce it, whatever its options are."""
+    config = options.replace(RunConfig(), changes)
+    path = tmp_path_factory.mktemp("flags") / "flags.txt"
+    path.write_text(resolve.flagfile(config))
+    values = parsed(f"--flagfile={path}")
+    asked = flags.given(values, train.Command())
+    again = options.replace(RunConfig(), flags.given(values, RunConfig()))
+    assert again == config
+    assert asked == {"preset": "none"}
+    assert options.from_dict(RunConfig(), dataclasses.asdict(config)) == config
+
+
+def test_a_mistyped_flag_is_answered_without_importing_jax():
+    """--help and typing errors answer at once; jax and the simulators take seconds to import."""
+    code = (
+        "import sys\nfrom mtjax.launch import train, evaluate\n"
+        "for main in (train.main, evaluate.main):\n"
+        "    for argument in ('--help', '--sede=1'):\n"
+        "        try: main(['mtjax-train', argument])\n"
+        "        except SystemExit: pass\n"
+        "heavy = {'jax', 'mujoco', 'flax', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

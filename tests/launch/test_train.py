@@ -1,0 +1,273 @@
+"""``mtjax-train`` and its run folder: nothing is overwritten unasked; a run's own command continues it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mtjax.launch import resolve
+from mtjax.training.config import RunConfig
+
+PROBE = "--suite=launch-probe"
+
+
+def test_a_new_run_gets_a_folder_of_its_own(command, training, tmp_path):
+    for _ in range(2):
+        assert command(PROBE).code == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(folder.name.startswith("launch-probe-") for folder in folders)
+    config, run_dir, asked = training.calls[0]
+    assert config.suite == "launch-probe" and run_dir.resolve() == folders[0]
+    assert asked == {"resume": False, "progress": True, "video": True, "tensorboard": True}
+
+
+def test_the_start_says_what_runs_and_where(command, training):
+    out = command(PROBE, "--run_dir=run", "--learning_rate=0.01", "--hidden_sizes=8,8").out
+    assert "launch-probe (2 train tasks; v1, no simulator, reward v1, horizon 1)" in out
+    assert "warning: task_1 is not what it seems" in out
+    assert "run folder: run\n" in out
+    words = [line.split() for line in out.splitlines()]
+    assert ["learning_rate", "0.01", "flag", "(default", "0.0003)"] in words
+    assert ["hidden_sizes", "8,8", "flag", "(default", "256,256)"] in words
+
+
+def test_the_run_folder_holds_flags_that_reproduce_it(command, training, tmp_path):
+    command(PROBE, "--run_dir=first", "--num_envs=3", "--grads=pcgrad(reduction='mean')")
+    command("--flagfile=first/flags.txt", "--run_dir=second")
+    command("--config_from=first", "--run_dir=third")
+    command("--config_from=first", "--run_dir=fourth", "--num_envs=4")
+    configs = [config for config, *_ in training.calls]
+    assert configs[0] == configs[1] == configs[2] != configs[3]
+    assert configs[0].num_envs == 3 and configs[3].num_envs == 4
+
+
+def test_a_run_is_not_overwritten(command, training, tmp_path):
+    command(PROBE, "--run_dir=run")
+    (tmp_path / "run" / "treasure").write_text("weeks of work")
+    result = command(PROBE, "--run_dir=run")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: --run_dir=run already holds a run; continue it with --resume, replace it with "
+        "--overwrite, or choose another folder\n",
+    )
+    assert (tmp_path / "run" / "treasure").exists() and len(training.calls) == 1
+
+
+def test_overwrite_replaces_a_run(command, training, tmp_path):
+    command(PROBE, "--run_dir=run")
+    (tmp_path / "run" / "old").write_text("")
+    assert command(PROBE, "--run_dir=run", "--overwrite").code == 0
+    assert not (tmp_path / "run" / "old").exists() and len(training.calls) == 2
+
+
+def test_overwrite_spares_the_run_if_the_command_is_wrong(command, training, tmp_path):
+    command(PROBE, "--run_dir=run")
+    (tmp_path / "run" / "old").write_text("")
+    assert command(PROBE, "--run_dir=run", "--overwrite", "--grads=pcgard").code == 1
+    assert (tmp_path / "run" / "old").exists()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--overwrite",)])
+def test_a_folder_that_is_not_a_run_is_never_touched(command, training, tmp_path, arguments):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("")
+    result = command(PROBE, "--run_dir=home", *arguments)
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: --run_dir=home is not empty and is not a run; choose another folder\n",
+    )
+    assert (tmp_path / "home" / "thesis.tex").exists()
+
+
+def test_a_file_is_not_a_folder(command, training, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = command(PROBE, "--run_dir=file")
+    assert (result.code, result.err) == (1, "mtjax-train: --run_dir=file is a file, not a folder\n")
+    result = command(PROBE, "--run_dir=file/run")
+    assert result.code == 1 and "is a file\n" in result.err
+
+
+def test_an_empty_folder_is_fine(command, training, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert command(PROBE, "--run_dir=run").code == 0
+
+
+# ----------------------------------------------------------------------------------------- resume
+
+
+def test_resume_needs_nothing_but_the_folder(command, training):
+    command(PROBE, "--run_dir=run", "--num_envs=3")
+    result = command("--run_dir=run", "--resume")
+    assert result.code == 0 and "resuming: run\n" in result.out
+    (first, _, _), (second, _, asked) = training.calls
+    assert first == second and asked["resume"]
+
+
+def test_resume_takes_the_same_command(command, training):
+    typed = (PROBE, "--num_envs=3", "--run_dir=run")
+    command(*typed)
+    assert command(*typed, "--resume").code == 0
+    assert training.calls[0][0] == training.calls[1][0]
+
+
+def test_resume_without_a_folder_finds_the_run_of_the_same_command(command, training, tmp_path):
+    command(PROBE, "--num_envs=3")
+    command(PROBE, "--num_envs=4")
+    result = command(PROBE, "--num_envs=3", "--resume")
+    assert result.code == 0
+    assert training.calls[2][1] == training.calls[0][1] and training.calls[2][2]["resume"]
+    result = command(PROBE, "--num_envs=5", "--resume")
+    assert result.code == 1
+    assert result.err.startswith(
+        "mtjax-train: nothing to resume: no run of these options under runs; the newest"
+    )
+
+
+def test_resume_refuses_other_options_with_a_diff(command, training):
+    command(PROBE, "--run_dir=run")
+    result = command("--run_dir=run", "--resume", "--learning_rate=0.5", "--hidden_sizes=4,4", "--seed=0")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: run cannot be resumed with other options; leave them out, or start a new run in "
+        "another --run_dir:\n"
+        "  --learning_rate: 0.0003 in the run, 0.5 asked\n"
+        "  --hidden_sizes: 256,256 in the run, 4,4 asked\n",
+    )
+
+
+def test_resume_extends_a_run(command, training):
+    command(PROBE, "--run_dir=run", "--total_steps=100", "--learning_rate_schedule=linear")
+    result = command("--run_dir=run", "--resume", "--total_steps=200", "--log_every=5")
+    assert result.code == 0
+    assert "total_steps extended from 100 to 200\n" in result.out
+    assert "warning: the linear learning-rate schedule is stretched\n" in result.out
+    config = training.calls[1][0]
+    assert (config.total_steps, config.log_every) == (200, 5)
+
+
+def test_resume_does_not_shorten_a_run(command, training):
+    command(PROBE, "--run_dir=run", "--total_steps=100")
+    result = command("--run_dir=run", "--resume", "--total_steps=50")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: run was started with --total_steps=100; a run can be extended, not shortened to 50\n",
+    )
+
+
+def test_a_run_keeps_its_options_when_a_preset_changes(command, training, tmp_path):
+    """Resuming reads the run's configuration, not the presets of a newer version."""
+    command("--suite=launch-probe", "--run_dir=run")
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["num_envs"] = 7
+    path.write_text(json.dumps(saved))
+    command("--suite=launch-probe", "--run_dir=run", "--resume")
+    assert training.calls[1][0].num_envs == 7
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ("{", "Expecting property name enclosed in double quotes"),
+        ("[]", "it is not an object"),
+        ('{"suit": "x"}', "unknown option 'suit'; did you mean suite?"),
+        ('{"ppo": {"discont": 1}}', "unknown option 'discont'; did you mean discount?"),
+        ('{"ppo": 3}', "ppo: expected an object with its options, not 3"),
+        ('{"num_envs": "many"}', "num_envs: 'many' is not a int"),
+        ('{"num_envs": 0}', "num_envs: 0 is too small; it must be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [("--resume", "--run_dir=run"), ("--config_from=run",)])
+def test_a_broken_configuration_is_refused(command, training, tmp_path, content, problem, arguments):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    result = command(PROBE, *arguments)
+    assert result.code == 1
+    assert result.err.startswith(f"mtjax-train: run/config.json cannot be read: {problem}")
+    assert result.err.count("\n") == 1 and not training.calls
+
+
+def test_config_from_says_everything(command, training):
+    command(PROBE, "--run_dir=run")
+    result = command("--config_from=run", "--preset=control-*")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: --preset has no effect beside --config_from: a saved run sets every option\n",
+    )
+
+
+# ------------------------------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize(
+    "name, code, message",
+    [
+        ("Interrupted", 75, "SIGTERM: saved at step 5"),
+        ("Diverged", 3, "the loss of task_1 is not finite at step 7; last good checkpoint: 5"),
+    ],
+)
+def test_exit_codes(command, training, name, code, message):
+    def work():
+        raise getattr(training, name)(message)
+
+    training.work = work
+    result = command(PROBE)
+    assert (result.code, result.err) == (code, f"mtjax-train: {message}\n")
+
+
+def test_control_c_says_how_to_go_on(command, training):
+    def work():
+        raise KeyboardInterrupt
+
+    training.work = work
+    result = command(PROBE)
+    assert result.code == 130
+    assert result.err == "mtjax-train: interrupted; continue with the same command plus --resume\n"
+
+
+def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
+    from mtjax.suites import base
+
+    kept = {name: base._REGISTRY[name] for name in ("launch-probe", "metaworld-mt10")}
+    monkeypatch.setattr(base, "_REGISTRY", kept)
+    result = command("--list_suites")
+    assert result.code == 0
+    header, *lines = result.out.splitlines()
+    assert header.split() == ["suite", "tasks", "interpolation", "extrapolation", "version"]
+    assert [line.split()[:4] for line in lines] == [
+        ["launch-probe", "2", "0", "0"],
+        ["metaworld-mt10", "10", "0", "0"],
+    ]
+
+
+def test_the_flagfile_names_every_option():
+    text = resolve.flagfile(RunConfig())
+    assert "--preset=none\n" in text and "--hidden_sizes=256,256\n" in text and "run_dir" not in text
+
+
+def test_the_end_says_what_was_reached_and_where_it_lies(command, training):
+    out = command(PROBE, "--run_dir=run").out
+    assert "done: 12,345 steps of 2 seeds in 10 s of training (2,469 steps/s); 50 episodes a task:\n" in out
+    words = [line.split() for line in out.splitlines()]
+    assert ["train", "deterministic", "return", *["0.5", "[0.25,", "0.75]"] * 4] in words
+    assert out.splitlines()[-1] == "run folder: run"
+
+
+def test_a_folder_that_was_killed_at_birth_can_be_used(command, training, tmp_path):
+    """Killed before the configuration was whole, a run leaves at most a hidden file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.json.x.tmp").write_text("{")
+    assert command(PROBE, "--run_dir=run").code == 0
+
+
+def test_warnings_are_one_line(command, training):
+    import warnings
+
+    training.work = lambda: warnings.warn("the simulator is old", stacklevel=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "filters", [])
+        warnings.simplefilter("default")
+        result = command(PROBE)
+    assert result.err == "mtjax-train: warning: the simulator is old\n"
