@@ -6,8 +6,15 @@ the installed EnvPool has wrong is named in the suite's version stamp.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
+from collections.abc import Callable
 from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mtjax.envs.base import continuous
 from mtjax.envs.envpool import EnvPool, require_envpool, threads_per_pool
@@ -18,6 +25,16 @@ from mtjax.suites.metaworld_tasks import DESCRIPTIONS, MT10, MT25, MT50
 HORIZON = 500
 OBSERVATION_SIZE = 39
 ACTION_SIZE = 4
+OPTIONS = {"partially_observable": False}
+
+STEP_SECONDS = 0.0125  # of simulated time
+FRAME_STEPS = 10  # a picture takes as long as 400 steps where OpenGL runs on the CPU
+PICTURE = {
+    "render_mode": "rgb_array",
+    "render_width": 320,
+    "render_height": 320,
+    "render_camera_id": 2,  # Meta-World's "corner2", which stands on its head
+}
 
 
 def make_suite(name: str, train: tuple[str, ...], extrapolation: tuple[str, ...] = ()) -> Suite:
@@ -45,6 +62,7 @@ def make_suite(name: str, train: tuple[str, ...], extrapolation: tuple[str, ...]
         make_vector_env=make_vector_env,
         has_success=True,
         on_device=False,
+        render=render,
     )
 
 
@@ -55,18 +73,65 @@ def make_vector_env(split: Split, num_envs: int, *, seed: int) -> HostVectorEnv:
         ImportError: EnvPool is not installed.
     """
     require_envpool()
+    threads = threads_per_pool(len(split))
     pools = tuple(
         functools.partial(
             EnvPool,
             envpool_id(task),
-            seed=[seed, index],
-            num_threads=threads_per_pool(len(split)),
+            seed=(seed, index),
+            num_threads=threads,
             info_names={"success": "success"},
-            options={"partially_observable": False},
+            options=OPTIONS,
         )
         for index, task in enumerate(split.tasks)
     )
     return HostVectorEnv(pools, num_envs, OBSERVATION_SIZE, continuous(ACTION_SIZE), HORIZON, ("success",))
+
+
+def render(
+    split: Split, task_index: int, policy: Callable, *, seed: int, steps: int
+) -> tuple[np.ndarray, float]:
+    """Draw one episode of a task; the contract is :class:`mtjax.suites.base.Render`.
+
+    Raises:
+        ImportError: EnvPool is not installed.
+        RuntimeError: OpenGL is not installed, or does not work.
+    """
+    _load_opengl()
+    pool = EnvPool(
+        envpool_id(split.tasks[task_index]),
+        1,
+        seed=(seed, task_index),
+        num_threads=1,
+        options=OPTIONS | PICTURE,
+    )
+    pool.send_reset(np.zeros(1, np.int32))
+    observation, key, frames = pool.receive_reset(), jax.random.key(seed), []
+    for index in range(min(steps, HORIZON)):
+        if index % FRAME_STEPS == 0:
+            frames.append(_picture(pool))
+        action = policy(jnp.asarray(observation[0], jnp.float32), jax.random.fold_in(key, index))
+        pool.send(np.asarray(action, np.float32)[None])
+        observation = pool.receive().observation
+    frames.append(_picture(pool))
+    return np.stack(frames), 1.0 / (STEP_SECONDS * FRAME_STEPS)
+
+
+def _picture(pool: EnvPool) -> np.ndarray:
+    return np.ascontiguousarray(pool.pool.render()[0][::-1, ::-1])
+
+
+def _load_opengl() -> None:
+    """Load OpenGL before EnvPool draws: where it is missing, EnvPool 1.2.5 ends the whole process."""
+    if sys.platform != "linux":
+        return
+    try:
+        for library in ("libEGL.so.1", "libOpenGL.so.0"):
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise RuntimeError(
+            f"cannot draw Meta-World without OpenGL ({error}); Debian has it in libegl1 and libopengl0"
+        ) from error
 
 
 def envpool_id(task: str) -> str:
