@@ -1,0 +1,328 @@
+"""Checkpoints that are whole, verified, or not loaded: one module around Orbax.
+
+Orbax writes a step atomically but does not notice later damage, has no fallback, counts an empty step folder
+as the latest, and silently refuses to save a step that is not newer than that. So each step gets a manifest,
+written once Orbax says that the step is durable, with the SHA-256 of every file and the shape and dtype of
+every leaf. A step without a valid manifest is never loaded; restoring takes the newest good one, names what
+it skipped and moves that out of the way.
+
+    checkpoints/<step>/           Orbax's files and manifest.json
+    checkpoints/quarantine/       what was found damaged
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mtjax.training.versions import write_json
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine"
+TEMPORARY = "*.orbax-checkpoint-tmp*"
+
+Leaves = dict[str, str]  # "['params']['w']" -> "float32[2, 3]", in the order of the pytree
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+class MismatchError(CheckpointError):
+    """A good checkpoint holds another pytree than the one asked for."""
+
+
+class Checkpointer:
+    """Saves a run's state in the background and restores the newest good one. A context manager.
+
+    Args:
+        run_dir: the run's folder.
+        keep: how many of the newest checkpoints stay.
+        read_only: change nothing on the disk, as an evaluation of a run that may still be training must.
+
+    Attributes:
+        skipped: (step, reason) of every damaged checkpoint that the last restore passed over.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, keep: int = 3, *, read_only: bool = False):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}; at least one checkpoint must be kept")
+        self.folder = pathlib.Path(run_dir).absolute() / FOLDER
+        self.keep = keep
+        self.read_only = read_only
+        self.skipped: list[tuple[int, str]] = []
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_temporary()
+        # Orbax deletes nothing: it would drop the old checkpoint before we have sealed the new one. And it
+        # saves in our thread, not its own: those of a failed save keep the program from ending for minutes.
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only, read_only=read_only, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, concurrent.futures.Future] | None = None
+
+    # ------------------------------------------------------------------------------------------ saving
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step saved, being saved or found on the disk; the next save must be newer."""
+        return self._pending[0] if self._pending else max(self._steps(), default=None)
+
+    def save(self, step: int, state: Any, host: Mapping[str, Any] | None = None) -> None:
+        """Copy the state off the device and write it in the background.
+
+        Returns once the state may be donated. What goes wrong afterwards (a full disk) is raised by the next
+        ``save``, ``wait`` or ``close``.
+
+        Args:
+            step: environment steps; greater than :attr:`latest_step`.
+            state: pytree of arrays; typed PRNG keys are fine.
+            host: what JSON can say (tuples come back as lists, keys as strings).
+
+        Raises:
+            CheckpointError: the step is not newer, or the previous save failed.
+            TypeError: a leaf is no array, or ``host`` is not JSON.
+        """
+        if self.read_only:
+            raise CheckpointError(f"{self.folder} was opened to be read only")
+        self.wait()
+        if self.latest_step is not None and step <= self.latest_step:
+            latest = self.latest_step
+            raise CheckpointError(f"cannot save step {step}: {self.folder} already holds step {latest}")
+        leaves = describe(state)
+        host = dict(host or {})
+        json.dumps(host)
+        copy = jax.tree.map(_copied, state)
+        self._pending = step, self._writer.submit(self._write, step, copy, host, leaves)
+
+    def wait(self) -> None:
+        """Wait until the last save is durable and sealed. Raises CheckpointError if it failed."""
+        if self._pending is None:
+            return
+        step, written = self._pending
+        self._pending = None
+        try:
+            written.result()
+        except Exception as error:
+            self._discard(step)
+            raise CheckpointError(f"checkpoint {step} could not be written: {error}") from error
+
+    def close(self) -> None:
+        """Wait, and let go of Orbax's threads. Raises CheckpointError if the last save failed."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _write(self, step: int, state: Any, host: dict[str, Any], leaves: Leaves) -> None:
+        """Runs in the background: save the step, seal it with its manifest, and only then drop the oldest."""
+        # Orbax wants a container, hence the dict around the state.
+        args = ocp.args.Composite(state=ocp.args.StandardSave({"state": state}), host=ocp.args.JsonSave(host))
+        if not self._manager.save(step, args=args):
+            raise CheckpointError(f"Orbax refused to save it in {self.folder}")
+        write_manifest(self.folder / str(step), step, leaves)
+        sealed = [s for s in self._steps() if (self.folder / str(s) / MANIFEST).exists()]
+        oldest_kept = sorted(sealed)[-self.keep :][0]
+        for old in self._steps():
+            if old < oldest_kept:
+                shutil.rmtree(self.folder / str(old))
+        self._manager.reload()
+
+    def _discard(self, step: int) -> None:
+        """Give back the disk that a failed save takes."""
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        self._remove_temporary()
+        self._manager.reload()
+
+    # --------------------------------------------------------------------------------------- restoring
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+        """Load the newest checkpoint whose every byte is as it was written.
+
+        Damaged ones that are newer are named in a warning and in :attr:`skipped`, and moved to the quarantine
+        folder.
+
+        Args:
+            abstract_state: pytree of arrays or ``jax.ShapeDtypeStruct`` (e.g. of ``jax.eval_shape``); a leaf
+                without a sharding goes to the default device.
+            step: load this one only.
+
+        Returns:
+            (step, state, host), or None if there is no good one (look at :attr:`skipped`).
+
+        Raises:
+            MismatchError: it holds another pytree; the message names the leaf.
+            CheckpointError: it is as it was written, yet Orbax cannot read it.
+        """
+        self.wait()
+        self.skipped = []
+        candidates = sorted(self._steps(), reverse=True) if step is None else [step]
+        for candidate in candidates:
+            problem = verify(self.folder / str(candidate), candidate)
+            if problem is None:
+                state, host = self._load(candidate, abstract_state)
+                self._set_aside(candidate)
+                return candidate, state, host
+            self.skipped.append((candidate, problem))
+        self._set_aside(None)
+        return None
+
+    def _load(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        wanted = describe(abstract_state)
+        where = f"checkpoint {step} in {self.folder}"
+        _assert_equal(json.loads((self.folder / str(step) / MANIFEST).read_text())["leaves"], wanted, where)
+        target = {"state": jax.tree.map(_placed, abstract_state)}
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=args)
+        except Exception as error:
+            raise CheckpointError(f"{where} is undamaged, but Orbax cannot read it: {error}") from error
+        state = restored.state["state"]
+        _assert_equal(describe(state), wanted, where)
+        return state, restored.host
+
+    def _set_aside(self, good: int | None) -> None:
+        """Name the damaged steps in a warning and, unless read-only, move them out of Orbax's sight."""
+        if not self.skipped:
+            return
+        named = "; ".join(f"{step}: {problem}" for step, problem in self.skipped)
+        found = "there is no good one" if good is None else f"using {good}"
+        warnings.warn(f"skipped damaged checkpoints in {self.folder} ({named}); {found}", stacklevel=3)
+        if self.read_only:
+            return
+        for step, _ in self.skipped:
+            if (self.folder / str(step)).exists():
+                _move_into(self.folder / str(step), self.folder / QUARANTINE)
+        self._manager.reload()
+
+    # ---------------------------------------------------------------------------------------- the disk
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+    def _remove_temporary(self) -> None:
+        for path in self.folder.glob(TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------------- manifest
+
+
+def describe(state: Any) -> Leaves:
+    """Name, dtype and shape of every leaf.
+
+    Raises:
+        TypeError: a leaf has no dtype; the message names it.
+    """
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            raise TypeError(f"leaf {name} of the state is a {type(leaf).__name__}, not an array")
+        leaves[name] = f"{leaf.dtype}{list(leaf.shape)}"
+    return leaves
+
+
+def write_manifest(folder: pathlib.Path, step: int, leaves: Leaves) -> None:
+    """Seal a step's folder with the size and SHA-256 of every file in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in paths}
+    content = {"step": step, "leaves": leaves, "files": files}
+    write_json(folder / MANIFEST, content | {"sha256": _digest_of(content)})
+
+
+def verify(folder: pathlib.Path, step: int) -> str | None:
+    """Say what is wrong with a step's folder, or None if every byte is as it was written."""
+    if not folder.is_dir():
+        return "there is no such checkpoint"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        seal = manifest.pop("sha256")
+        files = manifest["files"]
+    except FileNotFoundError:
+        return "it has no manifest, so its save was cut off"
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "its manifest is unreadable"
+    if seal != _digest_of(manifest) or manifest["step"] != step:
+        return "its manifest is damaged"
+    for name, (size, digest) in files.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if _digest(path) != digest:
+                return f"{name} has changed since it was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _assert_equal(found: Leaves, wanted: Leaves, where: str) -> None:
+    """Raise MismatchError, naming the first leaf, unless both have the same leaves in the same order."""
+    if found == wanted and list(found) == list(wanted):
+        return
+    differ = [name for name in found | wanted if found.get(name) != wanted.get(name)]
+    if not differ:
+        raise MismatchError(f"{where} holds the same leaves in another order")
+    name, more = differ[0], len(differ) - 1
+    raise MismatchError(
+        f"{where} does not fit: leaf {name} is {found.get(name, 'absent')} there and "
+        f"{wanted.get(name, 'absent')} here" + (f" ({more} more leaves differ)" if more else "")
+    )
+
+
+def _copied(leaf: Any) -> Any:
+    """The leaf, in memory that nobody donates. Keys are small and stay on the device, to keep their type."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.copy(leaf)
+    return np.array(leaf)
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The leaf with a sharding. Left open, Orbax would ask for the devices that saved it."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _move_into(path: pathlib.Path, folder: pathlib.Path) -> None:
+    folder.mkdir(exist_ok=True)
+    target, attempt = folder / path.name, 1
+    while target.exists():
+        attempt += 1
+        target = folder / f"{path.name}-{attempt}"
+    path.rename(target)

@@ -1,0 +1,288 @@
+"""The record of a run: ``metrics.jsonl``, the source of truth, and TensorBoard, a view of it.
+
+One JSON object a line, only ever appended to. The first line names the tasks; then come
+
+    {"kind": "train", "step", "update", "time", "values": {...}}
+    {"kind": "evaluation", "step", "time", "split", "mode", "final", "episodes", "values": {...}}
+    {"kind": "event", "step", "time", "message"}
+
+``step`` counts environment steps of one seed; ``time`` is in seconds since the start, over all resumes.
+Numbers that are not finite are written as null and read as NaN. float32 is written in the fewest digits that
+give the same float32 back; matrices [S, T, T] are rounded to four decimals, for they are large.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time as clock
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtjax.training import statistics
+from mtjax.training.versions import write_atomically
+
+FILE = "metrics.jsonl"
+MEASURES = ("return", "length", "success", "success_any", "success_last")  # shown per task and in aggregate
+SYNC_SECONDS = 5.0  # a power cut loses at most this much
+
+
+class Recorder:
+    """Writes a run's metrics. A context manager; opening an existing record appends to it.
+
+    Args:
+        run_dir: the run's folder; made if it is not there.
+        task_names: names of the training tasks, [T].
+        tensorboard: write TensorBoard's event files too.
+
+    Raises:
+        ValueError: the folder holds a record of other tasks.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, task_names: Sequence[str], tensorboard: bool = True):
+        self.path = pathlib.Path(run_dir) / FILE
+        self.task_names = tuple(task_names)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        last_step = self._open_existing() if self.path.exists() else None
+        self._file = self.path.open("ab")
+        self._synced = clock.monotonic()
+        if last_step is None:
+            self._write({"kind": "tasks", "step": 0, "time": 0.0, "tasks": list(self.task_names)})
+        self._board = _Board(self.path.parent, self.task_names, last_step) if tensorboard else None
+
+    def _open_existing(self) -> int | None:
+        """Drop a torn tail, check the tasks. Returns the newest step, or None if nothing is recorded."""
+        _drop_torn_tail(self.path)
+        lines = _parse(self.path)
+        named = next((tuple(line["tasks"]) for line in lines if line["kind"] == "tasks"), None)
+        if named is not None and named != self.task_names:
+            ours = list(self.task_names)
+            raise ValueError(f"{self.path} is a record of the tasks {list(named)}, not of {ours}")
+        return max((line["step"] for line in lines), default=None)
+
+    def train(self, step: int, update: int, time: float, values: Mapping[str, Any]) -> None:
+        """Record what an update measured.
+
+        Args:
+            step: environment steps of one seed so far.
+            update: updates so far.
+            time: seconds since the start.
+            values: arrays by name, of shape (), [S], [S, T] or [S, T, T].
+        """
+        self._write({"kind": "train", "step": step, "update": update, "time": time, "values": values})
+        if self._board:
+            self._board.train(step, values)
+
+    def evaluation(
+        self,
+        step: int,
+        time: float,
+        *,
+        split: str,
+        mode: str,
+        final: bool,
+        episodes: int,
+        values: Mapping[str, Any],
+        task_names: Sequence[str] | None = None,
+    ) -> None:
+        """Record an evaluation.
+
+        Args:
+            step, time: as in :meth:`train`.
+            split: "train" or a held-out split.
+            mode: "deterministic" or "stochastic".
+            final: True for the evaluation after the last update.
+            episodes: of each seed and task.
+            values: [S, T] by name: "return", "length", "success_any", "success_last".
+            task_names: of a held-out split, whose tasks are not the training tasks.
+        """
+        line: dict[str, Any] = {"kind": "evaluation", "step": step, "time": time}
+        line |= {"split": split, "mode": mode, "final": final, "episodes": episodes}
+        if task_names is not None and tuple(task_names) != self.task_names:
+            line["tasks"] = list(task_names)
+        self._write(line | {"values": values}, sync=True)
+        if self._board:
+            self._board.evaluation(step, split, mode, values, line.get("tasks", self.task_names))
+
+    def event(self, step: int, time: float, message: str) -> None:
+        """Record that something happened: a resume, a skipped checkpoint, a stop."""
+        self._write({"kind": "event", "step": step, "time": time, "message": message}, sync=True)
+        if self._board:
+            self._board.text(step, message)
+
+    def sync(self) -> None:
+        """Make every line durable. Call it before a checkpoint is saved: none may be ahead of its record."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = clock.monotonic()
+
+    def close(self) -> None:
+        """Make everything durable and close. Closing twice is fine."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+            if self._board:
+                self._board.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _write(self, line: Mapping[str, Any], sync: bool = False) -> None:
+        line = {k: _plain(v) for k, v in line.items()}
+        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        if sync or clock.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+
+def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a run's record.
+
+    Returns:
+        The lines in the order written; each "values" maps names to float64 arrays, NaN for null. A torn
+        last line is left out.
+
+    Raises:
+        FileNotFoundError: the folder has no record.
+        ValueError: a line other than the last is broken; the message has its number.
+    """
+    lines = _parse(pathlib.Path(run_dir) / FILE)
+    for line in lines:
+        if "values" in line:
+            line["values"] = {k: np.array(v, dtype=float) for k, v in line["values"].items()}
+    return lines
+
+
+def truncate_after(run_dir: str | os.PathLike, step: int) -> int:
+    """Forget everything after ``step``, so that a run resumed there has no step twice.
+
+    Call it before the Recorder is opened. The file is replaced in one piece.
+
+    Returns:
+        How many whole lines were dropped.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read`.
+    """
+    path = pathlib.Path(run_dir) / FILE
+    raw = _whole_lines(path.read_bytes())
+    keep = [text for text, line in zip(raw, _parse(path), strict=True) if line["step"] <= step]
+    write_atomically(path, b"".join(text + b"\n" for text in keep))
+    return len(raw) - len(keep)
+
+
+def task_names(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The training tasks' names, of what :func:`read` returned; empty if the record does not say."""
+    return next((tuple(line["tasks"]) for line in lines if line["kind"] == "tasks"), ())
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    return content[: content.rfind(b"\n") + 1].splitlines()
+
+
+def _drop_torn_tail(path: pathlib.Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _parse(path: pathlib.Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, text in enumerate(_whole_lines(path.read_bytes()), start=1):
+        try:
+            line = json.loads(text)
+            line["kind"], line["step"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"line {number} of {path} is broken: {text[:60]!r}") from None
+        lines.append(line)
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """Turn arrays, and what holds them, into what JSON can say."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return list(value)
+    return _numbers(np.asarray(value))
+
+
+def _numbers(array: np.ndarray) -> Any:
+    if array.dtype.kind in "biu":
+        return array.tolist()
+    array = np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
+    if array.ndim >= 3:
+        array = array.round(4)
+    # str() of a NumPy float has the fewest digits that read back as the same number of that precision.
+    finite = np.isfinite(array).ravel()
+    flat = [float(str(v)) if ok else None for v, ok in zip(array.ravel(), finite, strict=True)]
+    return _nest(flat, array.shape)
+
+
+def _nest(flat: list, shape: tuple[int, ...]) -> Any:
+    if not shape:
+        return flat[0]
+    if len(shape) == 1:
+        return flat
+    size = len(flat) // shape[0] if shape[0] else 0
+    return [_nest(flat[i * size : (i + 1) * size], shape[1:]) for i in range(shape[0])]
+
+
+class _Board:
+    """TensorBoard's view: aggregates in one group, tasks in another, so that 50 tasks bury nothing."""
+
+    def __init__(self, run_dir: pathlib.Path, names: Sequence[str], last_step: int | None):
+        import tensorboardX  # here, because it takes a third of a second that --notensorboard need not pay
+
+        # purge_step hides what a killed run wrote after the checkpoint that this one resumes from.
+        purge = None if last_step is None else last_step + 1
+        folder = str(run_dir / "tensorboard")
+        self._writer = tensorboardX.SummaryWriter(folder, purge_step=purge, flush_secs=10)
+        self._names = tuple(names)
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            value = np.asarray(value, float)
+            if name in MEASURES and value.ndim == 2:
+                self._measure("train", name, step, value, self._names)
+            elif value.ndim == 3:
+                off_diagonal = ~np.eye(value.shape[-1], dtype=bool)
+                self._scalar(f"learning/{name}", step, value[:, off_diagonal])
+            elif name != "episodes":
+                self._scalar(f"learning/{name}", step, value)
+
+    def evaluation(
+        self, step: int, split: str, mode: str, values: Mapping[str, Any], names: Sequence[str]
+    ) -> None:
+        for name, value in values.items():
+            value = np.asarray(value, float)
+            if value.ndim == 2:
+                self._measure(f"evaluation_{split}_{mode}", name, step, value, names)
+
+    def text(self, step: int, message: str) -> None:
+        self._writer.add_text("events", message, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _measure(self, group: str, name: str, step: int, value: np.ndarray, names: Sequence[str]) -> None:
+        for label in ("mean", "median", "worst"):
+            over_tasks = getattr(statistics, label)(value, skip_missing=True)  # [S]
+            self._scalar(f"{group}/{name}/{label}", step, over_tasks)
+        for index, task in enumerate(names):
+            self._scalar(f"{group}_tasks/{name}/{task}", step, value[:, index])
+
+    def _scalar(self, tag: str, step: int, value: np.ndarray) -> None:
+        """Mean over everything that is finite; nothing at all where nothing is."""
+        finite = value[np.isfinite(value)]
+        if finite.size:
+            self._writer.add_scalar(tag, float(finite.mean()), step)

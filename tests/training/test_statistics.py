@@ -1,0 +1,109 @@
+"""Measures: a wrong aggregate or a too narrow interval is a wrong claim in somebody's paper."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from mtjax.training import statistics
+
+SCORES = np.array([[0.0, 1.0, 2.0, 9.0], [4.0, 4.0, 6.0, 2.0]])  # [S=2, T=4]
+
+
+def test_by_hand():
+    np.testing.assert_allclose(statistics.mean(SCORES), [3.0, 4.0])
+    np.testing.assert_allclose(statistics.median(SCORES), [1.5, 4.0])
+    np.testing.assert_allclose(statistics.worst(SCORES), [0.0, 2.0])
+    # Sorted: 0 1 | 2 2 4 4 | 6 9: the middle half has mean 3.
+    assert statistics.iqm(SCORES) == 3.0
+    values = {name: entry["value"] for name, entry in statistics.summarize(SCORES).items()}
+    assert values == {"mean": 3.5, "median": 2.75, "worst": 1.0, "iqm": 3.0}
+
+
+def test_leading_axes_and_missing_tasks():
+    stacked = np.stack([SCORES, SCORES + 1])
+    np.testing.assert_allclose(statistics.iqm(stacked), [3.0, 4.0])
+    np.testing.assert_allclose(statistics.worst(stacked), [[0, 2], [1, 3]])
+    holes = np.array([[np.nan, 1.0, 3.0], [np.nan] * 3])
+    np.testing.assert_allclose(statistics.mean(holes, skip_missing=True), [2.0, np.nan])
+    np.testing.assert_allclose(statistics.worst(holes, skip_missing=True), [1.0, np.nan])
+    assert np.isnan(statistics.mean(holes)).all() and np.isnan(statistics.iqm(holes))
+
+
+def test_one_seed_has_no_interval_and_a_diverged_one_no_value():
+    for entry in statistics.summarize(SCORES[:1]).values():
+        assert entry["low"] is None and entry["high"] is None and entry["value"] is not None
+    diverged = SCORES.copy()
+    diverged[0, 0] = np.nan
+    assert statistics.summarize(diverged)["mean"] == {"value": None, "low": None, "high": None}
+    with pytest.raises(ValueError, match=r"\[seeds, tasks\], got \[4\]"):
+        statistics.summarize(SCORES[0])
+
+
+def test_interval_is_that_of_whole_agents():
+    # Two agents, all tasks equal within each: resampling gives means 0, 1/2, 1 with 1/4, 1/2, 1/4.
+    agents = np.array([[0.0] * 20, [1.0] * 20])
+    assert statistics.summarize(agents)["mean"] == {"value": 0.5, "low": 0.0, "high": 1.0}
+    narrow = statistics.summarize(agents, stratify=True)["mean"]  # takes the 20 tasks for independent
+    assert 0.2 < narrow["low"] < 0.4 and 0.6 < narrow["high"] < 0.8
+
+
+def test_interval_covers_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for trial in range(100):
+        interval = statistics.bootstrap(
+            generator.normal(size=(20, 3)), statistics.STATISTICS["mean"], resamples=400, seed=trial
+        )
+        hits += interval[0] <= 0.0 <= interval[1]
+    assert 86 <= hits <= 99
+
+
+def test_interval_agrees_with_scipy():
+    scores = np.random.default_rng(1).normal(size=(10, 5))
+    per_agent = scores.mean(axis=1)
+    reference = scipy.stats.bootstrap(
+        (per_agent,), np.mean, n_resamples=9999, method="percentile", random_state=0
+    ).confidence_interval
+    ours = statistics.summarize(scores, resamples=9999)["mean"]
+    np.testing.assert_allclose([ours["low"], ours["high"]], reference, atol=0.02)
+
+
+def test_summary_is_reproducible_and_ignores_the_order_of_tasks():
+    scores = np.random.default_rng(2).normal(size=(5, 7))
+    first = statistics.summarize(scores)
+    assert first == statistics.summarize(scores)
+    shuffled = statistics.summarize(scores[:, ::-1])
+    for name in first:
+        np.testing.assert_allclose(list(first[name].values()), list(shuffled[name].values()))
+
+
+def test_probability_of_improvement_by_hand():
+    ours, theirs = np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([[2.0, 5.0], [2.0, 4.0]])
+    # Task 0: 1 loses twice, 3 wins twice: 1/2. Task 1: two ties, two wins: 3/4.
+    found = statistics.probability_of_improvement(ours, theirs)
+    assert found["value"] == 0.625 and found["low"] < 0.625 < found["high"]
+    better = statistics.probability_of_improvement(ours + 10, theirs, stratify=True)
+    assert better == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert statistics.probability_of_improvement(ours[:1], theirs)["low"] is None
+    with pytest.raises(ValueError, match="cannot compare 2 tasks with 1"):
+        statistics.probability_of_improvement(ours, theirs[:, :1])
+
+
+def test_against_rliable():
+    try:
+        from rliable import library, metrics
+    except Exception as error:  # rliable 1.2 raises an AttributeError under pandas 3
+        pytest.skip(f"rliable cannot be imported here: {error}")
+    scores = np.random.default_rng(3).uniform(size=(10, 6))
+    others = scores[::-1] - 0.1
+
+    def aggregates(x):
+        return np.array([metrics.aggregate_mean(x), metrics.aggregate_iqm(x)])
+
+    points, intervals = library.get_interval_estimates({"a": scores}, aggregates, reps=2000)
+    ours = statistics.summarize(scores, stratify=True)
+    for i, name in enumerate(("mean", "iqm")):
+        np.testing.assert_allclose(ours[name]["value"], points["a"][i])
+        np.testing.assert_allclose([ours[name]["low"], ours[name]["high"]], intervals["a"][:, i], atol=0.015)
+    improvement = statistics.probability_of_improvement(scores, others)["value"]
+    np.testing.assert_allclose(improvement, metrics.probability_of_improvement(scores, others))
