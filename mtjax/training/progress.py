@@ -1,0 +1,222 @@
+"""Progress on the screen: a live bar on a terminal, plain lines elsewhere, or nothing.
+
+compiling rollout … 12 s
+hidden-hopper ━━━━━━━━━━━━━━━━━━━━ 41%  4.1M of 10.0M steps · 52.3k steps/s · 1:53 left
+return: mean 812 · median 790 · worst 301
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.live
+import rich.progress_bar
+import rich.spinner
+import rich.table
+import rich.text
+
+from mtjax.training import statistics
+
+PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+RECENT_SECONDS = 30.0  # over which the speed is measured
+
+
+class Progress:
+    """Shows how a run is doing. A context manager.
+
+    Args:
+        total_steps: environment steps of one seed.
+        suite: the suite's name.
+        start_step: where a resumed run begins.
+        enabled: False shows nothing but warnings, which go where they always do.
+        console: where to; the standard error by default.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        suite: str,
+        *,
+        start_step: int = 0,
+        enabled: bool = True,
+        console: rich.console.Console | None = None,
+    ):
+        self.total_steps = total_steps
+        self.suite = suite
+        self.enabled = enabled
+        self.console = console or rich.console.Console(stderr=True)
+        self._step = start_step
+        self._marks = collections.deque([(time.monotonic(), start_step)])
+        self._measures = ""
+        self._compiling: tuple[str, float] | None = None
+        self._compile_seconds = 0.0
+        self._last_line = -PLAIN_SECONDS
+        self._live: rich.live.Live | None = None
+        self._old_showwarning = warnings.showwarning
+
+    def __enter__(self) -> Progress:
+        if self.enabled and self.console.is_terminal:
+            self._live = rich.live.Live(
+                get_renderable=self._render, console=self.console, refresh_per_second=4, transient=False
+            )
+            self._live.start()
+        if self.enabled:
+            self._old_showwarning = warnings.showwarning
+            warnings.showwarning = self._show_warning
+        self._restart_clock()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.enabled:
+            warnings.showwarning = self._old_showwarning
+        if self._live:
+            self._live.stop()
+            self._live = None
+        elif self.enabled:
+            self._line(self._status())
+
+    # ------------------------------------------------------------------------------- what the loop tells
+
+    def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
+        """Tell how far training is.
+
+        Args:
+            step: environment steps of one seed.
+            values: may have "success" and "return", [S, T]; success is shown where there is any.
+        """
+        now = time.monotonic()
+        self._step = step
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and now - self._marks[0][0] > RECENT_SECONDS:
+            self._marks.popleft()
+        self._measures = describe(values or {}) or self._measures
+        if self.enabled and not self._live and now - self._last_line >= PLAIN_SECONDS:
+            self._line(self._status())
+
+    def evaluation(self, step: int, split: str, mode: str, values: Mapping[str, Any]) -> None:
+        """Show an evaluation: one line, which stays. ``values`` are [S, T]."""
+        self.message(f"evaluation at {steps_text(step)} steps ({split}, {mode}): {describe(values)}")
+
+    def message(self, text: str) -> None:
+        """Show a line that stays, above the bar."""
+        if self.enabled:
+            self._line(text)
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Show "compiling ``what`` …" with the seconds gone by, and how long it took."""
+        start = time.monotonic()
+        self._compiling = what, start
+        if self.enabled and not self._live:
+            self._line(f"compiling {what} …")
+        try:
+            yield
+        finally:
+            self._compiling = None
+            took = time.monotonic() - start
+            self._compile_seconds += took
+            self._restart_clock()
+        self.message(f"compiled {what} in {took:.1f} s")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the seconds spent inside (an evaluation, a checkpoint) out of the speed."""
+        try:
+            yield
+        finally:
+            self._restart_clock()
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Speed over the last half minute, or None before it can be known."""
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (end - start) if end > start and last > first else None
+
+    # ----------------------------------------------------------------------------------------- drawing
+
+    def _restart_clock(self) -> None:
+        self._marks = collections.deque([(time.monotonic(), self._step)])
+
+    def _status(self) -> str:
+        percent = min(100, int(100 * self._step / max(1, self.total_steps)))
+        parts = [f"{percent}% of {steps_text(self.total_steps)} steps", *self._speed(), self._measures]
+        return f"{self.suite}: " + " · ".join(part for part in parts if part)
+
+    def _speed(self) -> list[str]:
+        speed = self.steps_per_second
+        if not speed:
+            return []
+        left = max(0.0, self.total_steps - self._step) / speed
+        return [f"{steps_text(speed)} steps/s", f"{time_text(left)} left"]
+
+    def _render(self) -> rich.console.RenderableType:
+        grid = rich.table.Table.grid(padding=(0, 1))
+        if self._compiling:
+            what, start = self._compiling
+            grid.add_row(f"[yellow]compiling {what} … {time.monotonic() - start:.0f} s")
+        bar = rich.table.Table.grid(padding=(0, 1))
+        done = f"{steps_text(self._step)} of {steps_text(self.total_steps)} steps"
+        bar.add_row(
+            f"[bold]{self.suite}",
+            rich.progress_bar.ProgressBar(total=self.total_steps, completed=self._step, width=24),
+            f"{min(1.0, self._step / max(1, self.total_steps)):4.0%}",
+            " · ".join([done, *self._speed()]),
+        )
+        grid.add_row(bar)
+        if self._measures:
+            grid.add_row(f"[cyan]{self._measures}")
+        return grid
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.console.print(rich.text.Text(text), soft_wrap=True)
+
+    def _show_warning(self, message: Any, category: Any, *_: Any, **__: Any) -> None:
+        line = rich.text.Text(f"warning: {message}", style="yellow")
+        self.console.print(line, soft_wrap=True)
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """Mean, median and worst of success (%) where there is any, of return otherwise; "" if neither is known.
+
+    Args:
+        values: [S, T] by name. Tasks without a finished episode are left out.
+    """
+    for name in ("success", "success_any", "return"):
+        if name in values and np.isfinite(values[name]).any():
+            scale, unit = (1, "") if name == "return" else (100, "%")
+            numbers = []
+            for label in ("mean", "median", "worst"):
+                over_tasks = getattr(statistics, label)(values[name], skip_missing=True)
+                numbers.append(f"{label} {number_text(scale * float(np.nanmean(over_tasks)))}{unit}")
+            return f"{name.removesuffix('_any')}: " + " · ".join(numbers)
+    return ""
+
+
+def number_text(value: float) -> str:
+    """Three figures or so: 0.123, 12.3, 1,234."""
+    if abs(value) >= 1e6:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def steps_text(steps: float) -> str:
+    """A count as a person says it: 950, 12.3k, 4.1M, 2.0G."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if steps >= size:
+            return f"{steps / size:.1f}{unit}"
+    return f"{steps:.0f}"
+
+
+def time_text(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
