@@ -6,17 +6,39 @@ import inspect
 from collections.abc import Callable
 
 from mtjax.grads.base import Method, Transform, Weighting
+from mtjax.grads.combine import cr_mogm, every_k, normalize
+from mtjax.grads.methods.aligned_mtl import aligned_mtl
+from mtjax.grads.methods.balancers import dwa, gls, imtl_l, rlw, stch, uncertainty
+from mtjax.grads.methods.cagrad import cagrad
+from mtjax.grads.methods.config import config
+from mtjax.grads.methods.cosine_gate import cosine_gate
+from mtjax.grads.methods.famo import famo
+from mtjax.grads.methods.graddrop import graddrop
 from mtjax.grads.methods.gradnorm import gradnorm
+from mtjax.grads.methods.gradvac import gradvac
+from mtjax.grads.methods.imtl_g import imtl_g
+from mtjax.grads.methods.krum import krum
 from mtjax.grads.methods.linear import fixed, mean, sum_
+from mtjax.grads.methods.mgda import mgda, mgda_ub
+from mtjax.grads.methods.nash_mtl import fairgrad, nash_mtl
 from mtjax.grads.methods.pcgrad import pcgrad
+from mtjax.grads.methods.stochastic import modo, sdmgrad
+from mtjax.grads.methods.tracked import db_mtl, excess_mtl, moco
+from mtjax.grads.methods.trimmed_mean import trimmed_mean
+from mtjax.grads.methods.upgrad import dualproj, upgrad
 
 METHODS: dict[str, Callable[..., Method]] = {
-    "mean": mean,
     "sum": sum_,
-    "fixed": fixed,
-    "pcgrad": pcgrad,
-    "gradnorm": gradnorm,
-}
+    **{
+        factory.__name__: factory
+        for factory in (
+            mean, fixed, pcgrad, gradvac, mgda, mgda_ub, cagrad, imtl_g, config, nash_mtl, fairgrad,
+            aligned_mtl, upgrad, dualproj, graddrop, moco, sdmgrad, modo, db_mtl, excess_mtl,
+            cosine_gate, trimmed_mean, krum, gradnorm, uncertainty, dwa, rlw, gls, imtl_l, stch, famo,
+            cr_mogm, every_k, normalize,
+        )
+    },
+}  # fmt: skip
 
 
 def names() -> list[str]:

@@ -1,0 +1,188 @@
+"""Combinators: methods made from methods, and transforms made from transforms."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mtjax.grads.base import (
+    Array,
+    Method,
+    State,
+    Transform,
+    Weighting,
+    default_float,
+    need_losses,
+    norms,
+    positive,
+    presence,
+)
+from mtjax.grads.gram import accumulator
+
+
+def every_k(method: Weighting, k: int) -> Weighting:
+    """Recomputes a method's weights on one call in k, starting with the first, and reuses them.
+
+    `aggregate` carries this out, so between them even the Gram is skipped. (Under `vmap` a batched
+    call counter turns that into work that is done and discarded.)
+
+    Example:
+      >>> from mtjax import grads
+      >>> tx = grads.aggregate(grads.every_k(grads.nash_mtl(max_norm=1.0), 25), num_tasks=3)
+    """
+    if not isinstance(method, Weighting):
+        raise ValueError("every_k needs a method that sees the Gram; this one works on the gradients")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return method._replace(every=method.every * k)
+
+
+class SmoothState(NamedTuple):
+    """Smoothed weights [T], whether there are any, and the wrapped method's state."""
+
+    weights: Array
+    started: Array
+    inner: State
+
+
+def cr_mogm(method: Weighting, alpha: float = 0.9) -> Weighting:
+    """CR-MOGM (Zhou et al., NeurIPS 2022, "On the convergence of stochastic multi-objective
+    gradient manipulation and beyond", Algorithm 1): smooths another method's weights.
+
+    λ_t = α λ_{t−1} + (1−α) λ̂_t, with λ̂_t the method's weights on the present gradients and
+    λ_0 = 1/T. Takes the conflict-avoiding method's bias away as α → 1.
+
+    Properties: permutation equivariant where the method is; may conflict. Cost: the method's.
+
+    Args:
+      method: a `Weighting`, such as `mgda()`.
+      alpha: smoothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.cr_mogm(grads.mgda(), alpha=0.5)
+      >>> weights, _ = method.update(jnp.diag(jnp.array([1.0, 3.0])), method.init(2))
+      >>> [round(float(w), 3) for w in weights]
+      [0.625, 0.375]
+    """
+    if not isinstance(method, Weighting):
+        raise ValueError("cr_mogm needs a method that sees the Gram; this one works on the gradients")
+
+    def init(num_tasks: int) -> SmoothState:
+        weights = jnp.full(num_tasks, 1 / num_tasks, default_float())
+        return SmoothState(weights, jnp.array(False), method.init(num_tasks))
+
+    def update(gram, state, *, losses=None, mask=None):
+        options = {} if mask is None else {"mask": mask}
+        fresh, inner = method.update(gram, state.inner, losses=losses, **options)
+        here = presence(gram.shape[-1], mask, gram.dtype)
+        mixed = alpha * state.weights + (1 - alpha) * fresh
+        weights = jnp.where(here > 0, mixed, state.weights).astype(state.weights.dtype)
+        return weights * here, SmoothState(weights, jnp.array(True), inner)
+
+    def observe(losses_after: Array, state: SmoothState) -> SmoothState:
+        return state._replace(inner=method.observe(losses_after, state.inner))
+
+    return method._replace(init=init, update=update, observe=observe if method.observe is not None else None)
+
+
+def normalize(method: Method, by: str = "norm") -> Method:
+    """Divides each task's gradient before a method sees and sums it.
+
+    Args:
+      method: any method.
+      by: "norm": ‖g_i‖, so all have length 1; "loss": L_i, the gradient of log L_i (losses ≤ 0 count
+        as 1e-8).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.normalize(grads.sum_()).update(jnp.diag(jnp.array([1.0, 4.0])), ())
+      >>> [float(w) for w in weights]
+      [1.0, 0.5]
+    """
+    if by not in ("norm", "loss"):
+        raise ValueError(f'by must be "norm" or "loss", not {by!r}')
+
+    def scales(gram: Array, losses: Array | None) -> Array:
+        if by == "loss":
+            return 1 / positive(need_losses('normalize(by="loss")', losses)).astype(gram.dtype)
+        norm = norms(gram)
+        return jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+
+    def of_weighting(gram, state, *, losses=None, mask=None):
+        options = {} if mask is None else {"mask": mask}
+        scale = scales(gram, losses)
+        scaled = gram * scale[:, None] * scale[None, :]
+        weights, state = method.update(scaled, state, losses=losses, **options)
+        return weights * scale, state
+
+    def of_transform(task_grads, state, gram, *, losses=None, mask=None):
+        options = {} if mask is None else {"mask": mask}
+        scale = scales(gram(task_grads), losses)
+        rows = [scale.reshape((-1,) + (1,) * (g.ndim - 1)).astype(accumulator(g)) for g in task_grads]
+        scaled = [(r * g).astype(g.dtype) for r, g in zip(rows, task_grads, strict=True)]
+        return method.update(scaled, state, gram, losses=losses, **options)
+
+    if isinstance(method, Transform):
+        return Transform(method.init, of_transform)
+    return method._replace(update=of_weighting, needs_gram=method.needs_gram or by == "norm")
+
+
+class AccumulateState(NamedTuple):
+    """Mean of the gradients [T, ...] and losses [T] so far, calls, and the wrapped state."""
+
+    task_grads: Any
+    losses: Array
+    count: Array
+    inner: Any
+
+
+def accumulate(
+    tx: optax.GradientTransformation, k: int, *, num_tasks: int
+) -> optax.GradientTransformationExtraArgs:
+    """Averages gradients over k micro-batches, task by task, then makes one step of `tx`.
+
+    `optax.MultiSteps` would lose the task axis. Wrap the whole chain, so that its optimiser too
+    steps once in k calls; the calls between return zero updates.
+
+    Args:
+      tx: a chain that starts with `aggregate`.
+      k: micro-batches a step.
+      num_tasks: T.
+
+    Example:
+      >>> import optax
+      >>> from mtjax import grads
+      >>> tx = optax.chain(grads.aggregate(grads.mgda(), num_tasks=2), optax.adam(1e-3))
+      >>> tx = grads.accumulate(tx, 4, num_tasks=2)
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: Any) -> AccumulateState:
+        zeros = jax.tree.map(lambda p: jnp.zeros((num_tasks, *p.shape), accumulator(p)), params)
+        none = jnp.zeros(num_tasks, default_float())
+        return AccumulateState(zeros, none, jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates, state, params=None, *, losses=None, **extra):
+        total = jax.tree.map(lambda a, g: a + g.astype(a.dtype) / k, state.task_grads, updates)
+        summed = state.losses if losses is None else state.losses + losses / k
+
+        def step() -> tuple[Any, AccumulateState]:
+            mean = jax.tree.map(lambda a, g: a.astype(g.dtype), total, updates)
+            given = extra if losses is None else {**extra, "losses": summed}
+            new, inner = tx.update(mean, state.inner, params, **given)
+            blank = jax.tree.map(jnp.zeros_like, (total, summed))
+            return new, AccumulateState(*blank, jnp.zeros_like(state.count), inner)
+
+        def wait() -> tuple[Any, AccumulateState]:
+            shapes = jax.eval_shape(step)[0]
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return zero, AccumulateState(total, summed, state.count + 1, state.inner)
+
+        return lax.cond(state.count + 1 == k, step, wait)
+
+    return optax.GradientTransformationExtraArgs(init, update)

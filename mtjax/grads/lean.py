@@ -1,0 +1,120 @@
+"""The memory-lean path: a Gram and a weighted sum with O(P) gradient memory.
+
+`aggregate` takes all T gradients at once, T × P numbers. Here only one gradient lives at a time:
+
+* row i of the Gram is J g_i: one backward pass for g_i, then one forward-mode pass (a JVP) of all T
+  losses in the direction g_i;
+* the direction is one backward pass through Σ_i w_i L_i.
+
+The trade: T JVPs of T losses, so O(T²) forward passes in place of O(T), and each loss is
+differentiated twice. It pays when T × P does not fit, not before.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtjax.grads.base import Array, State, Weighting, default_float, seeded
+
+Loss = Callable[[Any, Any], Array]
+
+
+class LeanState(NamedTuple):
+    """The method's state, and the last Gram [T, T] and weights [T]."""
+
+    inner: State
+    gram: Array
+    weights: Array
+
+
+class Lean(NamedTuple):
+    """`init(params) -> state`; `direction(loss, params, batch, state) -> (losses, updates, state)`."""
+
+    init: Callable[[Any], LeanState]
+    direction: Callable[[Loss, Any, Any, LeanState], tuple[Array, Any, LeanState]]
+
+
+def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[Array, Array]:
+    """Losses [T] and their gradients' Gram matrix [T, T], with one gradient in memory at a time.
+
+    Args:
+      loss: (params, one task's batch) -> scalar.
+      params: tree.
+      batch: tree with a leading task axis [T, ...].
+      shared: tree of bools like params, or a predicate over leaf paths: the leaves that count.
+    """
+    flags = _flags(params, shared)
+
+    def all_losses(p: Any) -> Array:
+        return lax.map(lambda task: loss(p, task), batch)
+
+    def row(task: Any) -> tuple[Array, Array]:
+        value, g = jax.value_and_grad(loss)(params, task)
+        g = jax.tree.map(lambda x, flag: x if flag else jnp.zeros_like(x), g, flags)
+        return value, jax.jvp(all_losses, (params,), (g,))[1].astype(default_float())
+
+    losses, gram = lax.map(row, batch)
+    return losses, 0.5 * (gram + gram.T)
+
+
+def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | Array = 0) -> Lean:
+    """`aggregate` for gradients that do not fit in memory together.
+
+    Args:
+      method: a `Weighting`; a `Transform` needs all gradients.
+      num_tasks: T.
+      shared: as in `aggregate`; the gradients of other leaves are summed.
+      seed: as in `aggregate`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> lean = grads.lean(grads.mgda(), num_tasks=2)
+      >>> loss = lambda w, target: jnp.sum((w - target) ** 2)
+      >>> params, targets = jnp.zeros(2), jnp.eye(2)
+      >>> losses, direction, state = lean.direction(loss, params, targets, lean.init(params))
+      >>> [float(d) for d in direction]
+      [-1.0, -1.0]
+    """
+    if not isinstance(method, Weighting):
+        raise ValueError("the lean path needs a method that sees the Gram; this one needs the gradients")
+    if method.leaves is not None or method.every != 1:
+        raise ValueError("the lean path supports neither `leaves` nor every_k")
+
+    def init(params: Any) -> LeanState:
+        del params
+        gram = jnp.zeros((num_tasks, num_tasks), default_float())
+        return LeanState(seeded(method.init(num_tasks), seed), gram, gram[0])
+
+    def direction(loss: Loss, params: Any, batch: Any, state: LeanState) -> tuple:
+        losses, gram = lean_gram(loss, params, batch, shared)
+        weights, inner = method.update(gram, state.inner, losses=losses.astype(gram.dtype))
+        updates = _weighted(loss, params, batch, weights, _flags(params, shared))
+        return losses, updates, LeanState(inner, gram, weights.astype(gram.dtype))
+
+    return Lean(init, direction)
+
+
+def _flags(params: Any, shared: Any) -> Any:
+    """The tree of bools that says which leaves are shared."""
+    if shared is not None and not callable(shared):
+        return shared
+    items, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
+    return jax.tree.unflatten(structure, [shared is None or bool(shared(path)) for path in paths])
+
+
+def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, flags: Any) -> Any:
+    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others; one gradient in memory."""
+
+    def add(total: Any, item: tuple[Any, Array]) -> tuple[Any, None]:
+        task, weight = item
+        g = jax.grad(loss)(params, task)
+        term = jax.tree.map(lambda x, flag: (weight if flag else 1.0) * x, g, flags)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, term), None
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    return lax.scan(add, zero, (batch, weights))[0]

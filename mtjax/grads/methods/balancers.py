@@ -1,0 +1,268 @@
+"""Loss balancers that look at the losses alone: uncertainty, DWA, RLW, GLS, IMTL-L and STCH."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax.grads.base import (
+    Array,
+    State,
+    Weighting,
+    default_float,
+    need_losses,
+    positive,
+    presence,
+    stateless,
+    uniform,
+)
+
+_LIMIT = 30.0  # of |log weight|: e³⁰ is 10¹³, far beyond use and within float32
+
+
+class LearnedScale(NamedTuple):
+    """Log scales s [T] and their optimiser's state."""
+
+    scales: Array
+    optimizer: State
+
+
+def _learned(name: str, optimizer, gradient, weight) -> Weighting:
+    """A balancer with one learnt scalar per task: weights weight(s), and ∂/∂s = gradient(s, L)."""
+    optimizer = optimizer or optax.sgd(0.1)
+
+    def init(num_tasks: int) -> LearnedScale:
+        scales = jnp.zeros(num_tasks, default_float())
+        return LearnedScale(scales, optimizer.init(scales))
+
+    def update(gram, state, *, losses=None, mask=None):
+        losses = need_losses(name, losses).astype(state.scales.dtype)
+        here = presence(losses.shape[0], mask)
+        slope = here * jnp.clip(gradient(state.scales, losses), -1e6, 1e6)
+        step, inner = optimizer.update(slope, state.optimizer, state.scales)
+        scales = jnp.clip(optax.apply_updates(state.scales, step), -_LIMIT, _LIMIT)
+        return weight(state.scales) * here, LearnedScale(scales, inner)
+
+    return Weighting(init, update, needs_gram=False)
+
+
+def uncertainty(
+    optimizer: optax.GradientTransformation | None = None, likelihood: str = "gaussian"
+) -> Weighting:
+    """Uncertainty weighting (Kendall et al., CVPR 2018, arXiv 1705.07115, equations 7 and 10).
+
+    With s = log σ², learnt beside the model: Σ ½e^(−s) L + ½s for regression ("gaussian"), or
+    e^(−s) L + ½s for classification ("softmax"). Weights are ½e^(−s) or e^(−s).
+
+    Properties: permutation equivariant; may conflict. Losses below 0 push s down to its limit
+    (|s| ≤ 30). Cost: O(T), no Gram.
+
+    Use when: supervised losses that are negative log-likelihoods.
+
+    Args:
+      optimizer: for s; default SGD with rate 0.1. With the model's own Adam, pass the same.
+      likelihood: "gaussian" or "softmax".
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.uncertainty()
+      >>> weights, state = method.update(jnp.eye(2), method.init(2), losses=jnp.array([1.0, 9.0]))
+      >>> [float(w) for w in weights], bool(state.scales[1] > state.scales[0])
+      ([0.5, 0.5], True)
+    """
+    if likelihood not in ("gaussian", "softmax"):
+        raise ValueError(f'likelihood must be "gaussian" or "softmax", not {likelihood!r}')
+    half = 0.5 if likelihood == "gaussian" else 1.0
+    return _learned(
+        "uncertainty",
+        optimizer,
+        gradient=lambda s, losses: 0.5 - half * jnp.exp(-s) * losses,
+        weight=lambda s: half * jnp.exp(-s),
+    )
+
+
+def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
+    """IMTL-L (Liu et al., ICLR 2021, "Towards Impartial Multi-task Learning", section 3.2).
+
+    Learns s to minimise Σ e^s L − s, so that at its minimum every scaled loss e^s L is 1. The
+    weights are e^s.
+
+    Properties: permutation equivariant; may conflict. L ≤ 0 has no minimum (|s| ≤ 30 bounds it).
+    Cost: O(T), no Gram. Use when: positive losses of unlike scale; combines with `imtl_g`.
+
+    Args:
+      optimizer: for s; default SGD with rate 0.1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.imtl_l()
+      >>> state = method.init(2)
+      >>> for _ in range(200):
+      ...     weights, state = method.update(jnp.eye(2), state, losses=jnp.array([0.5, 4.0]))
+      >>> [round(float(w), 2) for w in weights]
+      [2.0, 0.25]
+    """
+    return _learned("imtl_l", optimizer, gradient=lambda s, losses: jnp.exp(s) * losses - 1, weight=jnp.exp)
+
+
+class AveragesState(NamedTuple):
+    """Sum of the current window's losses [T], the averages of the last two windows [T], and calls."""
+
+    total: Array
+    last: Array
+    before: Array
+    count: Array
+
+
+def dwa(temperature: float = 2.0, window: int = 1) -> Weighting:
+    """Dynamic weight average (Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704, equation 7).
+
+    r_i = L_i(t−1)/L_i(t−2), with L_i(t) the average loss of epoch t; w = T softmax(r/temperature);
+    w = 1 in the first two epochs.
+
+    Properties: permutation equivariant; invariant to the scale of each loss; may conflict. Cost:
+    O(T), no Gram. Losses must be positive; others count as 1e-8.
+
+    Args:
+      temperature: larger is more even; the paper uses 2.
+      window: calls in an epoch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.dwa()
+      >>> state = method.init(2)
+      >>> for losses in ([1.0, 1.0], [0.5, 1.0], [0.5, 1.0]):
+      ...     weights, state = method.update(jnp.eye(2), state, losses=jnp.array(losses))
+      >>> bool(weights[1] > weights[0])
+      True
+    """
+
+    def init(num_tasks: int) -> AveragesState:
+        zero = jnp.zeros(num_tasks, default_float())
+        return AveragesState(zero, zero + 1, zero + 1, jnp.zeros((), jnp.int32))
+
+    def update(gram, state, *, losses=None, mask=None):
+        losses = positive(need_losses("dwa", losses)).astype(state.total.dtype)
+        here = presence(losses.shape[0], mask)
+        rate = jnp.minimum(state.last / state.before, 1e6)
+        early = state.count < 2 * window
+        weights = jax.nn.softmax(jnp.where(early, 0, rate) / temperature) * losses.shape[0]
+        count = state.count + 1
+        total = state.total + losses / window
+        over = count % window == 0
+        new = AveragesState(
+            jnp.where(over, 0, total),
+            jnp.where(over, jnp.minimum(total, 1e15), state.last),
+            jnp.where(over, state.last, state.before),
+            count,
+        )
+        return weights * here, new
+
+    return Weighting(init, update, needs_gram=False)
+
+
+def rlw(distribution: str = "normal") -> Weighting:
+    """Random loss weighting (Lin et al., TMLR 2022, arXiv 2111.10603).
+
+    Fresh weights at every call: softmax of standard normals, or a flat Dirichlet.
+
+    Properties: permutation equivariant in distribution; may conflict; its mean is the mean. Cost:
+    O(T), no Gram. Use when: a baseline that any balancer should beat.
+
+    Args:
+      distribution: "normal" or "dirichlet".
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.rlw()
+      >>> weights, _ = method.update(jnp.eye(3), method.init(3))
+      >>> round(float(weights.sum()), 4)
+      1.0
+    """
+    if distribution not in ("normal", "dirichlet"):
+        raise ValueError(f'distribution must be "normal" or "dirichlet", not {distribution!r}')
+
+    def init(num_tasks: int) -> Array:
+        return jax.random.key(0)
+
+    def update(gram, key, *, losses=None, mask=None):
+        key, draw = jax.random.split(key)
+        sample = jax.random.normal if distribution == "normal" else jax.random.gumbel
+        logits = sample(draw, gram.shape[-1:], gram.dtype)
+        if distribution == "dirichlet":  # a flat Dirichlet is normalised exponentials
+            logits = jnp.log(-jnp.log(jnp.clip(jax.random.uniform(draw, gram.shape[-1:]), 1e-7, 1 - 1e-7)))
+        here = presence(gram.shape[-1], mask, gram.dtype)
+        return jax.nn.softmax(jnp.where(here > 0, logits, -jnp.inf).astype(gram.dtype)), key
+
+    return Weighting(init, update, needs_gram=False)
+
+
+def gls() -> Weighting:
+    """Geometric loss strategy (Chennupati et al., CVPR workshops 2019, arXiv 1904.08492).
+
+    Minimises (Π L_i)^(1/T); its gradient has weights w_i = (Π L)^(1/T) / (T L_i).
+
+    Properties: permutation equivariant; the direction is invariant to the scale of each loss; may
+    conflict. Cost: O(T), no Gram. Losses must be positive; others count as 1e-8.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.gls().update(jnp.eye(2), (), losses=jnp.array([1.0, 4.0]))
+      >>> [round(float(w), 3) for w in weights]
+      [1.0, 0.25]
+    """
+
+    def update(gram, state, *, losses=None, mask=None):
+        logs = jnp.log(positive(need_losses("gls", losses)).astype(gram.dtype))
+        average = uniform(gram.shape[-1], mask, gram.dtype)
+        return average * jnp.exp(jnp.clip(jnp.dot(average, logs) - logs, -80, 80)), state
+
+    return Weighting(stateless, update, needs_gram=False)
+
+
+def stch(
+    mu: float = 1.0,
+    preference: Sequence[float] | Array | None = None,
+    ideal: Sequence[float] | Array | None = None,
+) -> Weighting:
+    """Smooth Tchebycheff scalarisation (Lin et al., ICML 2024, arXiv 2402.19078, equation 6).
+
+    Minimises μ log Σ exp(λ_i (L_i − z_i)/μ); its gradient has weights λ_i softmax(λ (L − z)/μ)_i.
+    μ → 0 is the worst task alone.
+
+    Properties: permutation equivariant with a uniform preference; may conflict. Cost: O(T), no Gram.
+
+    Args:
+      mu: smoothing.
+      preference: λ [T], default 1/T.
+      ideal: z [T], the best losses, default 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.stch().update(jnp.eye(2), (), losses=jnp.array([1.0, 1.0]))
+      >>> [float(w) for w in weights]
+      [0.25, 0.25]
+    """
+    if mu <= 0:
+        raise ValueError(f"mu must be positive, got {mu}")
+
+    def update(gram, state, *, losses=None, mask=None):
+        losses = need_losses("stch", losses).astype(gram.dtype)
+        here = presence(gram.shape[-1], mask, gram.dtype)
+        weight = uniform(gram.shape[-1], mask, gram.dtype)
+        if preference is not None:
+            weight = here * jnp.asarray(preference, gram.dtype)
+        best = jnp.zeros_like(losses) if ideal is None else jnp.asarray(ideal, gram.dtype)
+        big = jnp.finfo(gram.dtype).max / 16
+        worth = jnp.clip(weight * (losses - best), -big * min(mu, 1.0), big * min(mu, 1.0)) / mu
+        return weight * jax.nn.softmax(jnp.where(here > 0, worth, -jnp.inf)), state
+
+    return Weighting(stateless, update, needs_gram=False)

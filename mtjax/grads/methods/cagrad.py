@@ -1,0 +1,72 @@
+"""CAGrad: the best worst-case improvement near the mean gradient."""
+
+import jax.numpy as jnp
+
+from mtjax.grads.base import Array, State, Weighting, stateless, uniform
+from mtjax.grads.solvers import simplex_newton
+
+
+def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:
+    """CAGrad (Liu et al., NeurIPS 2021, arXiv 2110.14048, Algorithm 1).
+
+    With g₀ the mean gradient: maximise min_i ⟨g_i, d⟩ over ‖d − g₀‖ ≤ c‖g₀‖. The dual is
+    min over the simplex of wᵀG1/T + c‖g₀‖√(wᵀGw), and d = g₀ + c‖g₀‖ g_w/‖g_w‖, so the weights
+    are 1/T + (c‖g₀‖/‖g_w‖) w. An interior point solves the dual, the root smoothed by its barrier.
+
+    Properties: permutation equivariant; homogeneous; converges to a minimum of the mean loss for
+    c < 1; c = 0 is the mean. Conflicts less than the mean; with c ≥ 1 it does not conflict.
+    Cost: about 15 T×T Cholesky factors.
+
+    Use when: the mean is the goal, and no task may be left behind.
+
+    Args:
+      c: radius, relative to ‖g₀‖.
+      rescale: None as printed; "1+c" or "1+c2" divides the direction by 1+c or 1+c², as codebases do.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.cagrad(c=0.5).update(jnp.eye(2), ())
+      >>> [round(float(w), 3) for w in weights]
+      [0.75, 0.75]
+    """
+    if rescale not in (None, "1+c", "1+c2"):
+        raise ValueError(f'rescale must be None, "1+c" or "1+c2", not {rescale!r}')
+    if c < 0:
+        raise ValueError(f"c must not be negative, got {c}")
+    divisor = {None: 1.0, "1+c": 1.0 + c, "1+c2": 1.0 + c**2}[rescale]
+
+    def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
+        average = uniform(gram.shape[-1], mask, gram.dtype)
+        return cagrad_weights(gram, average, c) / divisor, state
+
+    return Weighting(stateless, update)
+
+
+def cagrad_weights(gram: Array, average: Array, c: float) -> Array:
+    """1/T + (c‖g₀‖/‖g_w‖) w [T]; `average` [T] is 1/T, and 0 for absent tasks."""
+    here = (average > 0).astype(gram.dtype)
+    gram = gram * here[:, None] * here[None, :]
+    top = jnp.max(jnp.diagonal(gram))
+    gram = gram / jnp.where(top > 0, top, 1)
+    # No relative improvement matters below this length of g₀, which is rounding.
+    along = gram @ average
+    length = jnp.sqrt(jnp.maximum(jnp.dot(average, along), 0))
+    radius = c * length
+    scale = jnp.maximum(length * jnp.sqrt(jnp.dot(average, jnp.diagonal(gram))), 1e-12)
+    # An absent task gets a cost above all others, so that its weight vanishes.
+    linear = jnp.where(here > 0, along, 4 * (jnp.max(jnp.abs(along)) + radius)) / scale
+    radius = radius / scale
+
+    def derivatives(w: Array, mu: Array) -> tuple[Array, Array]:
+        image = gram @ w
+        barrier = mu / jnp.maximum(radius, 1e-12)
+        root = jnp.sqrt(jnp.maximum(jnp.dot(w, image), 0) + barrier**2)
+        total = jnp.maximum(barrier + root, 1e-20)
+        slope = radius / total
+        curved = slope / (total * jnp.maximum(root, 1e-20))
+        return linear + slope * image, slope * gram - curved * jnp.outer(image, image)
+
+    w = simplex_newton(derivatives, jnp.full_like(average, 1 / average.shape[0])) * here
+    norm = jnp.sqrt(jnp.maximum(jnp.dot(w, gram @ w), 0))
+    return average + jnp.where(norm > 0, c * length / jnp.where(norm > 0, norm, 1), 0) * w

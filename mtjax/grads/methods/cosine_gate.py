@@ -1,0 +1,41 @@
+"""Gradient-similarity gating of auxiliary tasks."""
+
+import jax.numpy as jnp
+
+from mtjax.grads.base import Array, State, Weighting, cosines, presence, stateless
+
+
+def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
+    """Gating by gradient similarity (Du et al., 2018, arXiv 1812.02224, section 4).
+
+    d = g_main + Σ_aux max(0, cos(g_main, g_aux)) g_aux, or, unweighted, g_aux kept whole where the
+    cosine is not negative.
+
+    Properties: never conflicts with the main task; may conflict with the others; homogeneous;
+    equivariant to permutations that fix the main task. Cost: O(T).
+
+    Use when: one task matters, and the others are there to help it.
+
+    Args:
+      main_task: its index.
+      weighted: weight by the cosine; otherwise keep or drop.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> gram = jnp.array([[1.0, 0.5, -0.5], [0.5, 1.0, 0.0], [-0.5, 0.0, 1.0]])
+      >>> weights, _ = grads.cosine_gate(main_task=0).update(gram, ())
+      >>> [float(w) for w in weights]
+      [1.0, 0.5, 0.0]
+    """
+
+    def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
+        num_tasks = gram.shape[-1]
+        if not 0 <= main_task < num_tasks:
+            raise ValueError(f"main_task {main_task} is not one of {num_tasks} tasks")
+        cosine = cosines(gram)[main_task]
+        kept = jnp.maximum(cosine, 0) if weighted else (cosine >= 0).astype(gram.dtype)
+        here = presence(num_tasks, mask, gram.dtype)
+        return kept.at[main_task].set(1) * here, state
+
+    return Weighting(stateless, update)

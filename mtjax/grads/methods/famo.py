@@ -1,0 +1,71 @@
+"""FAMO: equal relative progress, at the cost of one more look at the losses."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax.grads.base import Array, State, Weighting, default_float, need_losses, positive, presence
+
+
+class FamoState(NamedTuple):
+    """Logits ξ [T], the losses before the step [T], who was present [T], the optimiser's state."""
+
+    logits: Array
+    losses: Array
+    present: Array
+    optimizer: State
+
+
+def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0.01) -> Weighting:
+    """FAMO (Liu et al., NeurIPS 2023, arXiv 2306.03792, Algorithm 1).
+
+    z = softmax(ξ) and w_i = c z_i/L_i with c = (Σ z_i/L_i)⁻¹: the gradient of Σ z_i log L_i, scaled.
+    After the step, with the losses on the same batch, δ = (∂z/∂ξ)ᵀ (log L − log L'), and
+    ξ ← ξ − β(δ + γξ). So call, after the parameters have moved,
+    `opt_state = grads.observe(method, opt_state, losses_after)`; without it the logits stay.
+
+    Properties: permutation equivariant; the direction is invariant to the scale of each loss; may
+    conflict. Cost: O(T), no Gram, one more forward pass. Losses must be positive; others count as
+    1e-8 (subtract a lower bound first).
+
+    Use when: T is so large that the Gram is too dear.
+
+    Args:
+      optimizer: for ξ; default SGD with rate 0.025, as printed (the authors' code uses Adam).
+      gamma: decay of ξ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.famo()
+      >>> weights, state = method.update(jnp.eye(2), method.init(2), losses=jnp.array([1.0, 1.0]))
+      >>> state = method.observe(jnp.array([0.1, 0.9]), state)  # task 1 fell behind
+      >>> bool(state.logits[1] > state.logits[0])
+      True
+    """
+    optimizer = optimizer or optax.sgd(0.025)
+
+    def init(num_tasks: int) -> FamoState:
+        logits = jnp.zeros(num_tasks, default_float())
+        return FamoState(logits, logits + 1, logits, optimizer.init(logits))
+
+    def update(gram, state, *, losses=None, mask=None):
+        losses = positive(need_losses("famo", losses)).astype(state.logits.dtype)
+        here = presence(losses.shape[0], mask)
+        # In logarithms: w_i ∝ z_i/L_i, normalised to sum to 1.
+        logs = jax.nn.log_softmax(state.logits) - jnp.log(losses)
+        weights = jax.nn.softmax(jnp.where(here > 0, logs, -jnp.inf))
+        return weights, state._replace(losses=losses, present=here)
+
+    def observe(losses_after: Array, state: FamoState) -> FamoState:
+        after = positive(losses_after).astype(state.logits.dtype)
+        after = jnp.where(state.present > 0, after, state.losses)
+        progress = jnp.log(state.losses) - jnp.log(after)
+        z = jax.nn.softmax(state.logits)
+        slope = z * (progress - jnp.dot(z, progress)) + gamma * state.logits
+        step, inner = optimizer.update(slope, state.optimizer, state.logits)
+        return state._replace(logits=optax.apply_updates(state.logits, step), optimizer=inner)
+
+    return Weighting(init, update, observe=observe, needs_gram=False)

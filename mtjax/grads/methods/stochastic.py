@@ -1,0 +1,93 @@
+"""SDMGrad and MoDo: MGDA's weights followed by projected gradient steps, unbiased by double sampling."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtjax.grads.base import Array, Weighting, default_float, presence, uniform
+from mtjax.grads.solvers import project_simplex
+
+
+def _start(num_tasks: int) -> Array:
+    return jnp.full(num_tasks, 1 / num_tasks, default_float())
+
+
+def _onto_simplex(w: Array, here: Array) -> Array:
+    """Projection on the simplex of the tasks present."""
+    return project_simplex(jnp.where(here > 0, w, -1e9)) * here
+
+
+def _limited(step_size: float, gram: Array) -> Array:
+    """The step size, cut to 2/λ where λ, a bound of the largest eigenvalue, makes it diverge."""
+    bound = jnp.max(jnp.sum(jnp.abs(gram), axis=1))
+    return jnp.minimum(step_size, 2 / jnp.maximum(bound, jnp.finfo(gram.dtype).tiny))
+
+
+def sdmgrad(lam: float = 0.3, step_size: float = 0.1, steps: int = 20) -> Weighting:
+    """SDMGrad (Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409, Algorithm 1).
+
+    Steps w ← Π(w − β (Gw + λ G w₀)) on the simplex, w₀ = 1/T, warm-started from the last call; the
+    direction is J ᵀ(w + λ w₀): between MGDA (λ = 0) and the mean (λ → ∞). The paper's estimate is
+    unbiased with three independent samples: pass the cross Gram of two of them,
+    `tx.update(task_grads, state, gram=gram_matrix(grads_1, grads_2))`.
+
+    Properties: permutation equivariant; not homogeneous (the step size has a scale). Cost:
+    `steps` products [T, T]·[T].
+
+    Use when: gradients are noisy, and MGDA's exact minimum would follow the noise.
+
+    Args:
+      lam: λ, the pull to the mean.
+      step_size: β; cut to the largest stable step where gradients are too long for it.
+      steps: S, inner steps a call.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.sdmgrad(lam=1.0)
+      >>> weights, state = method.update(jnp.eye(2), method.init(2))
+      >>> [float(w) for w in weights]
+      [1.0, 1.0]
+    """
+
+    def update(gram: Array, state: Array, *, losses=None, mask=None) -> tuple[Array, Array]:
+        here = presence(gram.shape[-1], mask, gram.dtype)
+        goal = lam * uniform(gram.shape[-1], mask, gram.dtype)
+        size = _limited(step_size, gram)
+        step = lambda _, w: _onto_simplex(w - size * (gram @ (w + goal)), here)  # noqa: E731
+        w = lax.fori_loop(0, steps, step, _onto_simplex(state, here))
+        return w + goal, w
+
+    return Weighting(_start, update)
+
+
+def modo(step_size: float = 0.1, rho: float = 0.0) -> Weighting:
+    """MoDo (Chen et al., NeurIPS 2023, "Three-way trade-off in multi-objective learning", Alg. 2).
+
+    One step λ ← Π(λ − γ (J₁J₂ᵀ λ + ρλ)) a call, on the simplex, with two independent samples (pass
+    their cross Gram as `gram=gram_matrix(grads_1, grads_2)`); the direction is Jᵀλ.
+
+    Properties: permutation equivariant; not homogeneous. Cost: one product [T, T]·[T].
+
+    Use when: as `sdmgrad`, at the least cost.
+
+    Args:
+      step_size: γ; cut to the largest stable step where gradients are too long for it.
+      rho: ρ, regularisation.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> method = grads.modo()
+      >>> weights, state = method.update(jnp.diag(jnp.array([1.0, 4.0])), method.init(2))
+      >>> bool(weights[0] > weights[1])
+      True
+    """
+
+    def update(gram: Array, state: Array, *, losses=None, mask=None) -> tuple[Array, Array]:
+        here = presence(gram.shape[-1], mask, gram.dtype)
+        moved = state - _limited(step_size, gram) * (gram @ (state * here) + rho * state)
+        w = jax.numpy.asarray(_onto_simplex(moved, here))
+        return w, jnp.where(here > 0, w, state)
+
+    return Weighting(_start, update)

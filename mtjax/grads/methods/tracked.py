@@ -1,0 +1,179 @@
+"""MoCo, DB-MTL and ExcessMTL: methods with state of the Jacobian's size, [T, P]."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from mtjax.grads.base import (
+    Array,
+    Transform,
+    default_float,
+    need_losses,
+    norms,
+    positive,
+    presence,
+    safe_divide,
+)
+from mtjax.grads.gram import accumulator
+from mtjax.grads.solvers import project_simplex
+
+
+class TrackedState(NamedTuple):
+    """A running quantity [T, ...] for each leaf, task weights or levels [T], and the calls so far."""
+
+    tracked: list[Array]
+    weights: Array
+    count: Array
+
+
+def _zeros(num_tasks: int, params: list[Array], fill: float) -> TrackedState:
+    tracked = [jnp.zeros((num_tasks, *p.shape), accumulator(p)) for p in params]
+    return TrackedState(tracked, jnp.full(num_tasks, fill, default_float()), jnp.zeros((), jnp.int32))
+
+
+def _rows(values: Array, like: Array) -> Array:
+    """[T] shaped to multiply [T, ...]."""
+    return values.reshape((-1,) + (1,) * (like.ndim - 1)).astype(accumulator(like))
+
+
+def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
+    """MoCo (Fernando et al., ICLR 2023, "Mitigating gradient bias in multi-objective learning").
+
+    Tracked gradients y_i ← y_i − β (y_i − g_i); one projected step on the simplex,
+    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ.
+
+    Properties: permutation equivariant; has memory, so may conflict with the present gradients.
+    Cost: one Gram, and [T, P] of state.
+
+    Use when: gradients are noisy and memory allows.
+
+    Args:
+      beta: tracking rate; 1 tracks nothing.
+      gamma: step size of the weights; cut to the largest stable step.
+      rho: regularisation of the weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> tx = grads.aggregate(grads.moco(beta=1.0), num_tasks=2)
+      >>> updates, state = tx.update(jnp.eye(2), tx.init(jnp.zeros(2)))
+      >>> [float(u) for u in updates]
+      [0.5, 0.5]
+    """
+
+    def init(num_tasks: int, params: list[Array]) -> TrackedState:
+        return _zeros(num_tasks, params, 1 / num_tasks)
+
+    def update(task_grads, state, gram, *, losses=None, mask=None):
+        here = presence(state.weights.shape[0], mask)
+        tracked = [
+            y + beta * _rows(here, y) * (g.astype(y.dtype) - y)
+            for y, g in zip(state.tracked, task_grads, strict=True)
+        ]
+        matrix = gram(tracked) + rho * jnp.eye(here.shape[0], dtype=here.dtype)
+        bound = jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
+        size = jnp.minimum(gamma, 2 / jnp.maximum(bound, jnp.finfo(here.dtype).tiny))
+        matrix = jnp.where(jnp.isfinite(matrix), matrix, 0)
+        weights = project_simplex(state.weights - size * (matrix @ state.weights))
+        return tracked, weights * here, TrackedState(tracked, weights, state.count + 1)
+
+    return Transform(init, update)
+
+
+def db_mtl(beta: float = 0.9, beta_decay: float = 0.5) -> Transform:
+    """DB-MTL (Lin et al., 2023, arXiv 2308.12029, Algorithm 1).
+
+    Balances losses by log L_i, whose gradient is g_i/L_i; tracks ĝ_i ← β_k ĝ_i + (1−β_k) g_i/L_i
+    with β_k = β/k^`beta_decay`; and scales every task to the largest norm:
+    d = max_j ‖ĝ_j‖ Σ_i ĝ_i/‖ĝ_i‖.
+
+    Properties: permutation equivariant; invariant to the scale of each task's loss (until the
+    largest norm is taken); may conflict. Cost: T norms, and [T, P] of state. Losses must be
+    positive; others count as 1e-8.
+
+    Use when: supervised losses of unlike scale.
+
+    Args:
+      beta: the first forgetting rate.
+      beta_decay: exponent of its decay with the calls k = 1, 2, ….
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> tx = grads.aggregate(grads.db_mtl(beta=0.0), num_tasks=2)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> updates, _ = tx.update(jnp.diag(jnp.array([1.0, 5.0])), state, losses=jnp.ones(2))
+      >>> [float(u) for u in updates]
+      [5.0, 5.0]
+    """
+
+    def init(num_tasks: int, params: list[Array]) -> TrackedState:
+        return _zeros(num_tasks, params, 1.0)
+
+    def update(task_grads, state, gram, *, losses=None, mask=None):
+        losses = need_losses("db_mtl", losses)
+        here = presence(state.weights.shape[0], mask)
+        rate = beta / (state.count + 1.0).astype(here.dtype) ** beta_decay
+        keep = jnp.where(here > 0, rate, 1)
+        new = (1 - keep) / positive(losses)
+        tracked = [
+            _rows(keep, y) * y + _rows(new, y) * g.astype(y.dtype)
+            for y, g in zip(state.tracked, task_grads, strict=True)
+        ]
+        norm = norms(jnp.diag(_squares(tracked, gram)))
+        weights = here * safe_divide(jnp.max(norm * here), norm)
+        return tracked, weights, TrackedState(tracked, weights, state.count + 1)
+
+    return Transform(init, update)
+
+
+def _squares(leaves: list[Array], gram) -> Array:
+    """Squared norms [T]: the diagonal of the Gram, which the mesh-aware `gram` sums."""
+    return jnp.diagonal(gram(leaves))
+
+
+def excess_mtl(step_size: float = 1.0, relative: bool = True) -> Transform:
+    """ExcessMTL (He et al., ICML 2024, arXiv 2402.02009, Algorithm 1).
+
+    Excess risk of task i by a second-order estimate with a diagonal, Adagrad-like curvature,
+    E_i = g_iᵀ diag(Σ_t g_i²)^(−½) g_i; weights follow multiplicatively, w_i ∝ w_i exp(η E_i), on the
+    simplex; the direction is Jᵀw.
+
+    Properties: permutation equivariant; may conflict. Cost: O(TP), no Gram, and [T, P] of state.
+
+    Use when: label noise differs between tasks, so that large losses mislead.
+
+    Args:
+      step_size: η.
+      relative: divide E_i by its first value, the paper's scale processing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> tx = grads.aggregate(grads.excess_mtl(), num_tasks=2)
+      >>> updates, state = tx.update(jnp.eye(2), tx.init(jnp.zeros(2)))
+      >>> [float(u) for u in updates]
+      [0.5, 0.5]
+    """
+
+    def init(num_tasks: int, params: list[Array]) -> tuple[TrackedState, Array]:
+        state = _zeros(num_tasks, params, 1 / num_tasks)
+        return state, jnp.zeros(num_tasks, default_float())
+
+    def update(task_grads, state, gram, *, losses=None, mask=None):
+        (sums, weights, count), first = state
+        here = presence(weights.shape[0], mask)
+        big = jnp.finfo(here.dtype).max ** 0.25
+        wide = [jnp.clip(g.astype(s.dtype), -big, big) for g, s in zip(task_grads, sums, strict=True)]
+        sums = [jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)]
+        # g²/√s = (g/√√s)², whose squared norm the mesh-aware `gram` sums.
+        parts = [safe_divide(g, jnp.sqrt(jnp.sqrt(s))) for g, s in zip(wide, sums, strict=True)]
+        excess = jnp.minimum(_squares(parts, gram).astype(here.dtype), big)
+        first = jnp.where((first == 0) & (here > 0), excess, first)
+        level = jnp.minimum(safe_divide(excess, first), big) if relative else excess
+        logits = jnp.log(weights) + step_size * here * level
+        new = jnp.exp(logits - jnp.max(logits))
+        new = jnp.maximum(new / jnp.sum(new), 1e-12)
+        return task_grads, new * here, (TrackedState(sums, new, count + 1), first)
+
+    return Transform(init, update)

@@ -1,0 +1,85 @@
+"""UPGrad and DualProj: projections on the dual cone of the gradients."""
+
+import jax.numpy as jnp
+
+from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, stateless, uniform
+from mtjax.grads.solvers import dual_cone
+
+
+def upgrad(preference: Array | None = None) -> Weighting:
+    """UPGrad (Quinton and Rey, 2024, arXiv 2406.16232, section 3).
+
+    Each p_i g_i is projected on the dual cone {d : Jd ≥ 0}, and the projections are summed: for
+    each i, min vᵀGv subject to v ≥ p_i e_i, and w = Σ v.
+
+    Properties: never conflicts; linear under scaling of the gradients one by one (doubling g_i
+    doubles its projection); permutation equivariant; 0 only where it must be. Cost: ADMM with one
+    shared inverse, some tens of [T, T] products, then T Cholesky factors of T×T where needed.
+
+    Use when: no task may be hurt, and larger gradients should keep their weight.
+
+    Args:
+      preference: p [T], default 1/T.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.upgrad().update(jnp.array([[1.0, -0.5], [-0.5, 1.0]]), ())
+      >>> [round(float(w), 3) for w in weights]
+      [0.75, 0.75]
+    """
+
+    def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
+        pull = _preference(preference, gram, mask)
+        return _project(gram, jnp.diag(pull), mask), state
+
+    return Weighting(stateless, update)
+
+
+def dualproj(preference: Array | None = None) -> Weighting:
+    """DualProj (Lopez-Paz and Ranzato's GEM, arXiv 1706.08840; arXiv 2406.16232, section 4).
+
+    The mean gradient, projected on the dual cone {d : Jd ≥ 0}: min vᵀGv subject to v ≥ p.
+
+    Properties: never conflicts; permutation equivariant; homogeneous. Cost: as `upgrad`, for one
+    right-hand side.
+
+    Use when: the mean is wanted wherever it hurts no task.
+
+    Args:
+      preference: p [T], default 1/T.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.dualproj().update(jnp.array([[1.0, -1.0], [-1.0, 4.0]]), ())
+      >>> [round(float(w), 3) for w in weights]
+      [0.5, 0.5]
+    """
+
+    def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
+        pull = _preference(preference, gram, mask)
+        return _project(gram, pull[None], mask), state
+
+    return Weighting(stateless, update)
+
+
+def _preference(preference: Array | None, gram: Array, mask: Array | None) -> Array:
+    average = uniform(gram.shape[-1], mask, gram.dtype)
+    if preference is None:
+        return average
+    return jnp.asarray(preference, gram.dtype) * presence(gram.shape[-1], mask, gram.dtype)
+
+
+def _project(gram: Array, pulls: Array, mask: Array | None) -> Array:
+    """Σ over the rows of `pulls` [N, T] of their projections' weights [T], solved in cosine space."""
+    norm = norms(gram)
+    here = presence(gram.shape[-1], mask, gram.dtype) * (norm > 0)
+    both = here[:, None] * here[None, :]
+    cosine = jnp.where(jnp.eye(gram.shape[0]) > 0, 1, cosines(gram) * both)
+    top = jnp.max(norm)
+    relative = jnp.where(here > 0, norm / jnp.where(top > 0, top, 1), 1)
+    solution = dual_cone(cosine, pulls * here * relative) / relative
+    # Rounding must not take a weight below what the constraint v ≥ p says.
+    zero_gradients = jnp.sum(pulls, axis=0) * (1 - here)
+    return jnp.sum(jnp.maximum(solution, pulls), axis=0) * here + zero_gradients
