@@ -57,7 +57,7 @@ def launch(
         return values
 
     def main(values: FlagValues) -> int:
-        logging.set_verbosity(logging.WARNING)  # app.run raises it to INFO, and orbax talks a lot
+        logging.set_verbosity(logging.ERROR)  # app.run raises it to INFO, and orbax talks a lot
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(
                 f"{program}: warning: {message}", file=sys.stderr

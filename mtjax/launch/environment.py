@@ -32,8 +32,8 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         environ.setdefault("MUJOCO_GL", "egl")  # pictures without a display
     for name, value in QUIET.items():
         environ.setdefault(name, value)
-    for name in ("absl", "orbax", "jax"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def jaxlib_version() -> tuple[int, int]:

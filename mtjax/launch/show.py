@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,27 @@ STATISTICS = ("mean", "median", "worst", "iqm")
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
-    """Columns as wide as their widest cell; cells that start with a digit or a sign are set right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            f"{cell:>{width}}" if cell[:1].isdigit() or cell[:1] == "-" else f"{cell:<{width}}"
-            for cell, width in zip(row, widths, strict=True)
-        ]
-        return indent + "  ".join(cells).rstrip()
-
-    return "\n".join(line(row) for row in rows)
+    """A header and rows, in columns as wide as their widest cell; columns of numbers are set right."""
+    lines = [[] for _ in rows]
+    for header, *cells in zip(*rows, strict=True):
+        width = max(map(len, (header, *cells)))
+        right = all(cell[:1].isdigit() or cell[:1] in "-–" for cell in cells)
+        for line, cell in zip(lines, (header, *cells), strict=True):
+            line.append(f"{cell:>{width}}" if right else f"{cell:<{width}}")
+    return "\n".join(indent + "  ".join(line).rstrip() for line in lines)
 
 
-def suites() -> str:
-    """One line for every registered suite: name, number of tasks, splits and version stamp."""
+def suites() -> Iterator[str]:
+    """A header, then one line for every registered suite as soon as it is built."""
     from mtjax import suites as registry
 
-    rows = [("suite", "tasks", "interpolation", "extrapolation", "version")]
+    width = max(map(len, registry.names()))
+    row = f"{{:<{width}}}  {{:>5}}  {{:>13}}  {{:>13}}  {{}}".format
+    yield row("suite", "tasks", "interpolation", "extrapolation", "version")
     for name in registry.names():
         suite = registry.make(name)
-        counts = [str(len(suite.splits.get(split, ()))) for split in registry.SPLITS]
-        rows.append((name, *counts, version(suite.version)))
-    return table(rows, indent="")
+        counts = [len(suite.splits.get(split, ())) for split in registry.SPLITS]
+        yield row(name, *counts, version(suite.version))
 
 
 def version(stamp: Any) -> str:
@@ -65,8 +63,9 @@ def start(plan: Plan, suite: Any) -> str:
     if preset:
         lines.append(f"preset {preset.pattern}: {preset.reason}")
     rows = differences(config, plan.resolved.sources)
-    lines.append("options that differ from the defaults:" if rows else "all options are the defaults")
-    lines += [table(rows)] if rows else []
+    lines += (
+        [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
+    )
     if plan.extended_from:
         lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
         schedule = config.ppo.learning_rate_schedule
@@ -80,7 +79,7 @@ def differences(config: RunConfig, sources: Mapping[str, str]) -> list[tuple[str
     """Rows of option, value, source and default, for the options that differ from their defaults."""
     defaults = options.flatten(RunConfig())
     return [
-        (name, as_text(value), sources.get(name, ""), f"(default {as_text(defaults[name]) or 'empty'})")
+        (name, as_text(value) or "empty", sources.get(name, ""), as_text(defaults[name]) or "empty")
         for name, value in options.flatten(config).items()
         if value != defaults[name]
     ]

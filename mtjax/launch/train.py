@@ -73,7 +73,8 @@ def run(values: command.FlagValues) -> int:
         return command.OK
     environment.prepare()
     if asked.list_suites:
-        print(show.suites())
+        for line in show.suites():
+            print(line, flush=True)
         return command.OK
     plan = make_plan(asked, flags.given(values, RunConfig()))
     environment.choose_platform(asked.platform)

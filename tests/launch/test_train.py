@@ -29,8 +29,8 @@ def test_the_start_says_what_runs_and_where(command, training):
     assert "warning: task_1 is not what it seems" in out
     assert "run folder: run\n" in out
     words = [line.split() for line in out.splitlines()]
-    assert ["learning_rate", "0.01", "flag", "(default", "0.0003)"] in words
-    assert ["hidden_sizes", "8,8", "flag", "(default", "256,256)"] in words
+    assert ["learning_rate", "0.01", "flag", "0.0003"] in words
+    assert ["hidden_sizes", "8,8", "flag", "256,256"] in words
 
 
 def test_the_run_folder_holds_flags_that_reproduce_it(command, training, tmp_path):
