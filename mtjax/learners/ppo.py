@@ -119,7 +119,7 @@ class _PPO:
         return PPOState(
             params=params,
             shared_optimizer=self.optimizer.init(shared),
-            private_optimizer=jax.vmap(self.optimizer.init)(private),
+            private_optimizer=jax.vmap(self.optimizer.init, axis_size=self.spec.num_tasks)(private),
             grads={
                 part: transform.init(tree)
                 for part, tree in self._parts(shared).items()
@@ -292,7 +292,7 @@ class _PPO:
         )(shared, private, self.codes, self.masks, minibatch, state.hyper, key)
         direction, grads_state, diagnostics = self._combine(state.grads, shared, shared_grads, aux)
         step, shared_optimizer = self.optimizer.update(direction, state.shared_optimizer, shared)
-        private_step, private_optimizer = jax.vmap(self.optimizer.update)(
+        private_step, private_optimizer = jax.vmap(self.optimizer.update, axis_size=self.spec.num_tasks)(
             private_grads, state.private_optimizer, private
         )
         rate = self._learning_rate(state)
