@@ -1,0 +1,103 @@
+"""Plots: drawn from the folder alone, of few tasks or many, one seed or several, a run just begun or torn."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from mtjax.training import plots
+from mtjax.training.record import Recorder
+
+
+def write_run(run_dir, *, tasks, seeds=1, updates=60, success=False, held_out=False, holes=False):
+    """A made-up run: tasks of rising difficulty, noise, conflict that grows and fades."""
+    generator = np.random.default_rng(0)
+    difficulty = np.linspace(0.5, 2.5, tasks)
+    speed = 1 + 0.2 * generator.normal(size=(seeds, 1))
+    names = [f"mass_{d:.2f}" for d in difficulty]
+    with Recorder(run_dir, names, tensorboard=False) as recorder:
+        for update in range(updates):
+            at, step = update / max(updates - 1, 1), (update + 1) * 40_960
+            skill = 1 / (1 + np.exp(4 * difficulty - 9 * at * speed - 1))  # [S, T]
+            noise = generator.normal(size=(seeds, tasks))
+            values = {
+                "return": 900 * skill + 40 * noise,
+                "length": 1000 * skill,
+                "episodes": np.full((seeds, tasks), 4),
+                "loss/policy": 0.02 * noise - 0.03,
+                "loss/value": np.exp(3 - 6 * at + 0.3 * noise),
+                "entropy": 2 - 1.5 * at + 0.05 * noise,
+                "kl": 0.01 + 0.002 * noise,
+                "clip_fraction": 0.1 + 0.02 * noise,
+                "explained_variance": skill,
+                "learning_rate": np.full(seeds, 3e-4 * (1 - 0.9 * at)),
+                "grads/norm": np.exp(0.3 * noise),
+                "grads/weight": np.full((seeds, tasks), 1 / tasks),
+                "seconds/rollout": 1.2 + 0.1 * noise[0, 0] + 9 * (update == 0),
+                "seconds/update": 0.7 + 0.05 * noise[0, -1] + 14 * (update == 0),
+                "steps_per_second": 21_000 + 500 * noise[0, 0],
+                "adventure": generator.uniform(size=seeds),
+            }
+            distance = np.abs(difficulty[:, None] - difficulty[None])
+            cosine = np.clip(1 - (0.4 + 2 * at * (1.3 - at)) * distance, -1, 1)
+            cosine = np.clip(cosine + 0.1 * generator.normal(size=(seeds, tasks, tasks)), -1, 1)
+            values["grads/cosine"] = np.where(np.eye(tasks, dtype=bool), 1, (cosine + cosine.mT) / 2)
+            values["grads/conflict"] = (values["grads/cosine"] < 0).mean(axis=(1, 2))
+            if success:
+                values["success"] = np.clip(skill + 0.1 * noise, 0, 1)
+            if holes:
+                values["return"][:, ::2] = np.nan
+                if update < 5 or seeds > 1 and update > 40:
+                    values["return"][-1] = np.nan
+            recorder.train(step, update + 1, 30 + 2.1 * update, values)
+            if update % max(1, updates // 10) == 0 or update == updates - 1:
+                for split in ["train"] + ["interpolation", "extrapolation"] * held_out:
+                    part = skill[:, : None if split == "train" else 2] * (
+                        0.7 if split == "extrapolation" else 1
+                    )
+                    measured = {"return": 950 * part, "length": 1000 * part}
+                    if success:
+                        measured |= {"success_any": part, "success_last": part * 0.9}
+                    how = {"split": split, "mode": "deterministic", "final": update == updates - 1}
+                    recorder.evaluation(step, 31 + 2.1 * update, episodes=10, values=measured, **how)
+
+
+ALL = {"learning_curves", "tasks", "gradients", "time", "learning"}
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"tasks": 2, "seeds": 3, "success": True, "held_out": True}, ALL | {"generalisation"}),
+        ({"tasks": 50, "updates": 8, "success": True}, ALL),
+        ({"tasks": 3, "seeds": 2, "holes": True}, ALL),
+        ({"tasks": 1, "updates": 1}, ALL - {"gradients"}),
+        ({"tasks": 2, "updates": 0}, set()),
+    ],
+)
+def test_every_picture_there_is_data_for(tmp_path, settings, expected):
+    write_run(tmp_path, **settings)
+    style = dict(matplotlib.rcParams)
+    written = plots.plot_run(tmp_path)
+    assert {path.stem for path in written} == expected
+    assert all(path.stat().st_size > 5_000 and path.parent == tmp_path / "plots" for path in written)
+    assert dict(matplotlib.rcParams) == style
+
+
+def test_no_pyplot_is_needed():
+    # pyplot would open windows and keep every figure alive.
+    assert not hasattr(plots, "plt")
+
+
+def test_thinning_keeps_the_mean_and_skips_holes():
+    series = plots.Series(np.arange(1000.0), np.arange(1000.0)[:, None])
+    thinned = plots.thin(series, 100)
+    np.testing.assert_allclose(thinned.steps, thinned.values[:, 0])
+    np.testing.assert_allclose(thinned.values[0], np.arange(10).mean())
+    series.values[::2] = np.nan
+    np.testing.assert_allclose(plots.thin(series, 100).values[0], 5.0)
+    assert plots.thin(series, 1000) is series
+
+
+def test_a_folder_without_a_record(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        plots.plot_run(tmp_path)
