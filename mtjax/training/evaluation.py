@@ -55,15 +55,15 @@ class Evaluator:
 
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:
-            seeds = 1 if self.suite.on_device else self.num_seeds
-            env = self.suite.vector_env(self.episodes * seeds, split=split, seed=self.seed)
+            env = self.suite.vector_env(self.episodes, split=split, seed=self.seed)
             self._envs[split] = traceable(env)
         return self._envs[split]
 
     def _evaluate(self, env: VectorEnv, states: Any, key: Array, deterministic: Array, unseen: bool):
-        reset, step = over_seeds(env, self.num_seeds)
-        keys = jax.random.split(key, self.num_seeds)
-        env_state, observation = reset(keys)
+        reset, step = over_seeds(env)
+        reset_key, step_key = jax.random.split(key)
+        env_state, observation = reset(jax.random.split(reset_key, self.num_seeds))
+        keys = jax.random.split(step_key, self.num_seeds)
 
         def policy(state: Any, observation: Array, key: Array) -> Array:
             return self.learner.policy(state, observation, key, deterministic, unseen)

@@ -75,19 +75,14 @@ def averages(finished: Finished, *, has_success: bool) -> Mapping[str, Array]:
     return values
 
 
-def over_seeds(env: VectorEnv, num_seeds: int) -> tuple[Callable, Callable]:
+def over_seeds(env: VectorEnv) -> tuple[Callable, Callable]:
     """``reset`` and ``step`` of an environment with a leading seed axis.
 
     A device environment is vmapped; a host simulator takes [S, T, E, ...] itself, in one callback.
 
-    Args:
-        env: the environment of one seed, or a host environment made for ``num_seeds`` seeds.
-        num_seeds: S.
-
     Returns:
         (reset: keys [S] → (state, observation [S, T, E, obs]), step: (state, actions, keys [S]) → …).
     """
-    del num_seeds
     return (jax.vmap(env.reset), jax.vmap(env.step)) if env.on_device else (env.reset, env.step)
 
 

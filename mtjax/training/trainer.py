@@ -51,8 +51,7 @@ class Trainer:
         self.steps_per_update = suite.num_tasks * config.num_envs * config.ppo.rollout_length
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
-        seeds = 1 if suite.on_device else config.num_seeds
-        self.env: VectorEnv = traceable(suite.vector_env(config.num_envs * seeds, seed=config.seed))
+        self.env: VectorEnv = traceable(suite.vector_env(config.num_envs, seed=config.seed))
         self.collect = jax.jit(self._collect, donate_argnums=1)
         self.update = jax.jit(self._update, donate_argnums=0)
         self.report = jax.jit(self._report, donate_argnums=0)
@@ -67,7 +66,7 @@ class Trainer:
     def restart(self, state: TrainState) -> TrainState:
         """Start all environments anew: a simulator on the host cannot be put back to where it was."""
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ENV), state.updates)
-        reset, _ = over_seeds(self.env, self.config.num_seeds)
+        reset, _ = over_seeds(self.env)
         env_state, observation = jax.jit(reset)(keys)
         running = init_running(state.carry.running.returns.shape)
         carry = state.carry._replace(env=env_state, observation=observation, running=running)
@@ -75,7 +74,7 @@ class Trainer:
 
     def _init(self, env: VectorEnv, keys: Array) -> TrainState:
         tasks, envs, seeds = self.suite.num_tasks, self.config.num_envs, self.config.num_seeds
-        reset, _ = over_seeds(env, seeds)
+        reset, _ = over_seeds(env)
         env_state, observation = reset(_fold(keys, STREAM_ENV))
         return TrainState(
             learner=jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT)),
@@ -88,7 +87,7 @@ class Trainer:
 
     def _collect(self, env: VectorEnv, state: TrainState) -> tuple[TrainState, Transitions]:
         """Step all environments for one rollout."""
-        _, step = over_seeds(env, self.config.num_seeds)
+        _, step = over_seeds(env)
 
         def act(observation: Array, keys: Array):
             return jax.vmap(self.learner.act)(state.learner, observation, keys)
