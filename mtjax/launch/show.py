@@ -103,7 +103,7 @@ def summary(result: Mapping[str, Any], run_dir: Path) -> str:
     rows = [("split", "policy", "measure", *STATISTICS)]
     for split, modes in result["results"].items():
         for mode, measures in modes.items():
-            for measure in shown(measures):
+            for measure in shown(measures)[:-1]:  # without the length
                 cells = [estimate(measures[measure][name]) for name in STATISTICS]
                 rows.append((split, mode, measure, *cells))
     seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
@@ -150,5 +150,5 @@ def evaluation(result: Mapping[str, Any]) -> str:
 
 
 def shown(measures: Mapping[str, Any]) -> list[str]:
-    """The measures worth a column: success first, where there is one."""
+    """The measures of an evaluation: success first, where there is one, and the length last."""
     return [name for name in ("success_any", "success_last", "return", "length") if name in measures]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+import mtjax
+
+ROOT = pathlib.Path(mtjax.__file__).parents[1]  # so that mtjax need not be installed
 
 TINY = (
     "--suite=gridworld-two-rooms",
@@ -27,7 +32,8 @@ def start(name: str, *arguments: str) -> subprocess.Popen:
     """Start ``python -m mtjax.launch.<name>``."""
     environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", f"mtjax.launch.{name}", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environ, cwd=ROOT, **pipes)
 
 
 def finish(process: subprocess.Popen, seconds: float = 240) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+import mtjax
 from mtjax import options
 from mtjax.launch import command, flags, resolve, train
 from mtjax.training.config import RunConfig
@@ -140,5 +142,6 @@ def test_a_mistyped_flag_is_answered_without_importing_jax():
         "heavy = {'jax', 'mujoco', 'flax', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    root = pathlib.Path(mtjax.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
     assert done.returncode == 0, done.stderr
