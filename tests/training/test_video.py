@@ -1,0 +1,147 @@
+"""Videos: a run must end well on a machine that cannot draw, and show every task on one that can."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtjax.envs.base import discrete
+from mtjax.suites.base import Split, Suite, TaskInfo, Version
+from mtjax.training import video
+
+NAMES = ("mass 0.5/a", "mass_1.0", "a task with a name far too long for any tile to hold it")
+
+
+def moving_square(task: int, count: int, height: int, width: int) -> np.ndarray:
+    frames = np.full((count, height, width, 3), 235, np.uint8)
+    for index in range(count):
+        left = int(index / count * (width - 20))
+        frames[index, 10:30, left : left + 20] = (200, 60 * task, 60)
+    return frames
+
+
+def make_suite(render, names=NAMES) -> Suite:
+    infos = tuple(TaskInfo(name, f"{name}.") for name in names)
+    splits = {"train": Split(infos, None), "extrapolation": Split(infos[:1], None)}
+    return Suite(
+        name="squares",
+        version=Version("1", "none", "v1", 40),
+        observation_size=1,
+        action=discrete(2),
+        horizon=40,
+        splits=splits,
+        make_vector_env=None,
+        render=render,
+    )
+
+
+def render(split, task_index, policy, *, seed, steps):
+    assert policy(None, None) == task_index and steps == 40
+    return moving_square(task_index, 10 * (task_index + 1), 61, 81 + 2 * task_index), 10.0 + 10 * task_index
+
+
+def policy_for_task(index):
+    return lambda observation, key: index
+
+
+def picture_size(path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def read_video(path):
+    import imageio_ffmpeg
+
+    reader = imageio_ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    width, height = meta["size"]
+    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+
+
+def test_a_video_has_the_frames_it_was_given(tmp_path):
+    frames = moving_square(0, 12, 61, 81)  # odd sides, which players do not take
+    path = video.write_video(tmp_path / "deep" / "a.mp4", frames, 12.5)
+    meta, decoded = read_video(path)
+    assert meta["size"] == (82, 62) and meta["fps"] == 12.5 and len(decoded) == 12
+    for before, after in zip(frames, decoded, strict=True):
+        assert np.abs(before.astype(int) - after[:61, :81]).mean() < 6
+    assert os.listdir(path.parent) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("frames", [np.zeros((0, 4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3)), np.zeros((4, 4))])
+def test_what_is_no_film_is_refused(tmp_path, frames):
+    with pytest.raises(ValueError, match="must be"):
+        video.write_video(tmp_path / "a.mp4", frames, 30)
+
+
+def test_without_an_encoder_there_is_a_sheet_of_frames(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.warns(UserWarning, match="no mp4 encoder works here"):
+        path = video.write_video(tmp_path / "a.mp4", moving_square(0, 40, 60, 80), 30)
+    assert path == tmp_path / "a.png" and picture_size(path) == (4 * 324 + 4, 3 * 244 + 4)
+
+
+def test_every_task_and_all_of_them(tmp_path):
+    written = video.render_tasks(make_suite(render), policy_for_task, tmp_path, returns=[1.5, 1234.5, np.nan])
+    names = [str(path.relative_to(tmp_path / "videos")) for path in written]
+    assert names[:2] == ["mass_0.5_a.mp4", "mass_1.0.mp4"] and names[3:] == ["all_tasks.mp4", "all_tasks.png"]
+    meta, decoded = read_video(written[3])
+    assert meta["fps"] == 30 and len(decoded) == 30  # one second each, at the rate of the fastest
+    assert picture_size(written[4]) == (2 * 324 + 4, 2 * 264 + 4)
+
+
+def test_a_held_out_split_and_few_tasks(tmp_path):
+    suite = make_suite(render)
+    written = video.render_tasks(suite, policy_for_task, tmp_path, split="extrapolation")
+    assert [path.parent.name for path in written] == ["extrapolation"] * 3
+    assert len(video.render_tasks(suite, policy_for_task, tmp_path, max_tasks=2, columns=1)) == 4
+
+
+def test_no_picture_is_one_warning(tmp_path):
+    with pytest.warns(UserWarning, match="squares has no picture") as caught:
+        assert video.render_tasks(make_suite(None), policy_for_task, tmp_path) == []
+    assert len(caught) == 1
+
+
+def test_a_machine_that_cannot_draw_is_one_warning(tmp_path):
+    def broken(split, task_index, policy, *, seed, steps):
+        raise RuntimeError("cannot find EGL")
+
+    with pytest.warns(UserWarning, match="no video of task mass 0.5/a.*cannot find EGL") as caught:
+        assert video.render_tasks(make_suite(broken), policy_for_task, tmp_path) == []
+    assert len(caught) == 1
+
+
+def test_a_renderer_that_fails_late_keeps_what_there_is(tmp_path):
+    def fails_late(split, task_index, policy, *, seed, steps):
+        if task_index:
+            raise OSError("out of memory")
+        return render(split, task_index, policy, seed=seed, steps=steps)
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        written = video.render_tasks(make_suite(fails_late), policy_for_task, tmp_path)
+    assert [path.name for path in written] == ["mass_0.5_a.mp4", "all_tasks.mp4", "all_tasks.png"]
+
+
+def test_time_is_bounded(tmp_path):
+    with pytest.warns(UserWarning, match="filmed 1 of 3 tasks in 0 s"):
+        written = video.render_tasks(make_suite(render), policy_for_task, tmp_path, max_seconds=0)
+    assert len(written) == 3
+
+
+def test_fifty_tasks_fit_in_memory():
+    long = np.zeros((1500, 240, 320, 3), np.uint8)
+    frames, fps = video._shrunk(long, 30.0, total=50, columns=8)
+    assert frames.nbytes * 50 <= video.MAX_BYTES and frames.shape[0] / fps == pytest.approx(20, rel=0.05)
+
+
+def test_prepare_rendering_keeps_the_users_choice(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    video.prepare_rendering()
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(sys, "platform", "linux")
+    video.prepare_rendering()
+    assert os.environ["MUJOCO_GL"] == "egl"
