@@ -1,6 +1,6 @@
 """Does EnvPool's Meta-World behave as Meta-World? Its scripted policies play both, task by task.
 
-    python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --episodes=5
+    python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --episodes=10
 
 Prints a table of success (at any step) and return (of 500 steps) of the two simulators and marks the tasks
 where they disagree; those belong into ``WARNINGS`` of `mtjax/suites/metaworld.py`.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from metaworld_reference import Reference
 
 from mtjax import suites
 from mtjax.suites.metaworld_tasks import MT50
+
+ROUNDS = 2  # episodes of each environment
 
 
 class Result(NamedTuple):
@@ -50,27 +53,34 @@ class Result(NamedTuple):
 
 
 def play(task: str, reference: Reference, episodes: int, seed: int) -> dict[str, list[float]]:
-    """Let the scripted policy, which lives in the reference process, play mtjax's suite of that task."""
-    suite = suites.make(f"metaworld-mt1-{task}")
-    env = suite.vector_env(episodes, seed=seed)
+    """Let the scripted policies, which live in the reference process, play mtjax's suite of that task.
+
+    Every environment plays ``ROUNDS`` episodes in a row: a simulator may be right until its first reset.
+    """
+    suite, num_envs = suites.make(f"metaworld-mt1-{task}"), math.ceil(episodes / ROUNDS)
+    env = suite.vector_env(num_envs, seed=seed)
     key, advance = jax.random.key(0), jax.jit(env.step)
     state, observation = env.reset(key)
-    reference("start", task=task, count=episodes)
-    total, success = np.zeros(episodes), np.zeros(episodes)
-    for _ in range(suite.horizon):
-        actions = reference("act", observations=np.asarray(observation[0], float).tolist())
-        state, step = advance(state, np.asarray([actions], np.float32), key)
-        total += np.asarray(step.reward[0])
-        success = np.maximum(success, np.asarray(step.info["success"][0]))
-        observation = step.observation
+    returns, successes = [], []
+    for _ in range(ROUNDS):
+        reference("start", task=task, count=num_envs)
+        total, success = np.zeros(num_envs), np.zeros(num_envs)
+        for _ in range(suite.horizon):
+            actions = reference("act", observations=np.asarray(observation[0], float).tolist())
+            state, step = advance(state, np.asarray([actions], np.float32), key)
+            total += np.asarray(step.reward[0])
+            success = np.maximum(success, np.asarray(step.info["success"][0]))
+            observation = step.observation
+        returns += total.tolist()
+        successes += success.tolist()
     env.close()
-    return {"return": total.tolist(), "success": success.tolist()}
+    return {"return": returns, "success": successes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--metaworld_python", required=True, help="interpreter that has metaworld installed")
-    parser.add_argument("--episodes", type=int, default=5, help="episodes a task, in each simulator")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes a task in each simulator")
     parser.add_argument(
         "--tasks", nargs="+", default=MT50, choices=MT50, metavar="TASK", help="default: all 50"
     )
