@@ -1,1 +1,142 @@
-"""The bodies suites."""
+"""The bodies suites (case I of the talk): different bodies with different spaces, side by side.
+
+Give each its own agent, or one shared policy by padding: observations end in zeros, and
+``Suite.action_sizes`` says how much of each task's action is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.envs.base import ActionSpec, VectorEnv
+from mtjax.envs.padding import Grouped, fit_action, pad_observation
+from mtjax.suites import base
+from mtjax.suites.base import SPLITS, Render, Split, Suite, TaskInfo, Version, register
+
+
+def combine(name: str, suites: Sequence[Suite], *, tasks_per_suite: int | None = None) -> Suite:
+    """One suite of the tasks of several, one after another; their spaces and horizons may differ.
+
+    Args:
+        name: the new suite's name.
+        suites: those to put together: all on the device or all on the host, with one kind of action.
+        tasks_per_suite: take only the first so many tasks of each split of each suite. None: all.
+
+    Returns:
+        A suite with the splits that all of them have. Tasks are named ``suite/task``. It has success if all
+        have it, its horizon is the longest, and an episode of each task lasts as long as in its own suite.
+
+    Raises:
+        ValueError: no suite is given, a name repeats, or they cannot be put together; the message says why.
+    """
+    suites = tuple(suites)
+    suite_names = [suite.name for suite in suites]
+    if not suites or len(set(suite_names)) != len(suites):
+        raise ValueError(f"combine needs different suites, at least one; got {suite_names}")
+    if tasks_per_suite is not None and tasks_per_suite < 1:
+        raise ValueError(f"tasks_per_suite must be positive; got {tasks_per_suite}")
+    for what, values in (
+        ("kind of action", {suite.name: suite.action.kind for suite in suites}),
+        ("place, device or host", {suite.name: suite.on_device for suite in suites}),
+    ):
+        if len(set(values.values())) > 1:
+            raise ValueError(f"combined suites must share their {what}; got {values}")
+    shared = [label for label in SPLITS if all(suite.splits.get(label) for suite in suites)]
+    splits = {label: _join_splits(suites, label, tasks_per_suite) for label in shared}
+
+    def make_vector_env(split: Split, num_envs: int, *, seed: int) -> VectorEnv:
+        return Grouped(
+            tuple(
+                suite.make_vector_env(part, num_envs, seed=seed + index)
+                for index, (suite, part) in enumerate(zip(suites, split.tasks, strict=True))
+            )
+        )
+
+    drawn = all(suite.render is not None for suite in suites)
+    return Suite(
+        name=name,
+        version=_join_versions([suite.version for suite in suites]),
+        observation_size=max(suite.observation_size for suite in suites),
+        action=ActionSpec(suites[0].action.kind, max(suite.action.size for suite in suites)),
+        horizon=max(suite.horizon for suite in suites),
+        splits=splits,
+        make_vector_env=make_vector_env,
+        has_success=all(suite.has_success for suite in suites),
+        on_device=suites[0].on_device,
+        render=_renderer(suites) if drawn else None,
+        action_sizes=splits["train"].action_sizes,
+    )
+
+
+def _join_splits(suites: Sequence[Suite], label: str, limit: int | None) -> Split:
+    """The split whose ``tasks`` is the tuple of the suites' own splits, each cut to ``limit`` tasks."""
+    parts = tuple(_first(suite.splits[label], limit) for suite in suites)
+    infos, sizes = [], []
+    for suite, part in zip(suites, parts, strict=True):
+        infos += [
+            TaskInfo(f"{suite.name}/{info.name}", info.description, info.parameters) for info in part.infos
+        ]
+        own = part.action_sizes or (suite.action.size,) * len(part)
+        sizes += list(own)
+    return Split(tuple(infos), parts, tuple(sizes))
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    """The first tasks of a split: leaves [limit, ...], or the first names of a host suite."""
+    if limit is None or limit >= len(split):
+        return split
+    if any(isinstance(leaf, Split) for leaf in jax.tree.leaves(split.tasks)):
+        raise ValueError("a combined suite can only be combined again whole, without tasks_per_suite")
+    named = isinstance(split.tasks, tuple) and all(jnp.ndim(x) == 0 for x in jax.tree.leaves(split.tasks))
+    tasks = split.tasks[:limit] if named else jax.tree.map(lambda leaf: leaf[:limit], split.tasks)
+    sizes = None if split.action_sizes is None else split.action_sizes[:limit]
+    return Split(split.infos[:limit], tasks, sizes)
+
+
+def _join_versions(versions: Sequence[Version]) -> Version:
+    def join(values: Sequence[str]) -> str:
+        return " + ".join(dict.fromkeys(values))
+
+    return Version(
+        suite=join([version.suite for version in versions]),
+        simulator=join([version.simulator for version in versions]),
+        reward=join([version.reward for version in versions]),
+        horizon=max(version.horizon for version in versions),
+        goals=join([version.goals for version in versions]),
+        success=join([version.success for version in versions]),
+        warnings=tuple(dict.fromkeys(text for version in versions for text in version.warnings)),
+    )
+
+
+def _renderer(suites: Sequence[Suite]) -> Render:
+    """Draws a task by its own suite, showing the policy padded observations and cutting its actions."""
+    size = max(suite.observation_size for suite in suites)
+
+    def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps: int):
+        pairs = zip(suites, split.tasks, strict=True)
+        places = [(suite, part, index) for suite, part in pairs for index in range(len(part))]
+        suite, part, index = places[task_index]
+
+        def own_policy(observation, key):
+            return fit_action(policy(pad_observation(observation, size), key), suite.action)
+
+        return suite.render(part, index, own_policy, seed=seed, steps=min(steps, suite.horizon))
+
+    return render
+
+
+@register("bodies-control")
+def control_bodies() -> Suite:
+    """CartPole, Acrobot and Pendulum with continuous actions, one task each. Pure JAX."""
+    members = ("control-cartpole-continuous", "control-acrobot-continuous", "control-pendulum")
+    return combine("bodies-control", [base.make(member) for member in members], tasks_per_suite=1)
+
+
+@register("bodies-mjx")
+def mjx_bodies() -> Suite:
+    """Cartpole swing-up, reacher and hopper on MJX, one task each."""
+    members = ("hidden-cartpole", "hidden-reacher", "hidden-hopper")
+    return combine("bodies-mjx", [base.make(member) for member in members], tasks_per_suite=1)

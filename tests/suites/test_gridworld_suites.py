@@ -39,29 +39,23 @@ def _tasks(split):
 def test_every_task_can_be_solved_within_the_horizon(name):
     """The policy that follows the shortest way of the task's table succeeds in every episode."""
     suite = suites.make(name)
-    for label, split in suite.splits.items():
-        envs = suite.vector_env(8, split=label)
-        tables = jax.vmap(gridworld.transition_table)(jax.tree.map(jnp.asarray, split.tasks))
-        distance = jnp.asarray(
-            [
-                gridworld.distances(t.walls, divmod(int(t.goal), t.walls.shape[1])).ravel()
-                for t in _tasks(split)
-            ]
-        )
-        task = jnp.arange(len(split))[:, None]
+    tasks = [task for split in suite.splits.values() for task in _tasks(split)]
+    infos = tuple(info for split in suite.splits.values() for info in split.infos)
+    envs = suite.make_vector_env(suites.Split(infos, gridworld.stack_tasks(tasks)), 8, seed=0)
+    next_cell = jnp.stack([gridworld.transition_table(task).next_state for task in tasks])
+    goals = [divmod(int(task.goal), task.walls.shape[1]) for task in tasks]
+    distance = [gridworld.distances(task.walls, goal) for task, goal in zip(tasks, goals, strict=True)]
+    distance, row = jnp.asarray(distance).reshape(len(tasks), -1), jnp.arange(len(tasks))[:, None]
 
-        def step(state, key, envs=envs, tables=tables, distance=distance, task=task):
-            ahead = tables.next_state[task, state.env.cell]
-            actions = distance[task[..., None], ahead].argmin(-1)
-            state, out = envs.step(state, actions, key)
-            return state, (out.terminated, out.truncated, out.info["success"])
+    def step(state, key):
+        ahead = next_cell[row, state.env.cell]
+        state, out = envs.step(state, distance[row[..., None], ahead].argmin(-1), key)
+        return state, (out.terminated, out.truncated, out.info["success"])
 
-        state, _ = envs.reset(jax.random.key(0))
-        _, (terminated, truncated, success) = jax.lax.scan(
-            step, state, jax.random.split(jax.random.key(1), 120)
-        )
-        assert not truncated.any() and terminated.any(0).all()
-        np.testing.assert_array_equal(success, terminated)
+    state, _ = envs.reset(jax.random.key(0))
+    _, (terminated, truncated, success) = jax.lax.scan(step, state, jax.random.split(jax.random.key(1), 120))
+    assert not truncated.any() and terminated.any(0).all()
+    np.testing.assert_array_equal(success, terminated)
 
 
 def test_two_rooms_starts_in_the_other_room():
