@@ -1,0 +1,114 @@
+"""Returns: if one of these fails, every value and advantage that a user trains on is wrong."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax.learners.returns import discounted_sums, generalized_advantages
+
+GAMMA, LAMBDA = 0.9, 0.8
+
+
+def _reference(reward, value, next_value, terminated, truncated):
+    """Equation 16 of arXiv 1506.02438, one column at a time, in float64."""
+    advantage = np.zeros(reward.shape)
+    for column in np.ndindex(reward.shape[1:]):
+        running = 0.0
+        for t in reversed(range(reward.shape[0])):
+            at = (t, *column)
+            if terminated[at] or truncated[at]:
+                running = 0.0
+            bootstrap = 0.0 if terminated[at] else next_value[at]
+            running = reward[at] + GAMMA * bootstrap - value[at] + GAMMA * LAMBDA * running
+            advantage[at] = running
+    return advantage
+
+
+def _random(seed, shape=(12, 3, 4)):
+    draw = np.random.default_rng(seed)
+    reward, value, next_value = (draw.normal(size=shape).astype(np.float32) for _ in range(3))
+    terminated, truncated = (draw.random(shape) < 0.2 for _ in range(2))  # both at once happens, too
+    return reward, value, next_value, terminated, truncated
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_a_plain_reference(seed):
+    arguments = _random(seed)
+    advantage, target = generalized_advantages(*arguments, discount=GAMMA, gae_lambda=LAMBDA)
+    expected = _reference(*arguments)
+    np.testing.assert_allclose(advantage, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(target, expected + arguments[1], rtol=1e-5, atol=1e-5)
+
+
+def _three_steps(terminated, truncated):
+    """Rewards 1, 2, 4; values 10, 20, 30; V of the states reached: 20, 100 (before the reset) and 40."""
+    column = [
+        jnp.asarray(x, jnp.float32)[:, None]
+        for x in ([1.0, 2.0, 4.0], [10.0, 20.0, 30.0], [20.0, 100.0, 40.0])
+    ]
+    ends = [jnp.asarray(x)[:, None] for x in (terminated, truncated)]
+    advantage, _ = generalized_advantages(*column, *ends, discount=0.5, gae_lambda=0.5)
+    return np.asarray(advantage)[:, 0]
+
+
+NONE, SECOND = [False] * 3, [False, True, False]
+LAST = 4 + 0.5 * 40 - 30  # the advantage of the third step, whatever happened before
+
+
+def test_truncation_by_hand():
+    """A time limit is no end of the world: the cut step earns γ V(final_observation), and the trace stops."""
+    cut = 2 + 0.5 * 100 - 20
+    np.testing.assert_allclose(_three_steps(NONE, SECOND), [1 + 0.5 * 20 - 10 + 0.25 * cut, cut, LAST])
+
+
+def test_the_three_known_bugs_give_other_numbers():
+    """Timeouts as terminal, V(s_t) or V(after the reset) as bootstrap, and masking the step out."""
+    right = _three_steps(NONE, SECOND)[1]
+    for bug in (2 - 20, 2 + 0.5 * 20 - 20, 2 + 0.5 * 30 - 20, 0.0):
+        assert abs(right - bug) > 1
+
+
+def test_termination_by_hand():
+    """A terminal state has no future: neither its value nor the next episode's rewards may leak in."""
+    end = 2 - 20
+    np.testing.assert_allclose(_three_steps(SECOND, NONE), [1 + 0.5 * 20 - 10 + 0.25 * end, end, LAST])
+
+
+def test_an_end_that_is_both_is_terminal():
+    """Termination at the time limit is termination."""
+    np.testing.assert_array_equal(_three_steps(SECOND, SECOND), _three_steps(SECOND, NONE))
+
+
+def test_lambda_one_is_the_discounted_return_and_lambda_zero_the_td_error():
+    """The two ends of λ are what textbooks say."""
+    reward, value, next_value, _, _ = _random(7)
+    next_value[:-1] = value[1:]
+    never = np.zeros(reward.shape, bool)
+    _, target = generalized_advantages(
+        reward, value, next_value, never, never, discount=GAMMA, gae_lambda=1.0
+    )
+    powers = GAMMA ** np.arange(12)
+    returns = (powers[:, None, None] * reward).sum(0) + GAMMA**12 * next_value[-1]
+    np.testing.assert_allclose(target[0], returns, rtol=1e-4, atol=1e-5)
+    advantage, _ = generalized_advantages(
+        reward, value, next_value, never, never, discount=GAMMA, gae_lambda=0.0
+    )
+    np.testing.assert_allclose(advantage, reward + GAMMA * next_value - value, rtol=1e-5, atol=1e-5)
+
+
+def test_discounted_sums_restart_after_every_episode_and_carry_over_rollouts():
+    """The scale of rewards would drift with the length of a rollout otherwise."""
+    draw = np.random.default_rng(0)
+    reward, done = draw.normal(size=(9, 2)).astype(np.float32), draw.random((9, 2)) < 0.3
+    expected, total = np.zeros((9, 2)), np.array([0.5, -1.0])
+    for t in range(9):
+        total = GAMMA * total + reward[t]
+        expected[t] = total
+        total = np.where(done[t], 0.0, total)
+    carried, sums = discounted_sums(jnp.asarray([0.5, -1.0]), reward, done, discount=GAMMA)
+    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(carried, total, rtol=1e-5, atol=1e-6)
+    start, first = discounted_sums(jnp.asarray([0.5, -1.0]), reward[:4], done[:4], discount=GAMMA)
+    again, second = discounted_sums(start, reward[4:], done[4:], discount=GAMMA)
+    np.testing.assert_allclose(np.concatenate([first, second]), sums, rtol=1e-6)
+    np.testing.assert_allclose(again, carried, rtol=1e-6)
