@@ -59,9 +59,7 @@ def launch(
     def main(values: FlagValues) -> int:
         logging.set_verbosity(logging.ERROR)  # app.run raises it to INFO, and orbax talks a lot
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(
-                f"{program}: warning: {message}", file=sys.stderr
-            )
+            warnings.showwarning = lambda message, *_: print(f"{program}: warning: {message}", file=sys.stderr)
             return guard(program, lambda: run(values), exits)
 
     app.run(main, argv=argv, flags_parser=parser)

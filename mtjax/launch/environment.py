@@ -6,6 +6,7 @@ and mistyped flags without waiting for them.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import logging
 import os
@@ -28,12 +29,25 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what must be set before jax and mujoco are imported. A value that the user has set is kept."""
     if jaxlib_version() < (0, 11) and SLOW_FUSION not in environ.get("XLA_FLAGS", ""):
         environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {SLOW_FUSION}=false".strip()
-    if sys.platform == "linux":
-        environ.setdefault("MUJOCO_GL", "egl")  # pictures without a display
+    if sys.platform == "linux" and "MUJOCO_GL" not in environ and _has_egl():
+        environ["MUJOCO_GL"] = "egl"  # pictures without a display
     for name, value in QUIET.items():
         environ.setdefault(name, value)
     for name in ("absl", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _has_egl() -> bool:
+    """True if the libraries of MuJoCo's EGL backend load; with MUJOCO_GL=egl and without them its import fails."""
+    return _loads("libEGL.so.1") and (_loads("libOpenGL.so.0") or _loads("libGL.so.1"))
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def jaxlib_version() -> tuple[int, int]:

@@ -29,9 +29,7 @@ class Command:
     """The evaluation."""
 
     run_dir: str = option("", "The run's folder. Required.")
-    splits: str = option(
-        "all", "Comma-separated, of train, interpolation, extrapolation; 'all' that there are."
-    )
+    splits: str = option("all", "Comma-separated, of train, interpolation, extrapolation; 'all' that there are.")
     modes: str = option("deterministic,stochastic", "Comma-separated, of deterministic and stochastic.")
     episodes: int = option(50, "Episodes of every task.", low=1)
     seed: int = option(0, "Seed of the evaluation's episodes.", low=0, high=2**31 - 1)
@@ -40,8 +38,7 @@ class Command:
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
     compilation_cache: str = option(
         "auto",
-        "Folder in which compiled programs are kept: 'auto' is mtjax in the user's cache folder, 'none' "
-        "keeps none.",
+        "Folder in which compiled programs are kept: 'auto' is mtjax in the user's cache folder, 'none' keeps none.",
     )
 
 

@@ -74,9 +74,7 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
     folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config)
     if run_dir and not resolve.is_run(folder):
         what = "it has no config.json" if folder.is_dir() else "there is no such folder"
-        raise ValueError(
-            f"nothing to resume: {run_dir} is not a run ({what}); leave --resume out to start one there"
-        )
+        raise ValueError(f"nothing to resume: {run_dir} is not a run ({what}); leave --resume out to start one there")
     saved = resolve.load_config(folder)
     config = resolve.resumed(saved, given, folder)
     sources = dict.fromkeys(options.flatten(config), "run") | dict.fromkeys(given, "flag")
@@ -130,6 +128,4 @@ def _newest(config: RunConfig) -> Path:
             continue
         return folder
     hint = f"; the newest run there is {runs[0]}" if runs else ""
-    raise ValueError(
-        f"nothing to resume: no run of these options under {RUNS}{hint}; name a run with --run_dir"
-    )
+    raise ValueError(f"nothing to resume: no run of these options under {RUNS}{hint}; name a run with --run_dir")

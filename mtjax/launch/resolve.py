@@ -117,10 +117,7 @@ def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> 
         )
     fixed = {name: value for name, value in different.items() if name not in (*OPERATIONAL, "total_steps")}
     if fixed:
-        rows = [
-            f"\n  --{name}: {as_text(have[name])} in the run, {as_text(new)} asked"
-            for name, new in fixed.items()
-        ]
+        rows = [f"\n  --{name}: {as_text(have[name])} in the run, {as_text(new)} asked" for name, new in fixed.items()]
         raise ValueError(
             f"{run_dir} cannot be resumed with other options; leave them out, or start a new run in another "
             f"--run_dir:{''.join(rows)}"

@@ -63,9 +63,7 @@ def start(plan: Plan, suite: Any) -> str:
     if preset:
         lines.append(f"preset {preset.pattern}: {preset.reason}")
     rows = differences(config, plan.resolved.sources)
-    lines += (
-        [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
-    )
+    lines += [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
     if plan.extended_from:
         lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
         schedule = config.ppo.learning_rate_schedule
@@ -100,7 +98,7 @@ def estimate(statistic: Mapping[str, float | None]) -> str:
 
 def summary(result: Mapping[str, Any], run_dir: Path) -> str:
     """The end of a run: what was reached on every split, with 95% intervals over seeds, and where it lies."""
-    rows = [("split", "policy", "measure", *STATISTICS)]
+    rows: list[tuple[str, ...]] = [("split", "policy", "measure", *STATISTICS)]
     for split, modes in result["results"].items():
         for mode, measures in modes.items():
             for measure in shown(measures)[:-1]:  # without the length
@@ -142,9 +140,7 @@ def evaluation(result: Mapping[str, Any]) -> str:
                 rows.append((task, *(number(measures[name]["tasks"][task]) for name in names)))
             for statistic in STATISTICS:
                 rows.append((f"({statistic})", *(estimate(measures[name][statistic]) for name in names)))
-            title = (
-                f"{split}, {mode} policy, checkpoint {result['step']}, {result['episodes']} episodes a task:"
-            )
+            title = f"{split}, {mode} policy, checkpoint {result['step']}, {result['episodes']} episodes a task:"
             blocks.append(f"{title}\n{table(rows)}")
     return "\n\n".join(blocks)
 

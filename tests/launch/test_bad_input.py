@@ -26,11 +26,9 @@ FLAGS = {
     "--num_envs=": "flag --num_envs=: '' is not a whole number" + PASS_HELP,
     "--num_envs=inf": "flag --num_envs=inf: 'inf' is not a whole number" + PASS_HELP,
     "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,
-    "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647"
-    + PASS_HELP,
+    "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647" + PASS_HELP,
     "--hidden_sizes=64,x": "flag --hidden_sizes=64,x: 'x' is not a whole number" + PASS_HELP,
-    "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1"
-    + PASS_HELP,
+    "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
     "did you mean 'relu'?" + PASS_HELP,
     "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo; did you mean 'ppo'?" + PASS_HELP,
@@ -44,8 +42,7 @@ FLAGS = {
     "--seed=1 --seed=2": "--seed is given twice; give it once",
     "--seed 1 --seed=1 -seed=1": "--seed is given 3 times; give it once",
     "--squash --nosquash": "--squash is given twice; give it once",
-    "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'"
-    + PASS_HELP,
+    "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'" + PASS_HELP,
     "--flagfile": "--flagfile with no argument" + PASS_HELP,
     "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
     "control-*, hidden-*, goals-*, bodies-*, metaworld-*; did you mean 'gridworld-*'?" + PASS_HELP,

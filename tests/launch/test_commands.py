@@ -102,8 +102,5 @@ def test_sizes_that_do_not_fit_are_refused_before_the_folder_is_made(tmp_path):
         f"--run_dir={tmp_path / 'run'}",
     )
     code, out, err = finish(start("train", *sizes))
-    assert (
-        code == 1
-        and err == "train.py: num_minibatches: 4 does not divide rollout_length × num_envs = 5 × 3 = 15\n"
-    )
+    assert code == 1 and err == "train.py: num_minibatches: 4 does not divide rollout_length × num_envs = 5 × 3 = 15\n"
     assert not (tmp_path / "run").exists()

@@ -36,6 +36,24 @@ def test_the_users_settings_are_kept(monkeypatch):
     assert {name: environ[name] for name in before} == before
 
 
+@pytest.mark.parametrize(
+    "libraries, backend",
+    [
+        ({"libEGL.so.1", "libGL.so.1"}, "egl"),
+        ({"libEGL.so.1", "libOpenGL.so.0"}, "egl"),
+        ({"libEGL.so.1"}, None),
+        (set(), None),
+    ],
+)
+def test_a_machine_without_egl_can_still_import_mujoco(monkeypatch, libraries, backend):
+    """MUJOCO_GL=egl makes ``import mujoco`` fail where the libraries are missing, as on a bare container."""
+    monkeypatch.setattr(environment, "_loads", libraries.__contains__)
+    monkeypatch.setattr(environment.sys, "platform", "linux")
+    environ = {}
+    environment.prepare(environ)
+    assert environ.get("MUJOCO_GL") == backend
+
+
 def test_jaxlib_version_is_that_of_the_installed_one():
     import jaxlib
 

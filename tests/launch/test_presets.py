@@ -11,13 +11,15 @@ from mtjax.training.config import RunConfig
 
 @pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.pattern)
 def test_every_preset_is_a_valid_configuration(preset):
-    options.replace(RunConfig(), preset.options).validate()
+    config = options.replace(RunConfig(), preset.options)
+    config.validate()
+    assert config.num_envs * config.ppo.rollout_length % config.ppo.num_minibatches == 0
     assert preset.reason
 
 
 def test_every_registered_suite_with_a_family_has_a_preset():
     for name in suites.names():
-        if name.split("-")[0] in ("gridworld", "control", "hidden", "goals", "metaworld"):
+        if name.split("-")[0] in ("gridworld", "control", "hidden", "goals", "bodies", "metaworld"):
             assert presets.find(name), name
 
 

@@ -120,9 +120,7 @@ def test_resume_without_a_folder_finds_the_run_of_the_same_command(command, trai
     assert training.calls[2][1] == training.calls[0][1] and training.calls[2][2]["resume"]
     result = command(PROBE, "--num_envs=5", "--resume")
     assert result.code == 1
-    assert result.err.startswith(
-        "mtjax-train: nothing to resume: no run of these options under runs; the newest"
-    )
+    assert result.err.startswith("mtjax-train: nothing to resume: no run of these options under runs; the newest")
 
 
 def test_resume_refuses_other_options_with_a_diff(command, training):
