@@ -1,0 +1,37 @@
+"""The guides are run as they are printed: a reader who copies a block must not meet an error."""
+
+import pathlib
+import re
+
+import pytest
+
+GUIDES = pathlib.Path(__file__).parent.parent / "docs" / "guides"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def guides():
+    return sorted(GUIDES.glob("*.md"))
+
+
+def test_there_are_guides():
+    assert guides()
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """Suites that a guide registers are forgotten after it."""
+    from mtjax.suites import base
+
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+
+@pytest.mark.parametrize("path", guides(), ids=lambda path: path.stem)
+def test_every_python_block_of_a_guide_runs(path, tmp_path, monkeypatch):
+    """All blocks of a file share one namespace, in order, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    namespace = {"__name__": f"guide_{path.stem}"}
+    for match in BLOCK.finditer(text):
+        first_line = text.count("\n", 0, match.start(1))
+        source = "\n" * first_line + match[1]  # so that a traceback names the line of the guide
+        exec(compile(source, str(path), "exec"), namespace)
