@@ -1,0 +1,163 @@
+"""Suites of other people's environments: what they answer must reach the learner unchanged."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax.suites.host import from_envpool, from_gymnasium
+
+gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install gymnasium")
+SKIP = "EnvPool is not installed: pip install 'mtjax[metaworld]'"
+
+
+class Walk(gymnasium.Env):
+    """One axis with a goal; `Dict` observations, an action in [0, 4], `is_success` in info."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"side": gymnasium.spaces.Discrete(2), "x": gymnasium.spaces.Box(-9.0, 9.0, (1,))}
+    )
+    action_space = gymnasium.spaces.Box(0.0, 4.0, (1,))
+
+    def __init__(self, goal=5.0):
+        self.goal = goal
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = 0.0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.x += float(action[0])
+        return (
+            self._observe(),
+            float(action[0]),
+            self.x > self.goal,
+            False,
+            {"is_success": self.x > self.goal},
+        )
+
+    def _observe(self):
+        return {"side": int(self.x > 1), "x": np.array([self.x], np.float32)}
+
+
+def play(suite, actions, num_envs, seed=0):
+    """Step actions [H, T, E, ...]; returns (first observation, Steps [H, ...]) as NumPy."""
+    env = suite.vector_env(num_envs, seed=seed)
+
+    @jax.jit
+    def scan(state, actions):
+        return jax.lax.scan(lambda s, a: env.step(s, a, jax.random.key(0)), state, actions)[1]
+
+    state, first = jax.jit(env.reset)(jax.random.key(0))
+    return np.asarray(first), jax.tree.map(np.asarray, scan(state, actions))
+
+
+def test_gymnasium_tasks_answer_as_they_do_alone():
+    suite = from_gymnasium("poles", {"one": "CartPole-v1", "other": lambda: gymnasium.make("CartPole-v1")})
+    assert suite.horizon == 500 and suite.action == ("discrete", 2) and not suite.has_success
+    actions = jnp.asarray(np.random.default_rng(0).integers(0, 2, (60, 2, 2)))
+    first, steps = play(suite, actions, 2, seed=7)
+    for task in range(2):
+        seeds = np.random.SeedSequence((7, task)).generate_state(2)
+        for index in range(2):
+            env = gymnasium.make("CartPole-v1")
+            np.testing.assert_array_equal(first[task, index], env.reset(seed=int(seeds[index]))[0])
+            for time in range(60):
+                observation, reward, terminated, *_ = env.step(int(actions[time, task, index]))
+                np.testing.assert_array_equal(steps.final_observation[time, task, index], observation)
+                assert steps.reward[time, task, index] == reward
+                assert steps.terminated[time, task, index] == terminated
+                if terminated:
+                    observation, _ = env.reset()
+                np.testing.assert_array_equal(steps.observation[time, task, index], observation)
+
+
+def test_box_actions_are_rescaled_spaces_flattened_and_success_found():
+    suite = from_gymnasium("walk", {"near": Walk, "far": lambda: Walk(9.0)}, horizon=50)
+    assert (suite.observation_size, suite.has_success) == (3, True)
+    assert suite.tasks[0].description.startswith("One axis with a goal")
+    actions = (
+        jnp.full((3, 2, 1, 1), 0.0).at[1].set(99.0)
+    )  # the middle of [0, 4], more than the most, the middle
+    _, steps = play(suite, actions, 1)
+    np.testing.assert_allclose(steps.reward[:, :, 0], [[2, 2], [4, 4], [2, 2]])
+    np.testing.assert_allclose(steps.final_observation[1, 1, 0], [0, 1, 6])
+    np.testing.assert_allclose(steps.info["success"][:, :, 0], [[0, 0], [1, 0], [0, 0]])
+    np.testing.assert_array_equal(steps.terminated[:, :, 0], [[0, 0], [1, 0], [0, 0]])
+
+
+def test_held_out_tasks_become_splits():
+    suite = from_gymnasium("walk", {"a": Walk}, extrapolation={"b": lambda: Walk(7.0)}, horizon=5)
+    assert suite.vector_env(1, split="extrapolation").num_tasks == 1
+    assert list(suite.splits) == ["train", "extrapolation"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({"a": "Pendulum-v1", "b": "CartPole-v1"}, "same observation size: 'a' has 3, 'b' has 4"),
+        ({"a": "Pendulm-v1"}, "gymnasium cannot make 'Pendulm-v1'"),
+        ({"a": Walk}, "no time limit of their own; give horizon="),
+        ({}, "at least one task"),
+    ],
+)
+def test_gymnasium_tasks_that_cannot_be_a_suite_are_named(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        from_gymnasium("bad", tasks)
+
+
+def test_an_action_space_without_a_form_is_named():
+    class Pair(Walk):
+        action_space = gymnasium.spaces.MultiDiscrete([2, 2])
+
+    with pytest.raises(ValueError, match="MultiDiscrete.*supported are Discrete and Box"):
+        from_gymnasium("bad", {"a": Pair}, horizon=5)
+
+
+def test_a_missing_gymnasium_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ImportError, match="pip install"):
+        from_gymnasium("poles", {"one": "CartPole-v1"})
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting:UserWarning")  # of the pool made by hand
+def test_envpool_tasks_answer_as_they_do_alone():
+    envpool = pytest.importorskip("envpool", reason=SKIP)
+    suite = from_envpool("poles", {"one": "CartPole-v1"})
+    assert suite.horizon == 500 and suite.action == ("discrete", 2)
+    actions = jnp.asarray(np.random.default_rng(0).integers(0, 2, (60, 1, 2)))
+    first, steps = play(suite, actions, 2, seed=7)
+    seeds = np.random.SeedSequence((7, 0)).generate_state(2) & 0x7FFFFFFF
+    pool = envpool.make_gymnasium("CartPole-v1", num_envs=2, env_seed=seeds.tolist())
+    np.testing.assert_array_equal(first[0], pool.reset()[0])
+    for time in range(60):
+        observation, reward, terminated, *_ = pool.step(np.asarray(actions[time, 0]))
+        np.testing.assert_array_equal(steps.final_observation[time, 0], observation)
+        np.testing.assert_array_equal(steps.terminated[time, 0], terminated)
+        np.testing.assert_array_equal(steps.reward[time, 0], reward)
+        if terminated.any():
+            observation = observation.copy()
+            observation[terminated] = pool.reset(np.flatnonzero(terminated).astype(np.int32))[0]
+        np.testing.assert_array_equal(steps.observation[time, 0], observation)
+
+
+def test_envpool_physics_with_dict_observations_and_a_shorter_horizon():
+    pytest.importorskip("envpool", reason=SKIP)
+    suite = from_envpool("run", {"run": "CheetahRun-v1"}, horizon=3)
+    assert (suite.observation_size, suite.action.size) == (17, 6)
+    _, steps = play(suite, jnp.ones((4, 1, 2, 6)), 2)
+    np.testing.assert_array_equal(steps.truncated[:, 0, 0], [False, False, True, False])
+    assert not steps.terminated.any() and np.isfinite(steps.observation).all()
+
+
+def test_envpool_mistakes_are_named():
+    pytest.importorskip("envpool", reason=SKIP)
+    with pytest.raises(ValueError, match="no environment 'HalfCheeta-v5'; did you mean HalfCheetah-v5"):
+        from_envpool("bad", {"a": "HalfCheeta-v5"})
+    with pytest.raises(ValueError, match=r"mtjax sets \['seed'\] itself"):
+        from_envpool("bad", {"a": "CartPole-v1"}, options={"seed": 3})
