@@ -59,6 +59,8 @@ def launch(
     def main(values: FlagValues) -> int:
         logging.set_verbosity(logging.ERROR)  # app.run raises it to INFO, and orbax talks a lot
         with warnings.catch_warnings():
+            # ffmpeg is started by fork and exec at once, which is safe.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             warnings.showwarning = lambda message, *_: print(f"{program}: warning: {message}", file=sys.stderr)
             return guard(program, lambda: run(values), exits)
 

@@ -228,7 +228,10 @@ def test_control_c_says_how_to_go_on(command, training):
 def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
     from mtjax.suites import base
 
-    kept = {name: base._REGISTRY[name] for name in ("launch-probe", "metaworld-mt10")}
+    def broken():
+        raise ImportError("install it with: pip install 'mtjax[mine]'")
+
+    kept = {name: base._REGISTRY[name] for name in ("launch-probe", "metaworld-mt10")} | {"mine": broken}
     monkeypatch.setattr(base, "_REGISTRY", kept)
     result = command("--list_suites")
     assert result.code == 0
@@ -237,7 +240,9 @@ def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
     assert [line.split()[:4] for line in lines] == [
         ["launch-probe", "2", "0", "0"],
         ["metaworld-mt10", "10", "0", "0"],
+        ["mine", "–", "–", "–"],
     ]
+    assert lines[2].endswith("not available: install it with: pip install 'mtjax[mine]'")
 
 
 def test_the_flagfile_names_every_option():
