@@ -138,5 +138,5 @@ def control_bodies() -> Suite:
 @register("bodies-mjx")
 def mjx_bodies() -> Suite:
     """Cartpole swing-up, reacher and hopper on MJX, one task each."""
-    members = ("hidden-cartpole", "hidden-reacher", "hidden-hopper")
+    members = ("hidden-cartpole-swingup", "hidden-reacher", "hidden-hopper")
     return combine("bodies-mjx", [base.make(member) for member in members], tasks_per_suite=1)

@@ -85,7 +85,8 @@ def test_what_cannot_be_combined_is_named(members, options, message):
 def test_bodies_mjx_is_three_bodies():
     suite = suites.make("bodies-mjx")
     assert suite.num_tasks == 3 and len(set(suite.action_sizes)) > 1
-    sizes = suite.vector_env(1).observation_sizes
-    _, observation = jax.jit(suite.vector_env(1).reset)(jax.random.key(0))
+    envs = suite.vector_env(1)
+    sizes = envs.observation_sizes
+    _, observation = jax.jit(envs.reset)(jax.random.key(0))
     for row, size in zip(np.asarray(observation), sizes, strict=True):
         assert not row[0, size:].any()
