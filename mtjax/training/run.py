@@ -74,17 +74,10 @@ def train(
     if not resume and (run_dir / record.FILE).exists():
         raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
     write_description(config, suite, run_dir)
-    title = f"{suite.name} · {config.learner} · {config.grads}"
     with contextlib.ExitStack() as stack:
         saver = stack.enter_context(Checkpointer(run_dir, config.keep_checkpoints))
-        bar = stack.enter_context(
-            Progress(
-                trainer.num_updates * trainer.steps_per_update,
-                title,
-                measure="success" if suite.has_success else "return",
-                enabled=progress,
-            )
-        )
+        total_steps = trainer.num_updates * trainer.steps_per_update
+        bar = stack.enter_context(Progress(total_steps, suite.name, enabled=progress))
         stop = stack.enter_context(stop_signals())
         session = Session(config, suite, trainer, run_dir, saver, bar, stop)
         session.open(resume=resume, tensorboard=tensorboard, stack=stack)
@@ -217,7 +210,7 @@ class Session:
             self.bar.message(message)
             self.recorder.event(self.step, self.seconds, message)
         if self.update == 0:
-            with self.bar.compiling("start"):
+            with self.bar.compiling("the start"):
                 self.state = jax.block_until_ready(self.trainer.init())
         self._compile()
 
@@ -237,10 +230,10 @@ class Session:
 
     def _compile(self) -> None:
         """Compile both programs before the clock of steps per second starts."""
-        with self.bar.compiling("rollout"):
+        with self.bar.compiling("the rollout"):
             self._collect = self.trainer.collect.lower(self.trainer.env, self.state).compile()
         _, rollout = jax.eval_shape(self.trainer.collect, self.trainer.env, self.state)
-        with self.bar.compiling("update"):
+        with self.bar.compiling("the update"):
             self._update = self.trainer.update.lower(self.state, rollout).compile()
 
     # ------------------------------------------------------------------------------------------ loop
@@ -251,7 +244,7 @@ class Session:
         log_every = self.config.log_every or max(1, total // 200)
         evaluate_every = self._updates(self.config.evaluate_every, default=total / 10)
         checkpoint_every = self._updates(self.config.checkpoint_every, default=evaluate_every)
-        self.bar.start(self.step)
+        self.bar.update(self.step)
         mark, mark_step = time.monotonic(), self.step
         while self.update < total:
             log = (self.update + 1) % log_every == 0 or self.update + 1 == total
@@ -297,7 +290,7 @@ class Session:
         values.pop("finite")
         values = {name: np.asarray(value) for name, value in values.items()}
         self.recorder.train(self.step, self.update, self.seconds, values)
-        self.bar.update(self.step, values["success" if self.suite.has_success else "return"])
+        self.bar.update(self.step, values)
 
     def _check(self, metrics: Mapping[str, Any]) -> None:
         """Raise Diverged, naming seed and task, if anything is not finite."""
@@ -326,7 +319,7 @@ class Session:
     def evaluate(self, split: str, mode: str, *, rounds: int = 1, final: bool = False) -> Mapping[str, np.ndarray]:
         """Evaluate now, record it, and return "return" … [S, N]."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), STREAM_EVALUATION)
-        with self.bar.evaluating(split):
+        with self.bar.paused():
             values = self.evaluator(
                 self.state.learner,
                 split=split,
@@ -345,7 +338,7 @@ class Session:
             values=values,
             task_names=[info.name for info in self.suite.splits[split].infos],
         )
-        self.bar.evaluation(self.step, split, values["success_any" if self.suite.has_success else "return"])
+        self.bar.evaluation(self.step, split, mode, values)
         return values
 
     def finish(self, *, draw: bool) -> dict[str, Any]:
@@ -372,11 +365,10 @@ class Session:
         }
         versions.write_json(self.run_dir / SUMMARY, summary)
         self.recorder.sync()
-        with self.bar.working("plots"):
-            plots.plot_run(self.run_dir)
+        self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
+        plots.plot_run(self.run_dir)
         if draw:
-            with self.bar.working("videos"):
-                draw_videos(self.trainer, self.suite, self.state, self.run_dir, "train", results["train"])
+            draw_videos(self.trainer, self.suite, self.state, self.run_dir, "train", results["train"])
         return summary
 
 
