@@ -163,9 +163,7 @@ def snapshots(series: Series, times: int) -> Series:
     width = max(1, total // 20)
     starts = np.unique(np.linspace(0, total - width, times).astype(int))
     values = [np.nanmean(series.values[start : start + width], axis=0) for start in starts]
-    return Series(
-        np.array([series.steps[start : start + width].mean() for start in starts]), np.stack(values)
-    )
+    return Series(np.array([series.steps[start : start + width].mean() for start in starts]), np.stack(values))
 
 
 # ------------------------------------------------------------------------------------------ the pictures
@@ -208,6 +206,8 @@ def _curves(axes: Axes, series: Series | None, tasks: Sequence[str], marker: str
         aggregate = getattr(statistics, name)
         per_seed = series.map(lambda values, f=aggregate: f(values, skip_missing=True))
         style: dict[str, Any] = {"color": colour, "linewidth": 2.3, "label": name, "zorder": 5 - 0.1 * rank}
+        if name == "median":  # dashed and on top: of two tasks it is the mean
+            style |= {"linestyle": (0, (3, 1)), "zorder": 6}
         if marker and len(series.steps) <= 40:
             style |= {"marker": marker, "markersize": 3.5}
         _band(axes, per_seed, **style)
@@ -375,16 +375,15 @@ def quantities(run: Run) -> Figure | None:
             series = series.map(lambda values: np.nanmean(values, axis=-1))
         _band(axes, series, color=AGGREGATES["mean"], linewidth=2, label="mean over tasks")
         _finish(axes, TITLES.get(name, name), locator=4)
-        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         if _spans_decades(series.values):
             axes.set_yscale("log")
     for axes in list(grid.flat)[len(found) :]:
         axes.set_visible(False)
-    for axes in list(grid.flat)[len(found) - columns : len(found)]:
-        axes.set_xlabel("environment steps")
+    figure.supxlabel("environment steps", fontsize=9)
     with_tasks = [axes for axes in grid.flat if len(axes.get_legend_handles_labels()[0]) > 1]
     if with_tasks:
-        _legend(figure, with_tasks[0], len(run.tasks), columns=min(6, 2 * columns))
+        _legend(figure, with_tasks[0], len(run.tasks), columns=min(6, 2 * columns), place="upper left")
     return figure
 
 
@@ -427,15 +426,16 @@ def _label_steps(grid: np.ndarray) -> None:
         axes.set_xlabel("environment steps")
 
 
-def _legend(figure: Figure, axes: Axes, tasks: int, columns: int) -> None:
-    """The aggregates, then the tasks: by name if they are few, by their number if they are many."""
+def _legend(figure: Figure, axes: Axes, tasks: int, columns: int, place: str = "lower center") -> None:
+    """The aggregates, then the tasks: by name if they are few, as one if they are many."""
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     thick = {name: handle for name, handle in entries.items() if handle.get_linewidth() >= 2}
     thin_ones = {name: handle for name, handle in entries.items() if name not in thick}
     if tasks > NAMED_TASKS:
         thin_ones = {f"each of {tasks} tasks": h for h in list(thin_ones.values())[tasks // 2 :][:1]}
     entries = thick | thin_ones
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    columns = len(entries) if len(entries) <= 5 else columns
+    figure.legend(entries.values(), entries.keys(), loc=f"outside {place}", ncols=columns)
 
 
 def _task_ticks(axes: Axes, tasks: Sequence[str], total: int, *, names: bool) -> None:

@@ -5,11 +5,11 @@ Nothing here may cost a run: where pictures cannot be drawn or videos not be enc
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import time
 import warnings
@@ -62,21 +62,22 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> path
 
 
 def _encode(path: pathlib.Path, frames: np.ndarray, fps: float) -> pathlib.Path:
+    """Raises ImportError, OSError or RuntimeError if there is no ffmpeg or it does not work."""
     import imageio_ffmpeg
 
     # Players want yuv420p, which wants even sides.
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     temporary = path.with_name(f".{path.stem}.tmp.mp4")
-    size = (frames.shape[2], frames.shape[1])
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
+    command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart", str(temporary)]
     try:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), size, fps=fps, codec="libx264", quality=7, macro_block_size=2
-        )
-        with contextlib.closing(writer):
-            writer.send(None)
-            for frame in frames:
-                writer.send(np.ascontiguousarray(frame))
+        # Not imageio's own writer: it forks by a way that JAX's threads can deadlock (and JAX warns of).
+        done = subprocess.run(command, input=memoryview(frames).cast("B"), capture_output=True, process_group=0)
+        if done.returncode:
+            raise RuntimeError(done.stderr.decode(errors="replace") or f"ffmpeg: {done.returncode}")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,8 +1,11 @@
 """Videos: a run must end well on a machine that cannot draw, and show every task on one that can."""
 
 import os
+import re
+import subprocess
 import sys
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,20 +54,19 @@ def picture_size(path) -> tuple[int, int]:
         return picture.size
 
 
-def read_video(path):
-    import imageio_ffmpeg
-
-    reader = imageio_ffmpeg.read_frames(str(path))
-    meta = next(reader)
-    width, height = meta["size"]
-    return meta, [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+def read_video(path) -> tuple[float, np.ndarray]:
+    """Frames a second, and the frames [N, height, width, 3]."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    width, height, fps = re.search(rb", (\d+)x(\d+)[ ,].* ([\d.]+) fps", done.stderr).groups()
+    return float(fps), np.frombuffer(done.stdout, np.uint8).reshape(-1, int(height), int(width), 3)
 
 
 def test_a_video_has_the_frames_it_was_given(tmp_path):
     frames = moving_square(0, 12, 61, 81)  # odd sides, which players do not take
     path = video.write_video(tmp_path / "deep" / "a.mp4", frames, 12.5)
-    meta, decoded = read_video(path)
-    assert meta["size"] == (82, 62) and meta["fps"] == 12.5 and len(decoded) == 12
+    fps, decoded = read_video(path)
+    assert fps == 12.5 and decoded.shape == (12, 62, 82, 3)
     for before, after in zip(frames, decoded, strict=True):
         assert np.abs(before.astype(int) - after[:61, :81]).mean() < 6
     assert os.listdir(path.parent) == ["a.mp4"]
@@ -83,12 +85,19 @@ def test_without_an_encoder_there_is_a_sheet_of_frames(tmp_path, monkeypatch):
     assert path == tmp_path / "a.png" and picture_size(path) == (4 * 324 + 4, 3 * 244 + 4)
 
 
+def test_an_encoder_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
+    with pytest.warns(UserWarning, match="no mp4 encoder works here.*No such file"):
+        assert video.write_video(tmp_path / "a.mp4", moving_square(0, 3, 60, 80), 30).suffix == ".png"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
 def test_every_task_and_all_of_them(tmp_path):
     written = video.render_tasks(make_suite(render), policy_for_task, tmp_path, returns=[1.5, 1234.5, np.nan])
     names = [str(path.relative_to(tmp_path / "videos")) for path in written]
     assert names[:2] == ["mass_0.5_a.mp4", "mass_1.0.mp4"] and names[3:] == ["all_tasks.mp4", "all_tasks.png"]
-    meta, decoded = read_video(written[3])
-    assert meta["fps"] == 30 and len(decoded) == 30  # one second each, at the rate of the fastest
+    fps, decoded = read_video(written[3])
+    assert fps == 30 and len(decoded) == 30  # one second each, at the rate of the fastest
     assert picture_size(written[4]) == (2 * 324 + 4, 2 * 264 + 4)
 
 
