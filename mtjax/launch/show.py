@@ -45,8 +45,9 @@ def suites() -> Iterator[str]:
 
 
 def version(stamp: Any) -> str:
-    """A suite's version stamp in one line."""
-    return f"v{stamp.suite}, {stamp.simulator}, reward {stamp.reward}, horizon {stamp.horizon}"
+    """A suite's version stamp in one line; of the reward its version, without the formula."""
+    reward = stamp.reward.split(":")[0]
+    return f"v{stamp.suite}, {stamp.simulator}, reward {reward}, horizon {stamp.horizon}"
 
 
 def presets(all_presets: Iterable[Preset]) -> str:

@@ -231,7 +231,7 @@ def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
     def broken():
         raise ImportError("install it with: pip install 'mtjax[mine]'")
 
-    kept = {name: base._REGISTRY[name] for name in ("launch-probe", "metaworld-mt10")} | {"mine": broken}
+    kept = {name: base._REGISTRY[name] for name in ("launch-probe", "metaworld-mt50")} | {"mine": broken}
     monkeypatch.setattr(base, "_REGISTRY", kept)
     result = command("--list_suites")
     assert result.code == 0
@@ -239,7 +239,7 @@ def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
     assert header.split() == ["suite", "tasks", "interpolation", "extrapolation", "version"]
     assert [line.split()[:4] for line in lines] == [
         ["launch-probe", "2", "0", "0"],
-        ["metaworld-mt10", "10", "0", "0"],
+        ["metaworld-mt50", "50", "0", "0"],
         ["mine", "–", "–", "–"],
     ]
     assert lines[2].endswith("not available: install it with: pip install 'mtjax[mine]'")
