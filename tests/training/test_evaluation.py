@@ -1,0 +1,109 @@
+"""Evaluation: the numbers that go into a paper's table."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax import suites
+from mtjax.envs import Step, discrete
+from mtjax.learners.base import Learner
+from mtjax.training.evaluation import Evaluator
+
+HORIZON, S, E = 6, 2, 32
+
+
+class Task(NamedTuple):
+    length: jax.Array  # the episode terminates after so many steps
+    success: jax.Array  # the step at which it succeeds, for that step alone
+
+
+class Countdown:
+    """Earns the action at every step; observes a draw of the episode and the time."""
+
+    observation_size = 2
+    action = discrete(10)
+
+    def reset(self, task, key):
+        draw = jax.random.uniform(key)
+        return (draw, jnp.zeros(())), jnp.stack([draw, jnp.zeros(())])
+
+    def step(self, task, state, action, key):
+        draw, time = state
+        time = time + 1
+        observation = jnp.stack([draw, time])
+        return (draw, time), Step(
+            observation=observation,
+            reward=action.astype(jnp.float32),
+            terminated=time >= task.length,
+            truncated=jnp.zeros((), bool),
+            final_observation=observation,
+            info={"success": (time == task.success).astype(jnp.float32)},
+        )
+
+
+def _policy(state, observation, key, deterministic, unseen):
+    """Deterministic: the state's number (plus 5 if unseen). Stochastic: 0 or 9."""
+    assert isinstance(unseen, bool)
+    shape = observation.shape[:2]
+    drawn = 9 * jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32)
+    return jnp.where(deterministic, jnp.full(shape, state + 5 * unseen, jnp.int32), drawn)
+
+
+def _evaluator(has_success=True, num_seeds=S):
+    def split(*tasks):
+        infos = tuple(suites.TaskInfo(f"{task}", "A task.") for task in tasks)
+        return suites.Split(infos, Task(*(jnp.asarray(x, jnp.float32) for x in zip(*tasks, strict=True))))
+
+    suite = suites.from_env(
+        "countdown",
+        Countdown(),
+        {"train": split((2, 1), (5, 5), (100, 3)), "extrapolation": split((4, 9))},
+        version=suites.Version("1", "none", "v1", HORIZON),
+        has_success=has_success,
+    )
+    learner = Learner(None, None, None, _policy)
+    return Evaluator(learner, suite, episodes=E, num_seeds=num_seeds, seed=0)
+
+
+def test_whole_episodes_of_every_task_and_seed():
+    """One episode an environment, to its end and no further; seeds and tasks are not mixed up."""
+    values = _evaluator()(jnp.asarray([1, 2]), key=jax.random.key(0))
+    lengths = np.asarray([2.0, 5.0, HORIZON])
+    np.testing.assert_array_equal(values["length"], [lengths, lengths])
+    np.testing.assert_array_equal(values["return"], [lengths, 2 * lengths])
+    np.testing.assert_array_equal(values["success_any"], [[1, 1, 1]] * S)
+    np.testing.assert_array_equal(values["success_last"], [[0, 1, 0]] * S)
+
+
+def test_held_out_splits_are_acted_for_zero_shot():
+    values = _evaluator()(jnp.asarray([1, 2]), split="extrapolation", key=jax.random.key(0))
+    np.testing.assert_array_equal(values["return"], [[6 * 4], [7 * 4]])
+    np.testing.assert_array_equal(values["success_any"], [[0], [0]])
+
+
+def test_stochastic_evaluation_and_its_keys():
+    """Equal keys give equal numbers, other keys and other rounds other ones; seeds draw for themselves."""
+    evaluator, states = _evaluator(), jnp.asarray([1, 2])
+
+    def stochastic(seed, rounds=1):
+        return evaluator(states, deterministic=False, key=jax.random.key(seed), rounds=rounds)["return"]
+
+    first = stochastic(0)
+    np.testing.assert_array_equal(first, stochastic(0))
+    assert (first != stochastic(1)).any() and (first != stochastic(0, rounds=2)).any()
+    assert (first[0] != first[1]).any()
+    np.testing.assert_allclose(first / np.asarray([2.0, 5.0, HORIZON]), 4.5, atol=1.5)
+    assert evaluator._run._cache_size() == 1  # modes and rounds share one program
+
+
+def test_without_success_nothing_is_said_of_it():
+    values = _evaluator(has_success=False, num_seeds=1)(jnp.asarray([1]), key=jax.random.key(0))
+    assert set(values) == {"return", "length"}
+
+
+def test_a_split_that_does_not_exist():
+    with pytest.raises(ValueError, match="no split 'interpolation'"):
+        _evaluator()(jnp.asarray([1, 2]), split="interpolation", key=jax.random.key(0))
