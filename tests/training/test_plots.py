@@ -41,7 +41,7 @@ def write_run(run_dir, *, tasks, seeds=1, updates=60, success=False, held_out=Fa
             cosine = np.clip(1 - (0.4 + 2 * at * (1.3 - at)) * distance, -1, 1)
             cosine = np.clip(cosine + 0.1 * generator.normal(size=(seeds, tasks, tasks)), -1, 1)
             values["grads/cosine"] = np.where(np.eye(tasks, dtype=bool), 1, (cosine + cosine.mT) / 2)
-            values["grads/conflict"] = (cosine[:, ~np.eye(tasks, dtype=bool)] < 0).mean(axis=1)
+            values["grads/conflict"] = (cosine < 0).sum(axis=(1, 2)) / max(1, tasks * (tasks - 1))
             if success:
                 values["success"] = np.clip(skill + 0.1 * noise, 0, 1)
             if holes:
