@@ -18,7 +18,6 @@ import numpy as np
 import rich.console
 import rich.live
 import rich.progress_bar
-import rich.spinner
 import rich.table
 import rich.text
 
@@ -63,10 +62,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.enabled and self.console.is_terminal:
-            self._live = rich.live.Live(
-                get_renderable=self._render, console=self.console, refresh_per_second=4, transient=False
-            )
-            self._live.start()
+            live = rich.live.Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+            live.start()
+            self._live = live
         if self.enabled:
             self._old_showwarning = warnings.showwarning
             warnings.showwarning = self._show_warning

@@ -198,9 +198,10 @@ def _parse(path: pathlib.Path) -> list[dict[str, Any]]:
     for number, text in enumerate(_whole_lines(path.read_bytes()), start=1):
         try:
             line = json.loads(text)
-            line["kind"], line["step"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"line {number} of {path} is broken: {text[:60]!r}") from None
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
+            raise ValueError(f"line {number} of {path} is broken: {text[:60]!r}")
         lines.append(line)
     return lines
 
@@ -260,9 +261,7 @@ class _Board:
             elif name != "episodes":
                 self._scalar(f"learning/{name}", step, value)
 
-    def evaluation(
-        self, step: int, split: str, mode: str, values: Mapping[str, Any], names: Sequence[str]
-    ) -> None:
+    def evaluation(self, step: int, split: str, mode: str, values: Mapping[str, Any], names: Sequence[str]) -> None:
         for name, value in values.items():
             value = np.asarray(value, float)
             if value.ndim == 2:
