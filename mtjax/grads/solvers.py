@@ -31,7 +31,7 @@ def simplex_newton(
       derivatives: (w [T], μ []) -> (gradient [T], Hessian [T, T]); μ lets F be smoothed.
       start: a positive point of the simplex [T]; F should be scaled so that F(start) is about 1.
       steps: the most steps to take.
-      tolerance: of the gap zᵀw, relative to wᵀ∇F (absolute below 1e-8).
+      tolerance: of the gap zᵀw, relative to wᵀ∇F (absolute below 0.02, so that minima of 0 end).
 
     Returns:
       The minimiser [T], positive, with sum 1.
@@ -42,15 +42,19 @@ def simplex_newton(
 
     def unfinished(carry: tuple) -> Array:
         step, w, z, gradient = carry
-        size = jnp.maximum(jnp.abs(jnp.dot(w, gradient)), 1e-8)
+        size = jnp.maximum(jnp.abs(jnp.dot(w, gradient)), 0.02)
         return (step < steps) & (jnp.dot(w, z) > tolerance * size)
 
     def advance(carry: tuple) -> tuple:
         step, w, z, _ = carry
         mu = jnp.dot(w, z) / num_tasks
         gradient, hessian = derivatives(w, mu)
-        factor = (_cholesky(hessian + jnp.diag(z / w)), True)
+        # Σ dw = 0 makes 11ᵀ and a shift of the gradient no-ops in exact arithmetic; in float32 they
+        # keep the matrix regular where F has no curvature along w (a norm has none).
+        ridge = 2 * jnp.finfo(w.dtype).eps * jnp.diagonal(hessian)
+        factor = (_cholesky(hessian + 1 + jnp.diag(z / w + ridge)), True)
         ones = cho_solve(factor, jnp.ones_like(w))
+        gradient = gradient - jnp.dot(w, gradient)
 
         def direction(right: Array) -> tuple[Array, Array]:
             dw = cho_solve(factor, right / w - gradient)
@@ -64,9 +68,12 @@ def simplex_newton(
         dw, dz = direction(jnp.maximum(sigma, 1e-3) * mu - second)
         room = 0.99 * jnp.minimum(_room(w, dw), _room(z, dz))
         size = jnp.minimum(room, 1)
-        w = jnp.maximum(w + size * dw, tiny)
-        w = w / jnp.sum(w)
-        return step + 1, w, jnp.maximum(z + size * dz, tiny), derivatives(w, mu)[0]
+        new = jnp.maximum(w + size * dw, tiny)
+        new = new / jnp.sum(new)
+        sound = jnp.all(jnp.isfinite(new) & jnp.isfinite(dz))  # else the factor broke down: stop
+        w = jnp.where(sound, new, w)
+        z = jnp.where(sound, jnp.maximum(z + size * dz, tiny), 0)
+        return step + 1, w, z, derivatives(w, mu)[0]
 
     gradient, _ = derivatives(start, jnp.ones((), start.dtype) / num_tasks)
     scale = jnp.maximum(jnp.abs(jnp.dot(start, gradient)), 1e-8)
@@ -106,7 +113,9 @@ def power_newton(cosine: Array, scale: Array, power: float, *, steps: int = 40) 
         du = cho_solve(factor, -linear - z * product)
         dz = -z * product - power * z / u * du
         size = jnp.minimum(0.9 * jnp.minimum(_room(u, du), _room(z, dz)), 1)
-        return step + 1, u + size * du, z + size * dz
+        new_u, new_z = u + size * du, z + size * dz
+        sound = jnp.all(jnp.isfinite(new_u) & jnp.isfinite(new_z) & (new_u > 0) & (new_z > 0))
+        return jnp.where(sound, step + 1, steps), jnp.where(sound, new_u, u), jnp.where(sound, new_z, z)
 
     # Exact when all cosines are equal: u = (κ / mean row sum)^(1/(1+p)).
     rows = jnp.maximum(jnp.mean(jnp.sum(cosine, axis=1)), 0.1)
@@ -242,7 +251,10 @@ def _polish(
 
 
 def project_simplex(v: Array) -> Array:
-    """Euclidean projection of v [T] on the simplex, by sorting."""
+    """Euclidean projection of v [T] on the simplex, by sorting; −inf is left out, NaN counts as −inf."""
+    v = jnp.where(jnp.isnan(v), -jnp.inf, v)
+    v = v - jnp.clip(jnp.max(v), jnp.finfo(v.dtype).min, jnp.finfo(v.dtype).max)
+    v = jnp.maximum(v, -1e6)  # 0 on the simplex in any case: no entry may be 1 below the largest
     ordered = jnp.sort(v, descending=True)
     rank = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
     shift = (jnp.cumsum(ordered) - 1) / rank

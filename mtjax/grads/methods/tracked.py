@@ -49,7 +49,7 @@ def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
 
     Args:
       beta: tracking rate; 1 tracks nothing.
-      gamma: step size of the weights; cut to the largest stable step.
+      gamma: step size of the weights.
       rho: regularisation of the weights.
 
     Example:
@@ -71,10 +71,7 @@ def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
             for y, g in zip(state.tracked, task_grads, strict=True)
         ]
         matrix = gram(tracked) + rho * jnp.eye(here.shape[0], dtype=here.dtype)
-        bound = jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
-        size = jnp.minimum(gamma, 2 / jnp.maximum(bound, jnp.finfo(here.dtype).tiny))
-        matrix = jnp.where(jnp.isfinite(matrix), matrix, 0)
-        weights = project_simplex(state.weights - size * (matrix @ state.weights))
+        weights = project_simplex(state.weights - gamma * (matrix @ state.weights))
         return tracked, weights * here, TrackedState(tracked, weights, state.count + 1)
 
     return Transform(init, update)

@@ -1,0 +1,128 @@
+"""Which property each method has: the claims, how they are measured, and the table for the docs.
+
+    python tests/grads/properties.py     # writes docs/grads_properties.md
+"""
+
+import pathlib
+
+import jacobians
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtjax import grads
+
+SIZE = 30
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "grads_properties.md"
+
+# Every method with arguments that make it deterministic where it can be.
+METHODS = {
+    "mean": grads.mean(), "sum": grads.sum(), "fixed": grads.fixed((1.0, 2.0, 3.0, 4.0)),
+    "pcgrad": grads.pcgrad(), "gradvac": grads.gradvac(), "mgda": grads.mgda(), "mgda_ub": grads.mgda_ub(),
+    "cagrad": grads.cagrad(c=0.4), "imtl_g": grads.imtl_g(), "config": grads.config(),
+    "nash_mtl": grads.nash_mtl(), "fairgrad": grads.fairgrad(2.0), "aligned_mtl": grads.aligned_mtl(),
+    "upgrad": grads.upgrad(), "dualproj": grads.dualproj(), "graddrop": grads.graddrop(),
+    "moco": grads.moco(gamma=0.01), "sdmgrad": grads.sdmgrad(step_size=0.005), "modo": grads.modo(0.01), "db_mtl": grads.db_mtl(),
+    "excess_mtl": grads.excess_mtl(), "cr_mogm": grads.cr_mogm(grads.mgda()),
+    "cosine_gate": grads.cosine_gate(0), "trimmed_mean": grads.trimmed_mean(1), "krum": grads.krum(0, 1),
+    "gradnorm": grads.gradnorm(), "uncertainty": grads.uncertainty(), "dwa": grads.dwa(), "rlw": grads.rlw(),
+    "gls": grads.gls(), "imtl_l": grads.imtl_l(), "stch": grads.stch(), "famo": grads.famo(),
+}  # fmt: skip
+
+PROPERTIES = ("permutation", "homogeneous", "balanced", "linear", "non_conflicting", "stationary")
+
+# permutation, homogeneous, balanced, linear, non_conflicting, stationary
+CLAIMS = {
+    "mean": "110101", "sum": "110101", "fixed": "010100", "pcgrad": "010100", "gradvac": "010100",
+    "mgda": "110011", "mgda_ub": "110011", "cagrad": "110001", "imtl_g": "110010", "config": "110111",
+    "nash_mtl": "101111", "fairgrad": "100011", "aligned_mtl": "110011", "upgrad": "110111",
+    "dualproj": "110011", "graddrop": "010000", "moco": "100001", "sdmgrad": "100001", "modo": "100001",
+    "db_mtl": "110000", "excess_mtl": "110101", "cr_mogm": "110001", "cosine_gate": "010100",
+    "trimmed_mean": "110000", "krum": "110000", "gradnorm": "110101", "uncertainty": "110101",
+    "dwa": "110101", "rlw": "010100", "gls": "110101", "imtl_l": "110101", "stch": "110101",
+    "famo": "110101",
+}  # fmt: skip
+
+RANDOM = {"pcgrad", "gradvac", "graddrop", "rlw"}
+
+
+def runner(name: str):
+    """Directions [N, P] of a batch [N, T, P], compiled once for each method."""
+
+    def run(J: np.ndarray) -> np.ndarray:
+        return np.asarray(compiled(jnp.asarray(J, jnp.float32)), np.float64)
+
+    @jax.jit
+    def compiled(J):
+        tx = grads.aggregate(METHODS[name], num_tasks=J.shape[1])
+
+        def one(g):
+            gram = grads.gram_matrix(g) if name == "mgda_ub" else None
+            return tx.update(g, tx.init(g[0]), losses=jnp.ones(J.shape[1]), gram=gram)[0]
+
+        return jax.vmap(one)(J)
+
+    return run
+
+
+def error(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest relative distance over a batch."""
+    return float(np.max(np.linalg.norm(got - want, axis=1) / (np.linalg.norm(want, axis=1) + 1e-9)))
+
+
+def measure(name: str) -> dict[str, bool]:
+    """Each property on 24 sampled Jacobians [4, 30]: iid, conflicting and with spread norms."""
+    run = runner(name)
+    kinds = ("iid", "conflicting", "spread")
+    J = np.stack([jacobians.jacobian(kind, 4, SIZE, seed) for kind in kinds for seed in range(8)])
+    J[16:] /= np.linalg.norm(J[16:], axis=2, keepdims=True) ** 0.5  # norms over 100
+    base = run(J)
+    order = np.array([2, 0, 3, 1])
+    scale = np.array([0.5, 2.0, 1.0, 3.0])[:, None]
+    # Linear (UPGrad's): J ↦ d(diag(c) J) is linear in each c_i > 0, tested at two and their middle.
+    low, high, middle = run(J * scale), run(J * scale[::-1]), run(J * (scale + scale[::-1]) / 2)
+    length = np.linalg.norm(base, axis=1, keepdims=True)
+    cosines = np.einsum("ntp,np->nt", J, base) / np.linalg.norm(J, axis=2) / length
+    return {
+        "permutation": name not in RANDOM and error(run(J[:, order]), base) < 0.01,
+        "homogeneous": error(run(4 * J), 4 * base) < 0.01,
+        "balanced": error(run(J * scale), base) < 0.01,
+        "linear": error((low + high) / 2, middle) < 0.01,
+        "non_conflicting": bool(cosines.min() > -0.01),
+        "stationary": stationary(run),
+    }
+
+
+def stationary(run) -> bool:
+    """Whether the direction is 0 where the mean gradient is: 8 Jacobians of rank T−1 that sum to 0."""
+    J = np.stack([jacobians.jacobian("iid", 4, SIZE, seed) for seed in range(8)])
+    J = J - J.mean(1, keepdims=True)
+    return bool(np.max(np.linalg.norm(run(J), axis=1) / np.linalg.norm(J, axis=2).min(1)) < 0.01)
+
+
+def table() -> str:
+    """The page, from the claims (which `test_properties.py` holds against the measurements)."""
+    rows = [
+        "# Which property each method has",
+        "",
+        "Generated by `python tests/grads/properties.py`; `tests/grads/test_properties.py` measures every cell",
+        "on sampled Jacobians and fails if this page differs. All at the first call, with equal losses.",
+        "",
+        "- **permutation**: reordering the tasks changes nothing (random methods: only in distribution, shown as no).",
+        "- **homogeneous**: the direction scales with the gradients.",
+        "- **balanced**: multiplying one task's gradient by a number changes nothing.",
+        "- **linear**: the direction is linear in the scale of each gradient (UPGrad's *linear under scaling*).",
+        "- **non-conflicting**: g_i·d ≥ 0 for every task, with linearly independent gradients.",
+        "- **stationary**: d = 0 where the gradients sum to 0 (for the bargaining methods, by their ridge).",
+        "",
+        "| method | " + " | ".join(p.replace("_", "-") for p in PROPERTIES) + " |",
+        "|" + "---|" * (len(PROPERTIES) + 1),
+    ]
+    for name, claim in CLAIMS.items():
+        cells = ["yes" if c == "1" else "" for c in claim]
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(table(), encoding="utf-8")
