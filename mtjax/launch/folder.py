@@ -12,7 +12,7 @@ from typing import Any
 
 from mtjax import options
 from mtjax.launch import resolve
-from mtjax.training.config import RunConfig
+from mtjax.training.config import CONFIG, RunConfig
 
 RUNS = Path("runs")
 
@@ -92,7 +92,7 @@ def open_folder(plan: Plan) -> None:
     if plan.replace:
         shutil.rmtree(plan.run_dir)
     config = plan.resolved.config
-    versions.write_json(plan.run_dir / resolve.CONFIG, dataclasses.asdict(config))
+    versions.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
     versions.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
 
 
@@ -120,7 +120,7 @@ def _require_writable(folder: Path) -> None:
 def _newest(config: RunConfig) -> Path:
     """The newest run under ``runs`` that this configuration could have started."""
     runs = [folder for folder in RUNS.glob("*") if resolve.is_run(folder)] if RUNS.is_dir() else []
-    runs.sort(key=lambda folder: (folder / resolve.CONFIG).stat().st_mtime, reverse=True)
+    runs.sort(key=lambda folder: (folder / CONFIG).stat().st_mtime, reverse=True)
     for folder in runs:
         try:
             resolve.resumed(resolve.load_config(folder), options.flatten(config), folder)

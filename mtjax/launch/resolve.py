@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mtjax import options
 from mtjax.launch import presets
-from mtjax.training.config import RunConfig
+from mtjax.training.config import CONFIG, RunConfig, load_config
 
-CONFIG = "config.json"
 FLAGS = "flags.txt"
 
 # May change when a run is resumed: they decide what is looked at, not what is learnt.
@@ -71,28 +69,6 @@ def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str 
 def is_run(folder: str | Path) -> bool:
     """True if the folder holds a run."""
     return (Path(folder) / CONFIG).is_file()
-
-
-def load_config(run_dir: str | Path) -> RunConfig:
-    """The configuration that a run's folder holds.
-
-    Raises:
-        ValueError: the folder is not a run, or its configuration cannot be read.
-    """
-    path = Path(run_dir) / CONFIG
-    if not Path(run_dir).is_dir():
-        raise ValueError(f"{run_dir} is not a run: there is no such folder")
-    if not path.is_file():
-        raise ValueError(f"{run_dir} is not a run: it has no {CONFIG}")
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("it is not an object")
-        config = options.from_dict(RunConfig(), values)
-        config.validate()
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return config
 
 
 def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> RunConfig:

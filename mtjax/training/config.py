@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+from pathlib import Path
 
+from mtjax import options
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
+
+CONFIG = "config.json"  # in a run's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,3 +53,25 @@ class RunConfig:
         """Check every option. Raises ValueError with one line that names option, value and expectation."""
         for part in (self, self.ppo, self.network):
             validate(part)
+
+
+def load_config(run_dir: str | os.PathLike) -> RunConfig:
+    """The configuration that a run's folder holds.
+
+    Raises:
+        ValueError: the folder is not a run, or its configuration cannot be read.
+    """
+    path = Path(run_dir) / CONFIG
+    if not Path(run_dir).is_dir():
+        raise ValueError(f"{run_dir} is not a run: there is no such folder")
+    if not path.is_file():
+        raise ValueError(f"{run_dir} is not a run: it has no {CONFIG}")
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it is not an object")
+        config = options.from_dict(RunConfig(), values)
+        config.validate()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return config

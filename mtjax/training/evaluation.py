@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ class Evaluator:
 
         shape = observation.shape[:3]
         zeros = jnp.zeros(shape, jnp.float32)
-        totals = {name: zeros for name in ("return", "length", "success_any", "success_last")}
+        totals = dict.fromkeys(("return", "length", "success_any", "success_last"), zeros)
         start = (env_state, observation, jnp.ones(shape, jnp.float32), totals)
         steps = jnp.arange(self.suite.horizon, dtype=jnp.int32)
         (_, _, _, totals), _ = jax.lax.scan(advance, start, steps)

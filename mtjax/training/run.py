@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import signal
 import threading
 import time
 import warnings
-from typing import Any, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from mtjax import options, suites
+from mtjax import suites
 from mtjax.suites.base import Suite
 from mtjax.training import plots, record, statistics, versions, video
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import RunConfig
+from mtjax.training.config import CONFIG, RunConfig, load_config
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.progress import Progress
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
 
-CONFIG, SUITE, SUMMARY = "config.json", "suite.json", "summary.json"
+SUITE, SUMMARY = "suite.json", "summary.json"
 MODES = {"deterministic": True, "stochastic": False}
 
 
@@ -146,23 +146,6 @@ def evaluate(
     return {"step": step, "suite": suite.name, "episodes": episodes, "results": results}
 
 
-def load_config(run_dir: str | os.PathLike) -> RunConfig:
-    """The configuration of a run.
-
-    Raises:
-        ValueError: the folder is no run, or its configuration cannot be read.
-    """
-    path = pathlib.Path(run_dir) / CONFIG
-    try:
-        config = options.from_dict(RunConfig(), json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise ValueError(f"{run_dir} is not a run: it has no {CONFIG}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    config.validate()
-    return config
-
-
 class Session:
     """One process's work on a run: where it is, and what it writes."""
 
@@ -246,18 +229,23 @@ class Session:
         checkpoint_every = self._updates(self.config.checkpoint_every, default=evaluate_every)
         self.bar.update(self.step)
         mark, mark_step = time.monotonic(), self.step
+        metrics = None
         while self.update < total:
             log = (self.update + 1) % log_every == 0 or self.update + 1 == total
-            metrics, timing = self._one_update(timed=log)
+            before, (metrics, timing) = metrics, self._one_update(timed=log)
+            if before is not None:  # one update late, so that the device never waits for the host
+                self._check(before, self.step - self.trainer.steps_per_update)
             if log:
-                self._check(metrics)
+                self._check(metrics, self.step)
                 now = time.monotonic()
                 timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - mark)
                 mark, mark_step = now, self.step
                 self._log(metrics, timing)
             if self.update % evaluate_every == 0 and self.update < total:
-                self._check(metrics)
+                self._check(metrics, self.step)
+                started = time.monotonic()
                 self.evaluate("train", "deterministic")
+                mark += time.monotonic() - started
             if self.update % checkpoint_every == 0 or self.update == total:
                 self._save(metrics)
             if self.stop.is_set() and self.update < total:
@@ -287,30 +275,29 @@ class Session:
     def _log(self, metrics: Mapping[str, Any], timing: Mapping[str, float]) -> None:
         self.state, episodes = self.trainer.report(self.state)
         values = {**episodes, **metrics, **timing}
-        values.pop("finite")
-        values = {name: np.asarray(value) for name, value in values.items()}
+        values = {name: np.asarray(v) for name, v in values.items() if name not in ("finite", "finite_state")}
         self.recorder.train(self.step, self.update, self.seconds, values)
         self.bar.update(self.step, values)
 
-    def _check(self, metrics: Mapping[str, Any]) -> None:
-        """Raise Diverged, naming seed and task, if anything is not finite."""
-        loss, finite = np.asarray(metrics["loss"]), np.asarray(metrics["finite"])
-        if finite.all() and np.isfinite(loss).all():
+    def _check(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Raise Diverged, naming seed and task, if the update that ended at ``step`` left anything not finite."""
+        losses, state = np.asarray(metrics["finite"]), np.asarray(metrics["finite_state"])  # [S, T], [S]
+        if losses.all() and state.all():
             return
-        seeds, tasks = np.nonzero(~np.isfinite(loss))
-        where = ", ".join(
-            f"task {self.suite.tasks[t].name!r} (seed {self.config.seed + s})" for s, t in list(zip(seeds, tasks))[:5]
-        ) or f"the parameters of seed {self.config.seed + int(np.flatnonzero(~finite)[0])}"
+        bad = [
+            f"the loss of task {self.suite.tasks[t].name!r} (seed {self.config.seed + s})"
+            for s, t in np.argwhere(~losses)[:5]
+        ] or [f"a parameter of seed {self.config.seed + s}" for s in np.flatnonzero(~state)[:5]]
         good = self.saver.latest_step
         saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
-        message = f"diverged at step {self.step}: the loss of {where} is not finite; {saved} in {self.run_dir}"
-        self.recorder.event(self.step, self.seconds, message)
+        message = f"diverged at step {step}: not finite: {', '.join(bad)}; {saved} in {self.run_dir}"
+        self.recorder.event(step, self.seconds, message)
         raise Diverged(message)
 
     def _save(self, metrics: Mapping[str, Any]) -> None:
         if self.saver.latest_step == self.step:
             return
-        self._check(metrics)
+        self._check(metrics, self.step)
         self.recorder.sync()
         self.saver.save(self.step, self.state, {"update": self.update, "seconds": self.seconds})
 

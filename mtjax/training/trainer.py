@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ class Trainer:
         """Learn from one rollout."""
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_UPDATE), state.updates)
         learner, metrics = jax.vmap(self.learner.update)(state.learner, rollout, keys)
-        metrics = {**metrics, "finite": _all_finite(learner)}
+        metrics = {**metrics, "finite_state": _all_finite(learner)}
         return state._replace(learner=learner, updates=state.updates + 1), metrics
 
     def _report(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
