@@ -91,7 +91,8 @@ def main() -> None:
     stamp = suites.make(f"metaworld-{flags.benchmark.lower()}").version
     names = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{flags.benchmark}: {stamp.simulator}, jax {jax.__version__}; reference: {names}")
-    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {datetime.date.today()}\n")
+    load = f"load average {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""
+    print(f"{os.cpu_count()} cores, {load}Python {platform.python_version()}, {datetime.date.today()}\n")
     print("| | steps/s, median | lowest | highest | times the faster reference |\n|---|---|---|---|---|")
     for name, values in rates.items():
         low, high, ratio = min(values), max(values), medians[name] / fastest

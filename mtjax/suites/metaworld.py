@@ -31,14 +31,23 @@ OPTIONS = {"partially_observable": False}
 # from the second episode on they cannot be solved: their episodes get a new simulator each.
 FRESH = frozenset({"hammer", "shelf-place"})
 
-# By benchmarks/metaworld_check.py against metaworld 3.1.1: EnvPool's version -> task -> what is wrong.
+# What benchmarks/metaworld_check.py found against metaworld 3.1.1, by EnvPool's version and task. "Returns" are
+# those of Meta-World's scripted policy, which succeeds in both unless it says otherwise.
 KNOWN_FAULTS = {
     "1.2.5": {
         "button-press-topdown-wall": "rewards are near 0",
         "dial-turn": "never succeeds",
-        "door-lock": "returns are 20% above Meta-World's",
+        "door-lock": "returns are 22% above Meta-World's",
+        "stick-push": "returns are 27% below Meta-World's",
     },
-    "1.2.7": {"door-lock": "returns are 20% above Meta-World's"},
+    "1.2.7": {
+        "button-press": "returns are 10% below Meta-World's",
+        "button-press-wall": "returns are 25% below Meta-World's",
+        "door-lock": "returns are 21% above Meta-World's",
+        "hammer": "returns are 28% above Meta-World's",
+        "pick-out-of-hole": "returns are 14% above Meta-World's",
+        "stick-push": "returns are 35% below Meta-World's",
+    },
 }
 
 STEP_SECONDS = 0.0125  # of simulated time
