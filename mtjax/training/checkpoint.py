@@ -199,9 +199,9 @@ class Checkpointer:
             restored = self._manager.restore(step, args=args)
         except Exception as error:
             raise CheckpointError(f"{where} is undamaged, but Orbax cannot read it: {error}") from error
-        state = restored.state["state"]
+        state = restored["state"]["state"]
         _assert_equal(describe(state), wanted, where)
-        return state, restored.host
+        return state, restored["host"]
 
     def _set_aside(self, good: int | None) -> None:
         """Name the damaged steps in a warning and, unless read-only, move them out of Orbax's sight."""

@@ -11,7 +11,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import matplotlib
 import numpy as np
@@ -26,7 +26,7 @@ from mtjax.training import record, statistics
 AGGREGATES = {"mean": "#1b4f8a", "median": "#e08a1e", "worst": "#b3262e"}
 SPLITS = {"train": "#1b4f8a", "interpolation": "#2a9d74", "extrapolation": "#b3262e"}
 ROLLOUT, UPDATE, OTHER, INK, GREY = "#4c8fc7", "#e7a545", "#d5d9de", "#22262b", "#8a929c"
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -173,20 +173,20 @@ def learning_curves(run: Run) -> Figure | None:
     """Return, and success where there is any: rows; training and deterministic evaluation: columns."""
     evaluation = run.evaluations.get("train", {})
     rows = [
-        ("return", run.train.get("return"), evaluation.get("return")),
-        ("success", run.train.get("success"), evaluation.get("success_any")),
+        ("return", (run.train.get("return"), evaluation.get("return"))),
+        ("success", (run.train.get("success"), evaluation.get("success_any"))),
     ]
-    rows = [row for row in rows if _known(row[1]) or _known(row[2])]
-    columns = [i for i in (1, 2) if any(_known(row[i]) for row in rows)]
+    rows = [(name, both) for name, both in rows if any(map(_known, both))]
+    columns = [i for i in (0, 1) if any(_known(both[i]) for _, both in rows)]
     if not rows:
         return None
     figure = Figure(figsize=(1.2 + 4.4 * len(columns), 0.9 + 2.9 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
-    for row, axes_of_row in zip(rows, grid, strict=True):
+    for (name, both), axes_of_row in zip(rows, grid, strict=True):
         for i, axes in zip(columns, axes_of_row, strict=True):
-            where = "while training" if i == 1 else "deterministic evaluation"
-            _curves(axes, row[i], run.tasks, marker="o" if i == 2 else None)
-            _finish(axes, f"{row[0].capitalize()}, {where}", percent=row[0] == "success")
+            _curves(axes, both[i], run.tasks, marker="o" if i else None)
+            where = "deterministic evaluation" if i else "while training"
+            _finish(axes, f"{name.capitalize()}, {where}", percent=name == "success")
     _label_steps(grid)
     _legend(figure, grid[0, 0], len(run.tasks), columns=4 if len(columns) > 1 else 3)
     return figure
@@ -220,7 +220,7 @@ def task_curves(run: Run) -> Figure | None:
     dots = run.evaluations.get("train", {}).get("success_any" if name == "success" else name)
     if not _known(train) and not _known(dots):
         return None
-    total = (train or dots).values.shape[-1]
+    total = next(series.values.shape[-1] for series in (train, dots) if _known(series))
     columns = min(total, 10 if total > 24 else 6 if total > 8 else 4)
     rows = math.ceil(total / columns)
     size = (0.9 + columns * (1.55 if total > 24 else 2.3), 0.9 + rows * (1.35 if total > 24 else 1.75))
@@ -229,7 +229,8 @@ def task_curves(run: Run) -> Figure | None:
     for index, axes in enumerate(grid.flat):
         if index >= total:
             axes.set_visible(False)
-            grid[index // columns - 1, index % columns].xaxis.set_tick_params(labelbottom=True)
+            above: Axes = grid[index // columns - 1, index % columns]
+            above.xaxis.set_tick_params(labelbottom=True)
             continue
         if _known(train):
             line = thin(train.map(lambda values, index=index: values[..., index]))
@@ -280,7 +281,8 @@ def gradients(run: Run) -> Figure | None:
     over_seeds = np.nanmean(maps.values, axis=1)  # [N, T, T]
     limit = min(1.0, max(0.1, math.ceil(10 * np.nanquantile(np.abs(over_seeds[:, pairs]), 0.98)) / 10))
     figure = Figure(figsize=(11, 5.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))
+    top, bottom = halves
     row = top.subplots(1, len(over_seeds), squeeze=False)[0]
     for index, (axes, step, matrix) in enumerate(zip(row, maps.steps, over_seeds, strict=True)):
         image = axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
@@ -435,7 +437,8 @@ def _legend(figure: Figure, axes: Axes, tasks: int, columns: int, place: str = "
         thin_ones = {f"each of {tasks} tasks": h for h in list(thin_ones.values())[tasks // 2 :][:1]}
     entries = thick | thin_ones
     columns = len(entries) if len(entries) <= 5 else columns
-    figure.legend(entries.values(), entries.keys(), loc=f"outside {place}", ncols=columns)
+    location: Any = f"outside {place}"
+    figure.legend(entries.values(), entries.keys(), loc=location, ncols=columns)
 
 
 def _task_ticks(axes: Axes, tasks: Sequence[str], total: int, *, names: bool) -> None:
@@ -463,7 +466,7 @@ def _short(tasks: Sequence[str], index: int, length: int) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
-def _known(series: Series | None) -> bool:
+def _known(series: Series | None) -> TypeGuard[Series]:
     return series is not None and bool(np.isfinite(series.values).any())
 
 
