@@ -31,8 +31,8 @@ OPTIONS = {"partially_observable": False}
 # from the second episode on they cannot be solved: their episodes get a new simulator each.
 FRESH = frozenset({"hammer", "shelf-place"})
 
-# What benchmarks/metaworld_check.py found against metaworld 3.1.1, by EnvPool's version and task. "Returns" are
-# those of Meta-World's scripted policy, which succeeds in both unless it says otherwise.
+# What benchmarks/metaworld_check.py found against metaworld 3.1.1, by EnvPool's version and task. "Returns"
+# are those of Meta-World's scripted policy, which succeeds in both unless it says otherwise.
 KNOWN_FAULTS = {
     "1.2.5": {
         "button-press-topdown-wall": "rewards are near 0",
