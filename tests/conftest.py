@@ -1,6 +1,7 @@
 """What every test stands on: the CPU, the environment that the commands set, repeatable examples."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -12,9 +13,20 @@ import hypothesis
 import jax
 import pytest
 
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("random", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# What the short job on the oldest Python runs, beside tests that carry the marker themselves: the rooms whose
+# results hang on the versions of jax, flax, optax and Orbax, and which need no simulator.
+TESTS = pathlib.Path(__file__).parent
+SMOKE = ("grads", "networks", "learners", "envs/test_vectorize.py", "envs/test_host.py", "training/test_checkpoint.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(SMOKE):
+            item.add_marker(pytest.mark.smoke)
 
 
 @pytest.fixture

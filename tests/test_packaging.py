@@ -17,6 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mtjax
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -108,6 +110,11 @@ def test_every_folder_of_the_package_is_a_package():
     for path in tracked():
         if path.suffix == ".py" and (ROOT / "mtjax") in path.parents:
             assert (path.parent / "__init__.py").exists(), path
+
+
+def test_the_citation_names_this_version():
+    """Whoever cites mtjax would cite another release."""
+    assert f"version: {mtjax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_grads_import_no_simulator():
