@@ -113,9 +113,7 @@ class Acrobot:
 
     def step(self, task: AcrobotTask, state: Array, action: Array, key: Array) -> tuple[Array, Step]:
         """One Runge-Kutta step (4th order) of 0.2 s; ``key`` is not used."""
-        effort = (
-            action.astype(jnp.float32) - 1.0 if self.kind == "discrete" else jnp.clip(action[0], -1.0, 1.0)
-        )
+        effort = action.astype(jnp.float32) - 1.0 if self.kind == "discrete" else jnp.clip(action[0], -1.0, 1.0)
         state = self._runge_kutta(task, state, task.torque * effort)
         angles = _wrap(state[:2])
         speeds = jnp.clip(state[2:], -jnp.asarray(self.fastest), jnp.asarray(self.fastest))

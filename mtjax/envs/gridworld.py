@@ -137,9 +137,7 @@ class Gridworld:
             "coordinates": lambda: self._coordinates(state.cell),
             "goal": lambda: self._coordinates(task.goal),
             "walls": lambda: self._view(task, state.cell),
-            "previous": lambda: jnp.append(
-                jax.nn.one_hot(state.previous_action, len(ACTIONS)), state.previous_reward
-            ),
+            "previous": lambda: jnp.append(jax.nn.one_hot(state.previous_action, len(ACTIONS)), state.previous_reward),
         }
         return jnp.concatenate([parts[name]() for name in self.features])
 
@@ -154,12 +152,7 @@ class Gridworld:
         """
         span = np.arange(-_VIEW, _VIEW + 1)
         offsets = np.delete((span[:, None] * self.width + span).ravel(), 12)
-        return (
-            task.walls.reshape(-1)
-            .at[cell + jnp.asarray(offsets, jnp.int32)]
-            .get(mode="clip")
-            .astype(jnp.float32)
-        )
+        return task.walls.reshape(-1).at[cell + jnp.asarray(offsets, jnp.int32)].get(mode="clip").astype(jnp.float32)
 
 
 def move(task: GridTask, cell: Array, action: Array) -> tuple[Array, Array]:

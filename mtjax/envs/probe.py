@@ -176,9 +176,7 @@ class Credit(_Probe):
 
     def optimal(self, task: ProbeTask, discount: float) -> Optimal:
         """V(start) = γ r with a = g; V([1, g]) = r."""
-        return _optimal(
-            ([0.0, 0.0], discount * task.reward, task.target), ([1.0, task.target], task.reward, jnp.nan)
-        )
+        return _optimal(([0.0, 0.0], discount * task.reward, task.target), ([1.0, task.target], task.reward, jnp.nan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +208,7 @@ class Endless(_Probe):
     def step(self, task, state, action, key):
         terminates = task.terminates > 0.5
         over = state == 4
-        step = _step(
-            self._observe(task, state + 1), jnp.where(state > 0, task.reward, 0.0), over & terminates
-        )
+        step = _step(self._observe(task, state + 1), jnp.where(state > 0, task.reward, 0.0), over & terminates)
         if self.truncates_itself:
             step = step._replace(truncated=over & ~terminates)
         return state + 1, step

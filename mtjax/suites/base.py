@@ -255,8 +255,7 @@ def _listing() -> str:
     for name in names():
         families.setdefault("-".join(name.split("-")[:2]), []).append(name)
     entries = (
-        [f"{family}-* ({len(members)})"] if len(members) > 8 else members
-        for family, members in families.items()
+        [f"{family}-* ({len(members)})"] if len(members) > 8 else members for family, members in families.items()
     )
     return ", ".join(entry for family in entries for entry in family)
 

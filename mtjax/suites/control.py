@@ -119,8 +119,7 @@ def _split(default: NamedTuple, goal: str, values: _Values, *, with_default: boo
         tasks, names = [default, *tasks], ["default", *names]
         sentences = [f"{goal}, with the usual parameters.", *sentences]
     infos = tuple(
-        TaskInfo(name, sentence, task._asdict())
-        for name, sentence, task in zip(names, sentences, tasks, strict=True)
+        TaskInfo(name, sentence, task._asdict()) for name, sentence, task in zip(names, sentences, tasks, strict=True)
     )
     return Split(infos, jax.tree.map(lambda *numbers: np.asarray(numbers, np.float32), *tasks))
 
@@ -136,21 +135,15 @@ def _suite(
     horizon: int,
     success: str = "none",
 ) -> Suite:
-    splits = {
-        label: _split(default, goal, split, with_default=label == "train") for label, split in values.items()
-    }
-    version = Version(
-        suite="1", simulator="mtjax control 1", reward="gymnasium v1", horizon=horizon, success=success
-    )
+    splits = {label: _split(default, goal, split, with_default=label == "train") for label, split in values.items()}
+    version = Version(suite="1", simulator="mtjax control 1", reward="gymnasium v1", horizon=horizon, success=success)
     render = renderer(env, draw, frames_per_second=1.0 / env.time_step, horizon=horizon)
     return from_env(name, env, splits, version=version, has_success=success != "none", render=render)
 
 
 def _cartpole(name: str, kind: control.Kind) -> Suite:
     goal = "Balance a pole on a moving cart"
-    return _suite(
-        name, control.CartPole(kind), control.CartPoleTask(), goal, _CARTPOLE, pictures.cartpole, horizon=500
-    )
+    return _suite(name, control.CartPole(kind), control.CartPoleTask(), goal, _CARTPOLE, pictures.cartpole, horizon=500)
 
 
 def _acrobot(name: str, kind: control.Kind) -> Suite:

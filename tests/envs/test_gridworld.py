@@ -8,6 +8,7 @@ import pytest
 from mtjax.envs import Env, gridworld, vectorize
 from mtjax.envs.gridworld import Gridworld
 
+pytestmark = pytest.mark.smoke
 UP, RIGHT, DOWN, LEFT = range(4)
 MAP = (
     "######",

@@ -74,25 +74,27 @@ def test_discrete_choices_beyond_a_groups_own_are_its_last():
     envs = Grouped((cart, acrobot))
     assert envs.action.size == 3 and envs.action_sizes == (2, 3)
     state, _ = envs.reset(jax.random.key(0))
-    _, last = envs.step(state, jnp.full((2, 3), 2), jax.random.key(1))
-    _, own = envs.step(state, jnp.asarray([[1] * 3, [2] * 3]), jax.random.key(1))
+    step = jax.jit(envs.step)
+    _, last = step(state, jnp.full((2, 3), 2), jax.random.key(1))
+    _, own = step(state, jnp.asarray([[1] * 3, [2] * 3]), jax.random.key(1))
     chex.assert_trees_all_equal(last, own)
 
 
 def test_only_the_info_of_all_groups_is_passed_on():
-    state, _ = bodies().reset(jax.random.key(0))
-    _, step = bodies().step(state, jnp.zeros((4, 3, 1)), jax.random.key(0))
+    envs = bodies()
+    step = jax.eval_shape(lambda key: envs.step(envs.reset(key)[0], jnp.zeros((4, 3, 1)), key)[1], jax.random.key(0))
     assert step.info == {}
     both = Grouped((group(Acrobot(), AcrobotTask()), group(Acrobot(), AcrobotTask(torque=-1.0), 2)))
-    state, _ = both.reset(jax.random.key(0))
-    _, step = both.step(state, jnp.zeros((3, 3), jnp.int32), jax.random.key(0))
+    step = jax.eval_shape(
+        lambda key: both.step(both.reset(key)[0], jnp.zeros((3, 3), jnp.int32), key)[1], jax.random.key(0)
+    )
     assert step.info["success"].shape == (3, 3)
 
 
 def test_vmaps_over_seeds_and_traces_once():
     envs = bodies()
     chex.clear_trace_counter()
-    reset = jax.vmap(envs.reset)
+    reset = jax.jit(jax.vmap(envs.reset))
     step = jax.jit(jax.vmap(chex.assert_max_traces(envs.step, n=1)))
     state, observation = reset(jax.random.split(jax.random.key(0), 5))
     assert observation.shape == (5, 4, 3, 6)
@@ -108,7 +110,7 @@ def test_goes_through_jit_as_an_argument():
     step = jax.jit(lambda envs, state, key: envs.step(state, jnp.zeros((4, 3, 1)), key))
     state, _ = envs.reset(jax.random.key(0))
     _, one = step(envs, state, jax.random.key(1))
-    _, two = envs.step(state, jnp.zeros((4, 3, 1)), jax.random.key(1))
+    _, two = jax.jit(envs.step)(state, jnp.zeros((4, 3, 1)), jax.random.key(1))
     chex.assert_trees_all_close(one, two, rtol=1e-5, atol=1e-6)
 
 
@@ -141,9 +143,7 @@ def test_host_groups_take_seed_axes_themselves(seeds):
     keys = jax.random.split(jax.random.key(0), seeds) if seeds else jax.random.key(0)
     state, observation = envs.reset(keys)
     assert not envs.on_device and observation.shape == (*seeds, 4, 3, 5)
-    state, step = jax.jit(lambda envs, *args: envs.step(*args))(
-        envs, state, jnp.zeros((*seeds, 4, 3, 3)), keys
-    )
+    state, step = jax.jit(lambda envs, *args: envs.step(*args))(envs, state, jnp.zeros((*seeds, 4, 3, 3)), keys)
     assert step.reward.shape == (*seeds, 4, 3)
     np.testing.assert_array_equal(step.observation[..., :2, :, 2:], 0.0)
 

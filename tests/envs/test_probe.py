@@ -8,6 +8,7 @@ import pytest
 
 from mtjax.envs import Env, probe
 
+pytestmark = pytest.mark.smoke
 DISCOUNT = 0.9
 TASKS = probe.tasks(rewards=[1.0, 2.0, -1.0, 0.5], terminates=[True, True, True, True])
 
@@ -16,9 +17,7 @@ def _best_action(env, optimal, observation):
     """The best action at an observation, in the environment's own form; any where all are as good."""
     row = int(jnp.argmin(jnp.abs(optimal.observations - observation).sum(-1)))
     number = float(jnp.nan_to_num(optimal.actions[row], nan=0.3))
-    return (
-        jnp.asarray(number > 0, jnp.int32) if env.kind == "discrete" else jnp.asarray([number], jnp.float32)
-    )
+    return jnp.asarray(number > 0, jnp.int32) if env.kind == "discrete" else jnp.asarray([number], jnp.float32)
 
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])

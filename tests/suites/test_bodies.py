@@ -20,8 +20,8 @@ def test_bodies_control_is_three_bodies():
     assert set(suite.splits) == set(suites.SPLITS) and suite.horizon == 500 and not suite.has_success
     for split in suite.splits:
         envs = suite.vector_env(2, split=split)
-        state, observation = envs.reset(jax.random.key(0))
-        _, step = jax.jit(envs.step)(state, jnp.zeros((3, 2, 1)), jax.random.key(1))
+        state, observation = jax.eval_shape(envs.reset, jax.random.key(0))
+        _, step = jax.eval_shape(envs.step, state, jnp.zeros((3, 2, 1)), jax.random.key(1))
         assert observation.shape == step.observation.shape == (3, 2, 6)
 
 
@@ -37,7 +37,7 @@ def test_combining_whole_suites_keeps_every_task_and_its_sizes():
     assert few.num_tasks == 6 and [info.name for info in few.tasks][::2] == [
         f"{member.name}/{member.tasks[0].name}" for member in members
     ]
-    _, observation = few.vector_env(1).reset(jax.random.key(0))
+    _, observation = jax.eval_shape(few.vector_env(1).reset, jax.random.key(0))
     assert observation.shape == (6, 1, 124)
     nested = combine("nested", [few, suites.make("gridworld-mazes")])
     assert nested.action_sizes == few.action_sizes + (4,) * 16

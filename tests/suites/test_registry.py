@@ -8,6 +8,7 @@ from mtjax import suites
 from mtjax.envs import Step, VectorEnv, continuous
 from mtjax.suites import base
 
+pytestmark = pytest.mark.smoke
 VERSION = suites.Version(suite="1", simulator="none", reward="1", horizon=7)
 
 
