@@ -22,9 +22,7 @@ import mtjax
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-REQUIREMENTS = sorted(
-    {text for texts in [PROJECT["project"]["dependencies"], *EXTRAS.values()] for text in texts}
-)
+REQUIREMENTS = sorted({text for texts in [PROJECT["project"]["dependencies"], *EXTRAS.values()] for text in texts})
 TOOLS = ["awk", "cat", "cksum", "cut", "dirname", "grep", "head", "mkdir", "rm", "sed", "sh", "tail", "tr"]
 
 pytestmark = pytest.mark.smoke
