@@ -229,7 +229,7 @@ def task_curves(run: Run) -> Figure | None:
     for index, axes in enumerate(grid.flat):
         if index >= total:
             axes.set_visible(False)
-            above: Axes = grid[index // columns - 1, index % columns]
+            above: Any = grid[index // columns - 1, index % columns]
             above.xaxis.set_tick_params(labelbottom=True)
             continue
         if _known(train):
