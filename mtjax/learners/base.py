@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -52,7 +53,9 @@ class Learner(NamedTuple):
     Attributes:
         init: key -> state.
         act: (state, observation [T, E, obs], key) -> (action [T, E, ...], extras). Explores.
-        update: (state, Transitions, key) -> (state, metrics by name: [] or [T] or [T, T]).
+        update: (state, Transitions, key) -> (state, metrics by name: [] or [T] or [T, T]). "loss" [T] and
+            "finite" [T] bool are always there; "finite" is False for the tasks whose loss was not finite when
+            that first happened to any.
         policy: (state, observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...]. For
             evaluation. ``unseen`` False: N = T training tasks. True: N tasks that were never trained on,
             acted for by the mean of what belongs to single tasks (zero-shot).

@@ -8,7 +8,8 @@ averaging is the weighting 1/T, one agent per task is the arrangement that share
 
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,6 @@ class _PPO:
         policy_key, value_key, grads_key = jax.random.split(key, 3)
         params = {"policy": self.policy.init(policy_key), "value": self.value.init(value_key)}
         shared, private = split(params)
-        transform = self._transform(grads_key)
         tasks, envs = self.spec.num_tasks, self.num_envs
         config = self.config
         return PPOState(
@@ -121,8 +121,8 @@ class _PPO:
             shared_optimizer=self.optimizer.init(shared),
             private_optimizer=jax.vmap(self.optimizer.init, axis_size=self.spec.num_tasks)(private),
             grads={
-                part: transform.init(tree)
-                for part, tree in self._parts(shared).items()
+                part: self._transform(jax.random.fold_in(grads_key, index)).init(tree)
+                for index, (part, tree) in enumerate(self._parts(shared).items())
                 if jax.tree.leaves(tree)
             },
             observations=normalization.init(tasks, (self.spec.observation_size,)),
@@ -281,7 +281,11 @@ class _PPO:
 
         steps = (order, jnp.arange(order.shape[0], dtype=jnp.int32))
         (state, _), metrics = jax.lax.scan(visit, (state, jnp.ones((), bool)), steps)
-        return state, jax.tree.map(lambda m: m.mean(axis=0), metrics)
+        finite = jnp.isfinite(metrics["loss"])  # [minibatches, T]
+        metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
+        # Shared parameters carry a NaN to every task at once: only the first minibatch tells whose it was.
+        metrics["finite"] = finite[jnp.argmin(finite.all(axis=1))]
+        return state, metrics
 
     def _step(self, state: PPOState, minibatch: Minibatch, key: Array):
         """One loss per task, one gradient per task, one update."""

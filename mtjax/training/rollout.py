@@ -32,8 +32,8 @@ class Finished(NamedTuple):
 
 def init_running(shape: tuple[int, ...]) -> Running:
     """Nothing has happened yet. ``shape`` is (S, T, E)."""
-    zeros = jnp.zeros(shape, jnp.float32)
-    return Running(zeros, jnp.zeros(shape, jnp.int32), zeros)
+    # No array twice: a state that is donated may not hold one buffer under two names.
+    return Running(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
 
 def init_finished(shape: tuple[int, ...]) -> Finished:
