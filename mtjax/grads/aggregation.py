@@ -141,9 +141,7 @@ def aggregate(
     return aggregating.Aggregator(init, update)
 
 
-def _arrange(
-    tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any
-) -> tuple[list[Array], Any, _Layout]:
+def _arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any) -> tuple[list[Array], Any, _Layout]:
     """Flattens a tree and decides, from the paths, what each leaf is for."""
     items, structure = jax.tree_util.tree_flatten_with_path(tree)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
@@ -173,9 +171,7 @@ def _arrange(
 def _check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gram: Any) -> None:
     for leaf in leaves:
         if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
-            raise ValueError(
-                f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}"
-            )
+            raise ValueError(f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}")
     if losses is not None and jnp.shape(losses) != (num_tasks,):
         raise ValueError(f"losses must have shape ({num_tasks},), not {jnp.shape(losses)}")
     if getattr(method, "on_representation", False) and gram is None:
@@ -185,9 +181,7 @@ def _check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gra
         )
 
 
-def _drop_absent(
-    leaves: list[Array], losses: Array | None, mask: Array | None
-) -> tuple[list[Array], Array | None]:
+def _drop_absent(leaves: list[Array], losses: Array | None, mask: Array | None) -> tuple[list[Array], Array | None]:
     """Zeroes whatever stands in the rows of absent tasks, which may be NaN."""
     losses = None if losses is None else lax.stop_gradient(jnp.asarray(losses, default_float()))
     if mask is None:
@@ -259,10 +253,7 @@ def _weighting_step(
         kept = (state.gram, state.group_weights, state.inner)
         every, weights, inner = lax.cond(state.count % method.every == 0, recompute, lambda: kept)
     ones = presence(num_tasks, mask)
-    summed = [
-        grams.weighted_sum(weights[plan.group[n]] if plan.shared[n] else ones, g)
-        for n, g in enumerate(leaves)
-    ]
+    summed = [grams.weighted_sum(weights[plan.group[n]] if plan.shared[n] else ones, g) for n, g in enumerate(leaves)]
     return summed, _advance(state, inner, every, weights)
 
 

@@ -141,9 +141,7 @@ class AccumulateState(NamedTuple):
     inner: Any
 
 
-def accumulate(
-    tx: optax.GradientTransformation, k: int, *, num_tasks: int
-) -> optax.GradientTransformationExtraArgs:
+def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> optax.GradientTransformationExtraArgs:
     """Averages gradients over k micro-batches, task by task, then makes one step of `tx`.
 
     `optax.MultiSteps` would lose the task axis. Wrap the whole chain, so that its optimiser too

@@ -155,9 +155,7 @@ def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3)
     return (lower + s) * size
 
 
-def _admm(
-    matrix: Array, linear: Array, residual: Callable[[Array], Array], steps: int, tolerance: float
-) -> Array:
+def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], steps: int, tolerance: float) -> Array:
     """Over-relaxed ADMM for min ½sᵀCs + qᵀs, s ≥ 0: rows of s [N, T]; ten steps per check."""
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 

@@ -1,6 +1,6 @@
 """Which property each method has: the claims, how they are measured, and the table for the docs.
 
-    python tests/grads/properties.py     # writes docs/grads_properties.md
+python tests/grads/properties.py     # writes docs/grads_properties.md
 """
 
 import pathlib

@@ -21,9 +21,7 @@ def test_pcgrad_draws_an_order_for_each_task():
     J = np.array([[1.0, 0, 1, 0], [0, 1, 0, 1], [-1, -1, 0.5, 0.2], [-0.3, -0.3, -1, -1]])
     orders = np.array([[2, 3, 0, 1], [3, 2, 0, 1]])
     rest = [[0, 1, 2, 3]] * 2
-    outcomes = {
-        (a, b): reference.pcgrad(J, [orders[a], orders[b], *rest]) for a in (0, 1) for b in (0, 1)
-    }
+    outcomes = {(a, b): reference.pcgrad(J, [orders[a], orders[b], *rest]) for a in (0, 1) for b in (0, 1)}
     method = grads.pcgrad()
     keys = jax.random.split(jax.random.key(0), 400)
     weights = jax.jit(jax.vmap(lambda k: method.update(gram_of(J), k)[0]))(keys)
@@ -189,9 +187,7 @@ def test_famo_observes():
     state = grads.observe(method, state, jnp.array([0.5, 2.0]))
     z = np.array([0.5, 0.5])
     progress = np.log([1 / 0.5, 2 / 2])
-    np.testing.assert_allclose(
-        grads.find_state(state).inner.logits[0], -(z * (progress - z @ progress)), rtol=1e-5
-    )
+    np.testing.assert_allclose(grads.find_state(state).inner.logits[0], -(z * (progress - z @ progress)), rtol=1e-5)
     _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
     logits = -(z * (progress - z @ progress))
     expected = np.exp(logits) / np.array([1.0, 2.0])

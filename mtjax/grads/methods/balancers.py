@@ -48,9 +48,7 @@ def _learned(name: str, optimizer, gradient, weight) -> Weighting:
     return Weighting(init, update, needs_gram=False)
 
 
-def uncertainty(
-    optimizer: optax.GradientTransformation | None = None, likelihood: str = "gaussian"
-) -> Weighting:
+def uncertainty(optimizer: optax.GradientTransformation | None = None, likelihood: str = "gaussian") -> Weighting:
     """Uncertainty weighting (Kendall et al., CVPR 2018, arXiv 1705.07115, equations 7 and 10).
 
     With s = log σ², learnt beside the model: Σ ½e^(−s) L + ½s for regression ("gaussian"), or

@@ -97,9 +97,7 @@ def gradnorm(
     return Weighting(init, update, leaves=leaves)
 
 
-def target_norms(
-    weights: Array, norm: Array, ratios: Array, alpha: float, here: Array
-) -> tuple[Array, Array]:
+def target_norms(weights: Array, norm: Array, ratios: Array, alpha: float, here: Array) -> tuple[Array, Array]:
     """Target norms mean(G) r_i^α [T], and the norms n_i [T], both guarded against overflow."""
     big = jnp.finfo(norm.dtype).max ** 0.25
     count = jnp.maximum(jnp.sum(here), 1)

@@ -67,8 +67,7 @@ def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
     def update(task_grads, state, gram, *, losses=None, mask=None):
         here = presence(state.weights.shape[0], mask)
         tracked = [
-            y + beta * _rows(here, y) * (g.astype(y.dtype) - y)
-            for y, g in zip(state.tracked, task_grads, strict=True)
+            y + beta * _rows(here, y) * (g.astype(y.dtype) - y) for y, g in zip(state.tracked, task_grads, strict=True)
         ]
         matrix = gram(tracked) + rho * jnp.eye(here.shape[0], dtype=here.dtype)
         weights = project_simplex(state.weights - gamma * (matrix @ state.weights))

@@ -1,0 +1,231 @@
+"""mtjax.grads beside TorchJD: the same Jacobians, float32, the same threads, one process at a time.
+
+    python benchmarks/grads.py --torchjd PATH/TO/python    # of an environment with torch and torchjd[full]
+    python benchmarks/grads.py --surgery                   # the share of a PPO update
+
+Each cell is the median of many runs, the two libraries taking turns. `whole` is the Jacobian to the
+direction, `solver` the Gram to the weights. The floor is the bare Gram plus the bare weighted sum.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+_TORCHJD = flags.DEFINE_string("torchjd", None, "Python of an environment with torch and torchjd[full].")
+_TASKS = flags.DEFINE_list("tasks", ["10", "50"], "Numbers of tasks T.")
+_SIZES = flags.DEFINE_list("sizes", ["100000", "1000000"], "Numbers of parameters P.")
+_KINDS = flags.DEFINE_list("kinds", ["iid", "correlated"], "Kinds of Jacobian.")
+_METHODS = flags.DEFINE_list("methods", [], "Methods; default all that both have.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns that each library takes.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Threads of each library.")
+_SURGERY = flags.DEFINE_bool("surgery", False, "Measure the share of a PPO update instead.")
+
+# name: (ours, TorchJD's)
+METHODS = {
+    "mean": ("mean", "Mean()"),
+    "sum": ("sum", "Sum()"),
+    "rlw": ("rlw", "Random()"),
+    "pcgrad": ("pcgrad", "PCGrad()"),
+    "gradvac": ("gradvac", "GradVac(beta=0.01)"),
+    "mgda": ("mgda", "MGDA()"),
+    "cagrad": ("cagrad(c=0.4)", "CAGrad(c=0.4)"),
+    "imtl_g": ("imtl_g", "IMTLG()"),
+    "config": ("config", "ConFIG()"),
+    "nash_mtl": ("nash_mtl", "NashMTL(n_tasks=T)"),
+    "fairgrad": ("fairgrad(alpha=1.0)", "FairGrad(alpha=1.0)"),
+    "aligned_mtl": ("aligned_mtl", "AlignedMTL()"),
+    "upgrad": ("upgrad", "UPGrad()"),
+    "dualproj": ("dualproj", "DualProj()"),
+    "krum": ("krum(1, 4)", "Krum(n_byzantine=1, n_selected=4)"),
+    "trimmed_mean": ("trimmed_mean(1)", "TrimmedMean(trim_number=1)"),
+    "graddrop": ("graddrop", "GradDrop()"),
+}
+DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50
+
+# The other side: reads one request a line, answers seconds; no code but this runs there.
+_WORKER = """
+import json, sys, time, warnings
+warnings.filterwarnings("ignore")
+import torch, numpy as np
+import torchjd.aggregation as A
+made, data = {}, {}
+for line in sys.stdin:
+    r = json.loads(line)
+    torch.set_num_threads(r["threads"])
+    if r["path"] not in data:
+        data = {r["path"]: torch.from_numpy(np.load(r["path"]))}
+        gram = data[r["path"]] @ data[r["path"]].T
+    T, J = data[r["path"]].shape[0], data[r["path"]]
+    make = r["make"]
+    if (make, T) not in made:
+        made[make, T] = eval("A." + make, {"A": A, "T": T})
+    f = made[make, T]
+    part = getattr(f, "gramian_weighting", None)
+    if r["part"] == "solver" and part is None:
+        print("null", flush=True); continue
+    x, call = (gram, part) if r["part"] == "solver" else (J, f)
+    start = time.perf_counter(); call(x); end = time.perf_counter() - start
+    print(json.dumps(end), flush=True)
+"""
+
+
+class Torch:
+    """TorchJD in a process of its own, one call at a time."""
+
+    def __init__(self, python: str):
+        self.process = subprocess.Popen(
+            [python, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(_THREADS.value)},
+        )  # fmt: skip
+
+    def seconds(self, path: str, make: str, part: str) -> float | None:
+        request = {"path": path, "make": make, "part": part, "threads": _THREADS.value}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def ours(method, J, part):
+    """A compiled call of ours, and its argument."""
+    import jax
+
+    from mtjax import grads
+
+    tx = grads.aggregate(method, num_tasks=J.shape[0])
+    state = jax.jit(tx.init)(J[0])
+    if part == "whole":
+        step = jax.jit(tx.update)
+        return lambda: step(J, state)
+    weights = jax.jit(method.update)
+    gram, inner = grads.gram_matrix(J), jax.tree.map(lambda x: x[0], state.inner)
+    return lambda: weights(gram, inner)
+
+
+def clock(call) -> float:
+    import jax
+
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def median(values) -> float | None:
+    return None if None in values else 1e3 * statistics.median(values)
+
+
+def compare(torch: Torch | None) -> None:
+    """Prints the table: milliseconds of ours and theirs, and the ratio."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mtjax import grads
+    from mtjax.grads.base import Transform
+
+    header = f"{'T':>3} {'P':>8} {'kind':10} {'method':13} {'floor':>8} {'whole':>8} {'TorchJD':>9} {'ratio':>6}"
+    print(header + f" {'/floor':>6} | {'solver':>7} {'TorchJD':>8} {'ratio':>6}")
+    for tasks, size, kind in [(t, p, k) for t in _TASKS.value for p in _SIZES.value for k in _KINDS.value]:
+        rng = np.random.default_rng(0)
+        J = rng.standard_normal((int(tasks), int(size)), np.float32)
+        if kind == "correlated":
+            J += 2 * rng.standard_normal((1, int(size)), np.float32)
+        path = f"/tmp/mtjax_grads_{os.getpid()}.npy"
+        np.save(path, J)
+        J = jnp.asarray(J)
+        gram, total = jax.jit(grads.gram_matrix), jax.jit(grads.weighted_sum)
+        for name in _METHODS.value or METHODS:
+            spec, make = METHODS[name]
+            method = grads.get(spec)
+            parts = ("whole",) if isinstance(method, Transform) else ("whole", "solver")
+            calls = {part: ours(method, J, part) for part in parts}
+            times = {key: [] for key in ("floor", "whole", "solver", "torch whole", "torch solver")}
+            for turn in range(_ROUNDS.value + 1):
+                floor = clock(lambda: gram(J)) + clock(lambda: total(J[:, 0], J))
+                row = {"floor": floor, **{part: clock(calls[part]) for part in parts}}
+                if torch:
+                    row |= {f"torch {part}": torch.seconds(path, make, part) for part in parts}
+                if turn:  # the first turn warms up
+                    for key, value in row.items():
+                        times[key].append(value)
+            report(tasks, size, kind, name, {k: median(v) for k, v in times.items() if v})
+        os.remove(path)
+
+
+def report(tasks, size, kind, name, ms) -> None:
+    """One row; * marks a cell slower than TorchJD, ! one that is below its target."""
+    ratio = lambda a, b: ms[a] / ms[b] if ms.get(a) and ms.get(b) else float("nan")  # noqa: E731
+    whole, solver = ratio("torch whole", "whole"), ratio("torch solver", "solver")
+    over = ms["whole"] / ms["floor"]
+    marks = "*" if whole < 1 else ""
+    if tasks == "50" and name in DOMINATED and max(whole, solver) < 5:
+        marks += "!"
+    if size == "1000000" and over > 1.3:
+        marks += " >floor"
+    print(
+        f"{tasks:>3} {size:>8} {kind:10} {name:13} {ms['floor']:8.2f} {ms['whole']:8.2f} "
+        f"{ms.get('torch whole') or float('nan'):9.2f} {whole:6.1f} {over:6.2f} | "
+        f"{ms.get('solver') or float('nan'):7.3f} {ms.get('torch solver') or float('nan'):8.2f} {solver:6.1f} {marks}",
+        flush=True,
+    )
+
+
+def surgery() -> None:
+    """The time of one PPO-like minibatch update (2×256 trunk, 400 samples a task), by method."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from mtjax import grads
+
+    sizes = (39 + 50, 256, 256, 9)  # policy mean (4), value (1), and room for more
+    for num_tasks in (10, 50):
+        keys = jax.random.split(jax.random.key(0), len(sizes))
+        pairs = zip(keys, sizes[:-1], sizes[1:], strict=False)
+        params = [0.1 * jax.random.normal(k, (a, b)) for k, a, b in pairs]
+        batch = jax.random.normal(keys[-1], (num_tasks, 400, sizes[0] + 1))
+
+        def loss(p, x):
+            h, advantage = x[:, :-1], x[:, -1]
+            for w in p[:-1]:
+                h = jnp.tanh(h @ w)
+            out = h @ p[-1]
+            ratio = jnp.exp(jnp.clip(out[:, 0] - jax.lax.stop_gradient(out[:, 0]), -1, 1))
+            clipped = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
+            return jnp.mean((out[:, 1] - advantage) ** 2) - jnp.mean(clipped)
+
+        def backward(p):
+            return jax.vmap(jax.value_and_grad(loss), (None, 0))(p, batch)
+
+        seconds = {}
+        for name in ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "upgrad", "gradnorm"):
+            tx = optax.chain(grads.aggregate(grads.get(name), num_tasks=num_tasks), optax.adam(3e-4))
+
+            @jax.jit
+            def step(p, state, tx=tx):
+                values, g = backward(p)
+                updates, state = tx.update(g, state, p, losses=values)
+                return optax.apply_updates(p, updates), state
+
+            state = tx.init(params)
+            clock(lambda: step(params, state))  # noqa: B023
+            seconds[name] = statistics.median(clock(lambda: step(params, state)) for _ in range(_ROUNDS.value))  # noqa: B023
+        for name, value in seconds.items():
+            extra = 100 * (value - seconds["mean"]) / value
+            print(f"T={num_tasks:2} {name:10} {1e3 * value:8.2f} ms a minibatch; surgery {extra:5.1f}%")
+
+
+def main(argv) -> None:
+    del argv
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if _SURGERY.value:
+        return surgery()
+    return compare(Torch(_TORCHJD.value) if _TORCHJD.value else None)
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))

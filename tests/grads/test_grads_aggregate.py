@@ -1,0 +1,229 @@
+"""`aggregate`, the combinators and the other paths: what a user composes must keep its promises."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jacobians
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from optax.experimental import aggregating
+
+from mtjax import grads
+
+ALL = sorted(set(grads.names()) - {"every_k", "normalize", "cr_mogm", "fixed", "mgda_ub"})
+PARAMS = {"head": {"w": jnp.ones(3)}, "trunk": {"b": jnp.ones(2), "w": jnp.ones((2, 4))}}
+
+
+def sample(num_tasks: int, seed: int = 0):
+    keys = iter(jax.random.split(jax.random.key(seed), 3))
+    return jax.tree.map(lambda p: jax.random.normal(next(keys), (num_tasks, *p.shape)), PARAMS)
+
+
+def flat(tree) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_nan_one_trace_and_seeds(name):
+    """Hostile gradients, batched over seeds as a scan's carry: finite, traced once, dtypes fixed."""
+    chex.clear_trace_counter()
+    num_tasks = 4
+    tx = grads.aggregate(grads.get(name), num_tasks=num_tasks)
+    scales = jnp.array([0.0, 1e-30, 1e-18, 1.0, 1e9, 1e18, 1e30])
+    rows = jnp.concatenate([scales, jnp.ones(7)])
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def run(g, losses, states):
+        step = lambda s, _: jax.vmap(lambda a, l, t: tx.update(a, t, losses=l)[::-1])(g, losses, s)  # noqa: E731
+        return jax.lax.scan(step, states, None, length=3)
+
+    g = jax.random.normal(jax.random.key(0), (14, num_tasks, 6)) * rows[:, None, None]
+    g = g.at[7:, 0].multiply(scales[:, None])  # one task of another scale than the rest
+    g = g.at[10, 1].set(g[10, 0]).at[11, 1].set(-g[11, 0])
+    states = jax.vmap(lambda seed: grads.aggregate(grads.get(name), num_tasks=num_tasks, seed=seed).init(g[0, 0]))(
+        jnp.arange(14)
+    )
+    for values in ([1.0, 2.0, 0.5, 3.0], [-1.0, 0.0, 1e20, 1e-20], [-1e30, 1e30, -1e-30, 0.0]):
+        after, updates = run(g, jnp.broadcast_to(jnp.array(values), (14, 4)), states)
+        assert np.isfinite(updates).all()
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, states)
+
+
+def test_is_an_optax_transform_and_an_aggregator():
+    tx = grads.aggregate(grads.mgda(), num_tasks=2)
+    assert isinstance(tx, optax.GradientTransformationExtraArgs) and isinstance(tx, aggregating.Aggregator)
+
+
+@pytest.mark.parametrize("shared", [lambda path: path.startswith("trunk"), "tree"])
+def test_private_leaves_are_summed(shared):
+    if shared == "tree":
+        shared = {"head": {"w": False}, "trunk": {"b": True, "w": True}}
+    g = sample(3)
+    tx = grads.aggregate(grads.mgda(), num_tasks=3, shared=shared)
+    updates, state = tx.update(g, tx.init(PARAMS))
+    np.testing.assert_allclose(updates["head"]["w"], g["head"]["w"].sum(0), rtol=1e-5)
+    J = np.concatenate([np.reshape(x, (3, -1)) for x in jax.tree.leaves(g["trunk"])], 1)
+    np.testing.assert_allclose(flat(updates["trunk"]), reference.mgda(J.astype(float)), atol=1e-3)
+    np.testing.assert_allclose(state.gram, J @ J.T, rtol=1e-4)
+    np.testing.assert_allclose(state.weights @ J, flat(updates["trunk"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", ["leaf", lambda path: path.split("/")[0]])
+def test_groups_are_solved_apart(groups):
+    g = sample(3)
+    tx = grads.aggregate(grads.mgda(), num_tasks=3, groups=groups)
+    updates, state = tx.update(g, tx.init(PARAMS))
+    assert state.group_weights.shape == (3 if groups == "leaf" else 2, 3)
+    want = reference.mgda(np.asarray(g["head"]["w"], float))
+    np.testing.assert_allclose(updates["head"]["w"], want, atol=1e-3)
+
+
+MASKED = sorted(set(ALL) - {"trimmed_mean", "graddrop", "rlw", "pcgrad", "gradvac"})
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_absent_tasks_leave_no_trace(name):
+    """With a mask the direction is that of the present tasks alone, whatever stands in the others."""
+    if name == "krum":
+        method = grads.krum(0, 1)
+    else:
+        method = grads.get(name)
+    J = jnp.asarray(jacobians.jacobian("conflicting", 5, 8), jnp.float32)
+    losses = jnp.array([1.0, 2.0, 0.5, jnp.nan, 3.0])
+    mask = jnp.array([True, True, True, False, True])
+    tx = grads.aggregate(method, num_tasks=5)
+    got, state = tx.update(J.at[3].set(jnp.nan), tx.init(J[0]), losses=losses, mask=mask)
+    kept = jnp.array([0, 1, 2, 4])
+    alone = grads.aggregate(method, num_tasks=4)
+    want, _ = alone.update(J[kept], alone.init(J[0]), losses=losses[kept])
+    assert state.weights[3] == 0
+    scaled = {"moco", "sdmgrad", "modo", "cr_mogm", "excess_mtl", "dwa"}  # their state counts all tasks
+    if name in scaled:
+        assert np.isfinite(got).all()
+    else:
+        np.testing.assert_allclose(got, want, atol=3e-3)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "gradvac", "graddrop", "rlw"])
+def test_random_methods_with_absent_tasks(name):
+    tx = grads.aggregate(grads.get(name), num_tasks=3)
+    J = jnp.eye(3).at[1].set(jnp.inf)
+    updates, _ = tx.update(J, tx.init(J[0]), mask=jnp.array([True, False, True]))
+    assert np.isfinite(updates).all() and updates[1] == 0
+
+
+def test_every_k():
+    tx = grads.aggregate(grads.every_k(grads.mgda(), 3), num_tasks=3)
+    step = jax.jit(tx.update)
+    state, weights = tx.init(jnp.ones(8)), []
+    for seed in range(4):
+        J = jnp.asarray(jacobians.jacobian("iid", 3, 8, seed), jnp.float32)
+        updates, state = step(J, state)
+        weights.append(state.weights)
+        np.testing.assert_allclose(updates, state.weights @ J, rtol=1e-5)
+    np.testing.assert_array_equal(weights[0], weights[2])
+    assert np.abs(weights[3] - weights[0]).max() > 1e-3
+
+
+def test_accumulate_keeps_the_task_axis():
+    """Four micro-batches make the step that their mean Jacobian makes."""
+    chain = optax.chain(grads.aggregate(grads.mgda(), num_tasks=3), optax.adam(0.1))
+    tx = grads.accumulate(chain, 4, num_tasks=3)
+    J = [jnp.asarray(jacobians.jacobian("iid", 3, 8, seed), jnp.float32) for seed in range(4)]
+    state, step = tx.init(jnp.ones(8)), jax.jit(tx.update)
+    for n, g in enumerate(J):
+        updates, state = step(g, state, jnp.ones(8), losses=jnp.ones(3))
+        assert (np.abs(updates).max() > 0) == (n == 3)
+    want, _ = chain.update(sum(J) / 4, chain.init(jnp.ones(8)), losses=jnp.ones(3))
+    np.testing.assert_allclose(updates, want, rtol=1e-4)
+
+
+def test_normalise():
+    J = jacobians.jacobian("spread", 3, 8)
+    tx = grads.aggregate(grads.normalize(grads.mgda()), num_tasks=3)
+    got, _ = tx.update(jnp.asarray(J, jnp.float32), tx.init(jnp.ones(8)))
+    np.testing.assert_allclose(got, reference.mgda(reference.unit(J)), atol=1e-3)
+
+
+def test_cross_gram_and_representation():
+    """A Gram given by the user is the one that the method sees."""
+    J = jnp.asarray(jacobians.jacobian("iid", 3, 8), jnp.float32)
+    tx = grads.aggregate(grads.mgda_ub(), num_tasks=3)
+    with pytest.raises(ValueError, match="representation"):
+        tx.update(J, tx.init(J[0]))
+    updates, _ = tx.update(J, tx.init(J[0]), gram=jnp.eye(3))
+    np.testing.assert_allclose(updates, J.mean(0), atol=1e-3)
+    np.testing.assert_allclose(grads.gram_matrix(J, 2 * J), 2 * J @ J.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mgda", "pcgrad", "gradnorm"])
+def test_lean_equals_aggregate(name):
+    loss = lambda p, x: jnp.sum(jnp.tanh(p["trunk"]["w"] @ x) ** 2) + p["head"]["w"] @ x[:3]  # noqa: E731
+    batch = jax.random.normal(jax.random.key(1), (3, 4))
+    shared = lambda path: path.startswith("trunk")  # noqa: E731
+    small = grads.lean(grads.get(name), num_tasks=3, shared=shared)
+    losses, got, state = small.direction(loss, PARAMS, batch, small.init(PARAMS))
+    values, g = jax.vmap(jax.value_and_grad(loss), (None, 0))(PARAMS, batch)
+    tx = grads.aggregate(grads.get(name), num_tasks=3, shared=shared)
+    np.testing.assert_allclose(state.gram, grads.gram_matrix(g["trunk"]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(losses, values, rtol=1e-5)
+    if name != "pcgrad":  # whose keys differ
+        want, _ = tx.update(g, tx.init(PARAMS), losses=values)
+        np.testing.assert_allclose(flat(got), flat(want), rtol=1e-3, atol=1e-4)
+
+
+def test_missing_losses_and_bad_shapes():
+    for name in ("gradnorm", "famo", "dwa", "gls", "stch", "imtl_l", "uncertainty", "db_mtl"):
+        tx = grads.aggregate(grads.get(name), num_tasks=2)
+        with pytest.raises(ValueError, match=f"{name} needs the losses.*losses=losses"):
+            tx.update(jnp.eye(2), tx.init(jnp.ones(2)))
+    tx = grads.aggregate(grads.mgda(), num_tasks=3)
+    with pytest.raises(ValueError, match="leading task axis of 3"):
+        tx.update(jnp.eye(2), tx.init(jnp.ones(2)))
+
+
+def test_specifications():
+    assert grads.get("cagrad(c=0.2)") and grads.get("every_k(nash_mtl(max_norm=1.0), 5)").every == 5
+    for spec, hint in (
+        ("pcgrd", r"did you mean pcgrad\(reduction='sum'\)"), ("cagrad(x=1)", "c=0.4, rescale=None"),
+        ("__import__('os')", "no method"), ("mgda(open('x'))", "no method"), ("1 + 1", "not a method"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=hint):
+            grads.get(spec)
+
+
+def test_conflict_measures():
+    measures = grads.conflict(jnp.array([[1.0, -1.0, 0.0], [-1.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert measures["conflicting"] == pytest.approx(1 / 3)
+    assert measures["cosine"][0, 1] == pytest.approx(-0.5) and measures["norm_ratio"] == 2
+    J = jacobians.jacobian("iid", 4, 8)
+    distance = grads.pareto_distance(jnp.asarray(J @ J.T, jnp.float32))
+    assert distance == pytest.approx(np.linalg.norm(reference.mgda(J)), rel=1e-3)
+
+
+def test_import_loads_nothing_else():
+    """The part that others import must not bring a simulator or flax."""
+    code = (
+        "import sys, mtjax.grads;"
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('flax', 'mujoco', 'brax', 'envpool', 'orbax')"
+        " or m.startswith('mtjax.') and not m.startswith('mtjax.grads')];"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sharded():
+    """On four fake devices: parameters sharded, batch sharded, and both by jit alone."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    script = pathlib.Path(__file__).with_name("sharded.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert "sharded ok" in done.stdout, done.stderr[-3000:]
