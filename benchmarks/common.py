@@ -1,0 +1,50 @@
+"""What every benchmark prints around its table, and how it takes turns."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from mtjax.training.versions import versions
+
+
+def header() -> str:
+    """Machine, versions and date, in one line."""
+    have = versions()
+    packages = have["packages"]
+    shown = [f"{name} {packages[name]}" for name in ("jax", "mujoco_mjx", "envpool") if packages[name]]
+    return (
+        f"{have['processor']}, {have['processor_count']} cores, {have['device']['kind']}; "
+        f"Python {have['python']}, {', '.join(shown)}; {datetime.date.today()}"
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call, until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - start
+
+
+def take_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, run in turn round by round, so that a busy machine slows all of them alike.
+
+    Everything is called once before, to compile.
+    """
+    for call in work.values():
+        jax.block_until_ready(call())
+    measured: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, call in work.items():
+            measured[name].append(seconds(call))
+    return {name: statistics.median(times) for name, times in measured.items()}

@@ -1,0 +1,85 @@
+"""How much of a simulator's own throughput is left when PPO trains.
+
+    python benchmarks/training_throughput.py
+
+Three loops over the same environments, taking turns: the simulator alone (random actions), the rollout (the
+policy acts and everything is kept), and the whole loop (rollout, then update). Settings are the presets'.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+from common import header, table, take_turns
+
+from mtjax import suites
+from mtjax.launch import presets
+from mtjax.training.rollout import over_seeds
+from mtjax.training.trainer import Trainer
+
+SUITES = ("gridworld-two-rooms", "hidden-hopper", "metaworld-mt10")
+
+
+def simulator(trainer: Trainer, length: int):
+    """Steps of random actions, without policy or record. Returns a function that runs a rollout's length."""
+    suite, config = trainer.suite, trainer.config
+    reset, step = over_seeds(trainer.env, 1)
+    shape = (1, suite.num_tasks, config.num_envs, *suite.action.shape)
+
+    def advance(state, key):
+        if suite.action.kind == "discrete":
+            actions = jax.random.randint(key, shape, 0, suite.action.size, jnp.int32)
+        else:
+            actions = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        state, result = step(state, actions, jax.random.split(key, 1))
+        return state, result.reward.mean()
+
+    run = jax.jit(lambda state, key: jax.lax.scan(advance, state, jax.random.split(key, length)))
+    state = jax.jit(reset)(jax.random.split(jax.random.key(0), 1))[0]
+
+    def work():
+        nonlocal state
+        state, rewards = run(state, jax.random.key(1))
+        return rewards
+
+    return work
+
+
+def measure(name: str, rounds: int) -> list[str]:
+    """One row of the table."""
+    trainer = Trainer(presets.configure(name), suites.make(name))
+    alone = Trainer(presets.configure(name), suites.make(name))  # a host simulator has one state only
+    states = {"rollout": alone.init(), "loop": trainer.init()}
+
+    def rollout():
+        states["rollout"], transitions = alone.collect(alone.env, states["rollout"])
+        return transitions.reward
+
+    def loop():
+        states["loop"], transitions = trainer.collect(trainer.env, states["loop"])
+        states["loop"], metrics = trainer.update(states["loop"], transitions)
+        return metrics
+
+    only = Trainer(presets.configure(name), suites.make(name))
+    work = {"simulator": simulator(only, trainer.config.ppo.rollout_length), "rollout": rollout, "loop": loop}
+    times = take_turns(work, rounds)
+    rates = {key: trainer.steps_per_update / value for key, value in times.items()}
+    shares = [f"{rates[key] / rates['simulator']:.0%}" for key in ("rollout", "loop")]
+    return [name, *(f"{rates[key]:,.0f}" for key in ("simulator", "rollout", "loop")), *shares]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suites", default=",".join(SUITES))
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    rows = [measure(name, arguments.rounds) for name in arguments.suites.split(",")]
+    print(header())
+    columns = ["suite", "simulator alone, steps/s", "rollout", "whole loop", "rollout keeps", "whole loop keeps"]
+    print(table(columns, rows))
+
+
+if __name__ == "__main__":
+    main()
