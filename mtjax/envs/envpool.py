@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -136,11 +139,30 @@ def require_envpool():
     Raises:
         ImportError: it is not installed; the message says how to get it.
     """
+    opengl_loaded()
     try:
         import envpool
     except ImportError as error:
         raise ImportError("this suite needs EnvPool: pip install 'mtjax[metaworld]'") from error
     return envpool
+
+
+@functools.cache
+def opengl_loaded() -> bool:
+    """Load OpenGL for EnvPool's pictures, the first time before EnvPool itself.
+
+    EnvPool 1.2.5 looks for OpenGL when it is imported, and ends the whole process if it is asked to draw and
+    had not found it; so ask here before drawing.
+    """
+    if sys.platform != "linux":
+        return True
+    early = "envpool" not in sys.modules or metadata.version("envpool") != "1.2.5"
+    try:
+        for library in ("libEGL.so.1", "libOpenGL.so.0"):
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return early
 
 
 @contextlib.contextmanager

@@ -6,9 +6,7 @@ the installed EnvPool has wrong is named in the suite's version stamp.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 from collections.abc import Callable
 from importlib import metadata
 
@@ -17,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import continuous
-from mtjax.envs.envpool import EnvPool, FreshEnvPool, require_envpool, threads_per_pool
+from mtjax.envs.envpool import EnvPool, FreshEnvPool, opengl_loaded, require_envpool, threads_per_pool
 from mtjax.envs.host import HostVectorEnv
 from mtjax.suites.base import Split, Suite, TaskInfo, Version, register
 from mtjax.suites.metaworld_tasks import DESCRIPTIONS, MT10, MT25, MT50
@@ -120,7 +118,11 @@ def render(
         ImportError: EnvPool is not installed.
         RuntimeError: OpenGL is not installed, or does not work.
     """
-    _load_opengl()
+    if not opengl_loaded():
+        raise RuntimeError(
+            "cannot draw Meta-World: OpenGL is missing (Debian has it in libegl1 and libopengl0), or EnvPool "
+            "1.2.5 was imported before mtjax could load it"
+        )
     pool = EnvPool(
         envpool_id(split.tasks[task_index]),
         1,
@@ -142,19 +144,6 @@ def render(
 
 def _picture(pool: EnvPool) -> np.ndarray:
     return np.ascontiguousarray(pool.pool.render()[0][::-1, ::-1])
-
-
-def _load_opengl() -> None:
-    """Load OpenGL before EnvPool draws: where it is missing, EnvPool 1.2.5 ends the whole process."""
-    if sys.platform != "linux":
-        return
-    try:
-        for library in ("libEGL.so.1", "libOpenGL.so.0"):
-            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        raise RuntimeError(
-            f"cannot draw Meta-World without OpenGL ({error}); Debian has it in libegl1 and libopengl0"
-        ) from error
 
 
 def envpool_id(task: str) -> str:

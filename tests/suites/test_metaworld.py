@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 
 from mtjax import suites
+from mtjax.envs.envpool import require_envpool
 from mtjax.suites import metaworld
 
+try:
+    require_envpool()  # the way mtjax imports it: OpenGL first
+except ImportError:
+    pass
 SKIP = "EnvPool is not installed: pip install 'mtjax[metaworld]'"
 HORIZON = 3
 
