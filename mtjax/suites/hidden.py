@@ -3,6 +3,12 @@
 Families that mix variations (``hidden-hopper``, ``hidden-cheetah`` …) have 8 training tasks. Every parameter
 takes 8 evenly spaced values, in another order for each parameter, so that the tasks spread over the whole
 box; 4 interpolation tasks lie strictly inside it; in the 4 extrapolation tasks EVERY parameter lies outside.
+
+Families of MTEnv (``hidden-walker-friction`` …) are ten values of one parameter: 6 train, 2 lie between those
+and 2 beyond.
+
+Families of MTEnv (``hidden-walker-friction`` …) have ten values of one parameter: 6 train, 2 lie between them
+and 2 beyond.
 """
 
 from __future__ import annotations
@@ -48,6 +54,7 @@ class Family:
         reward: the reward in words, for the version stamp.
         horizon: steps of an episode.
         success: the rule, or "none"; a body of a family with a rule has "success" in its info.
+        goals: what an episode draws besides the pose, for the version stamp.
     """
 
     body: str
@@ -55,6 +62,7 @@ class Family:
     reward: str
     horizon: int
     success: str = "none"
+    goals: str = "none"
 
 
 GRAVITY = Variation("gravity", 0.7, 1.3, "{:.0%} of the usual gravity")
@@ -67,16 +75,48 @@ def _friction(low: float, high: float) -> Variation:
     return Variation("friction", low, high, "a sliding friction of {:.2f}")
 
 
+CARTPOLE = Family(
+    "Cartpole",
+    "Swing up a pole on a cart and balance it",
+    "upright x centred x calm x gentle, in [0, 1]",
+    500,
+)
+REACHER = Family(
+    "Reacher",
+    "Bring the tip of a two-link arm to a target drawn in every episode",
+    "-distance - 0.01 |action|^2",
+    100,
+    success="tip within 3 cm of the target",
+    goals="redrawn each episode, observed",
+)
+FINGER = Family(
+    "Finger",
+    "Spin a cross about its hinge with a finger of two links",
+    "angular velocity / 15 rad/s, clipped to [0, 1]",
+    500,
+)
 HOPPER = Family(
     "Hopper",
     "Hop forward on one leg as fast as possible without falling",
     "1 + forward velocity - 0.001 |action|^2; a fall ends the episode",
     500,
 )
-CARTPOLE = Family(
-    "Cartpole",
-    "Swing up a pole on a cart and balance it",
-    "upright x centred x calm x gentle, in [0, 1]",
+WALKER = Family(
+    "Walker",
+    "Walk forward on two legs as fast as possible without falling",
+    "1 + forward velocity - 0.001 |action|^2; a fall ends the episode",
+    500,
+)
+CHEETAH = Family(
+    "Cheetah",
+    "Run forward on two legs as fast as possible",
+    "forward velocity - 0.1 |action|^2",
+    500,
+)
+ANT = Family(
+    "Ant",
+    "Run forward on four legs as fast as possible without toppling",
+    "1 + forward velocity - 0.5 |action|^2; leaving heights of 0.2 to 1 m ends the episode",
     500,
 )
 
@@ -91,8 +131,71 @@ MIXED: dict[str, tuple[Family, tuple[Variation, ...]]] = {
             STRENGTH,
         ),
     ),
+    "hidden-reacher": (
+        REACHER,
+        (
+            Variation("upper", 0.11, 0.15, "an upper link of {:.3f} m"),
+            Variation("lower", 0.11, 0.15, "a lower link of {:.3f} m"),
+            MASS,
+            Variation("damping", 0.7, 1.3, "joints of {:.0%} of the usual damping"),
+            STRENGTH,
+        ),
+    ),
     "hidden-hopper": (HOPPER, (GRAVITY, _friction(0.7, 1.3), MASS, LEG, STRENGTH)),
+    "hidden-walker": (WALKER, (GRAVITY, _friction(0.7, 1.3), MASS, LEG, STRENGTH)),
+    "hidden-cheetah": (
+        CHEETAH,
+        (
+            GRAVITY,
+            _friction(0.6, 1.2),
+            MASS,
+            Variation("torso", 0.4, 0.6, "a torso of half-length {:.2f} m"),
+            STRENGTH,
+        ),
+    ),
+    "hidden-ant": (ANT, (GRAVITY, _friction(0.7, 1.3), MASS, LEG, STRENGTH)),
 }
+
+
+def _foot(i: int) -> float:
+    return 0.046 if i == 1 else 0.0552 + 0.0046 * (i - 2)
+
+
+# The families of MTEnv: ten values of one parameter (of two for the cartpole), numbered 1 to 10 as there.
+TEN: dict[str, tuple[Family, str, tuple[dict[str, float], ...]]] = {
+    "hidden-cheetah-torso-length": (
+        CHEETAH,
+        "a torso of half-length {torso:.2f} m",
+        tuple({"torso": 0.5 + 0.1 * i} for i in range(10)),
+    ),
+    "hidden-cheetah-foot-size": (
+        CHEETAH,
+        "feet of radius {foot:.4f} m",
+        tuple({"foot": _foot(i)} for i in range(1, 11)),
+    ),
+    "hidden-walker-friction": (
+        WALKER,
+        "a sliding friction of {friction:.1f}",
+        tuple({"friction": 0.7 + 0.1 * i} for i in range(10)),
+    ),
+    "hidden-walker-foot-length": (
+        WALKER,
+        "a left foot of half-length {left_foot:.2f} m",
+        tuple({"left_foot": 0.08 + 0.01 * i} for i in range(10)),
+    ),
+    "hidden-cartpole-mass": (
+        CARTPOLE,
+        "a cart of {cart_mass:.1f} kg and a pole of {pole_mass:.2f} kg",
+        tuple({"cart_mass": 1.0 + 0.5 * i, "pole_mass": 0.1 + 0.05 * i} for i in range(10)),
+    ),
+    "hidden-finger-size": (
+        FINGER,
+        "an outer link of {finger:.2f} m",
+        tuple({"finger": 0.12 + 0.01 * i} for i in range(10)),
+    ),
+}
+TEN_SPLITS = {"train": (2, 3, 5, 6, 8, 9), "interpolation": (4, 7), "extrapolation": (1, 10)}
+
 
 # ---------------------------------------------------------------------------------------- splits
 
@@ -113,8 +216,7 @@ def mixed_parameters(variations: Sequence[Variation]) -> dict[str, list[dict[str
 
     def tasks(columns: list[np.ndarray]) -> list[dict[str, float]]:
         return [
-            {v.parameter: v.at(p) for v, p in zip(variations, row, strict=True)}
-            for row in zip(*columns, strict=True)
+            {v.parameter: v.at(p) for v, p in zip(variations, row, strict=True)} for row in zip(*columns, strict=True)
         ]
 
     numbers = range(len(variations))
@@ -137,15 +239,18 @@ def build(
     """Compile every task's body and make the suite.
 
     Args:
-        infos: the tasks of every split; their ``parameters`` are the arguments of the body's ``mjcf``.
-        goals: parameters of the reward by split: arrays [T, ...] by name. Default: none.
+        infos: the tasks of every split. Their ``parameters`` are the arguments of the body's ``mjcf``, unless
+            ``goals`` are given: then all tasks have the same body.
+        goals: parameters of the reward by split: arrays [T, ...] by name.
     """
     from mtjax.envs import mjx  # MuJoCo takes seconds to import: only when a suite is made
     from mtjax.envs.mjx.render import MjxRender
 
     body = getattr(mjx, family.body)
+    mjcf = (lambda **_: body.mjcf()) if goals else body.mjcf
     every = [info for split in infos.values() for info in split]
-    base, leaves = mjx.stack_models([mjx.compile_model(body.mjcf(**info.parameters)) for info in every])
+    distinct = every[:1] if goals else every
+    base, leaves = mjx.stack_models([mjx.compile_model(mjcf(**info.parameters)) for info in distinct])
     splits, first = {}, 0
     for label, members in infos.items():
         last = first + len(members)
@@ -158,6 +263,7 @@ def build(
         simulator=f"mujoco-mjx {importlib.metadata.version('mujoco-mjx')}",
         reward=f"v1: {family.reward}",
         horizon=family.horizon,
+        goals="fixed, not observed" if goals else family.goals,
         success=family.success,
     )
     return from_env(
@@ -166,7 +272,7 @@ def build(
         splits,
         version=version,
         has_success=family.success != "none",
-        render=MjxRender(env, body.mjcf),
+        render=MjxRender(env, mjcf),
     )
 
 
@@ -182,6 +288,18 @@ def _mixed(name: str) -> Suite:
     return build(name, family, infos)
 
 
+def _ten(name: str) -> Suite:
+    family, phrase, tasks = TEN[name]
+    infos = {split: [_ten_info(family, phrase, tasks[i - 1]) for i in chosen] for split, chosen in TEN_SPLITS.items()}
+    return build(name, family, infos)
+
+
+def _ten_info(family: Family, phrase: str, parameters: Mapping[str, float]) -> TaskInfo:
+    rounded = {parameter: round(value, 4) for parameter, value in parameters.items()}
+    parameter, value = next(iter(rounded.items()))
+    return TaskInfo(f"{parameter}_{value:g}", f"{family.aim}, with {phrase.format(**rounded)}.", rounded)
+
+
 def _describe(family: Family, variations: Sequence[Variation], parameters: Mapping[str, float]) -> str:
     phrases = [v.phrase.format(parameters[v.parameter]) for v in variations]
     listed = ", ".join(phrases[:-1]) + " and " + phrases[-1] if len(phrases) > 1 else phrases[0]
@@ -190,3 +308,5 @@ def _describe(family: Family, variations: Sequence[Variation], parameters: Mappi
 
 for _name in MIXED:
     register(_name)(lambda name=_name: _mixed(name))
+for _name in TEN:
+    register(_name)(lambda name=_name: _ten(name))

@@ -90,9 +90,7 @@ class MjxEnv:
         model = self.task_model(task)
 
         def substep(state: MjxState, _):
-            data = self._data.replace(
-                qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.qacc, ctrl=action
-            )
+            data = self._data.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.qacc, ctrl=action)
             data = mjx.step(model, data)
             return state._replace(qpos=data.qpos, qvel=data.qvel, qacc=data.qacc_warmstart), None
 
