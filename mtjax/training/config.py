@@ -24,7 +24,7 @@ class RunConfig:
     grads: str = option(
         "pcgrad",
         "How the tasks' gradients become one update: a method of mtjax.grads with its arguments, e.g. "
-        "mean, pcgrad, 'pcgrad(reduction=\"mean\")', 'gradnorm(alpha=1.5)'.",
+        "mean, pcgrad, 'cagrad(c=0.4)', 'gradnorm(alpha=1.5, surrogate=\"softplus\")'.",
     )
     total_steps: int = option(
         10_000_000, "Environment steps of one seed, summed over its tasks and environments.", low=1

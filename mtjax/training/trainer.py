@@ -118,10 +118,26 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
         ValueError: a gradient method that does not exist, or sizes that do not fit.
     """
     spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes)
-    method = grads.get(config.grads)
+    method = gradient_method(config)
     return make_ppo(
         config.ppo, config.network, method, spec, num_envs=config.num_envs, num_updates=num_updates
     )
+
+
+def gradient_method(config: RunConfig) -> grads.Method:
+    """The method that ``config.grads`` names. GradNorm is shown the last shared layer, as its paper says.
+
+    Raises:
+        ValueError: there is no such method, or it cannot be used by a learner.
+    """
+    method = grads.get(config.grads)
+    if getattr(method, "on_representation", False):
+        raise ValueError(f"grads: {config.grads} needs gradients of a representation, which no learner provides")
+    if config.grads.strip().startswith("gradnorm") and method.leaves is None:
+        private_heads = config.network.arrangement == "multi_head"
+        last = f"Dense_{len(config.network.hidden_sizes) - 1}/" if private_heads else "head/"
+        method = method._replace(leaves=lambda path: last in path)
+    return method
 
 
 def _fold(keys: Array, stream: int) -> Array:
