@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 from absl import app, flags
 
@@ -145,7 +146,7 @@ def compare(torch: Torch | None) -> None:
             calls = {part: ours(method, J, part) for part in parts}
             times = {key: [] for key in ("floor", "whole", "solver", "torch whole", "torch solver")}
             for turn in range(_ROUNDS.value + 1):
-                floor = clock(lambda: gram(J)) + clock(lambda: total(J[:, 0], J))
+                floor = clock(partial(gram, J)) + clock(partial(total, J[:, 0], J))
                 row = {"floor": floor, **{part: clock(calls[part]) for part in parts}}
                 if torch:
                     row |= {f"torch {part}": torch.seconds(path, make, part) for part in parts}
@@ -198,8 +199,7 @@ def surgery() -> None:
             clipped = jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
             return jnp.mean((out[:, 1] - advantage) ** 2) - jnp.mean(clipped)
 
-        def backward(p):
-            return jax.vmap(jax.value_and_grad(loss), (None, 0))(p, batch)
+        backward = jax.vmap(jax.value_and_grad(loss), (None, 0))
 
         seconds = {}
         for name in ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "upgrad", "gradnorm"):
@@ -207,7 +207,7 @@ def surgery() -> None:
 
             @jax.jit
             def step(p, state, tx=tx):
-                values, g = backward(p)
+                values, g = backward(p, batch)  # noqa: B023
                 updates, state = tx.update(g, state, p, losses=values)
                 return optax.apply_updates(p, updates), state
 

@@ -30,7 +30,8 @@ class AggregateState(NamedTuple):
     Attributes:
       count: calls so far, an int32 scalar.
       inner: the method's state; that of a `Weighting` has a leading group axis [K, ...].
-      gram: the last Gram matrix over all shared leaves [T, T]; zeros when none was computed. `diagnose(gram)` reads it.
+      gram: the last Gram matrix over all shared leaves [T, T]; zeros when none was computed.
+        `conflict(gram)` reads it.
       weights: the last task weights [T], averaged over the groups.
       group_weights: the last task weights of each group [K, T].
     """
@@ -65,29 +66,33 @@ def aggregate(
 ) -> optax.GradientTransformationExtraArgs:
     """Combines the gradients of T tasks into one update by `method`.
 
-    The result is an optax transform (and an `optax.experimental.aggregating.Aggregator`): updates come in with a leading
-    task axis and leave without it. It jits, and vmaps over seeds.
+    The result is an optax transform (and an `optax.experimental.aggregating.Aggregator`): updates
+    come in with a leading task axis and leave without it. It jits, and vmaps over seeds.
 
-    `update` also accepts, by keyword: `losses` [T]; `mask` [T], true for the tasks present in the batch (absent ones may
-    hold anything, NaN too); `gram` [T, T], a Gram matrix for the method to see in place of the gradients' own (a cross
-    Gram of two samples, or that of a shared representation).
+    `update` also accepts, by keyword: `losses` [T]; `mask` [T], true for the tasks present in the
+    batch (absent ones may hold anything, NaN too); `gram` [T, T], a Gram matrix for the method to
+    see in place of the gradients' own (a cross Gram of two samples, or that of a shared
+    representation).
 
-    A task whose squared gradient norm is not finite in the Gram's dtype (norms beyond about 1e17 in float32) counts as
-    absent in that step, so that one task's blow-up does not reach the others.
+    A task whose squared gradient norm is not finite in the Gram's dtype (norms beyond about 1e17 in
+    float32) counts as absent in that step, so that one task's blow-up does not reach the others.
 
     Args:
       method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.
       num_tasks: T.
-      shared: which leaves take part: None for all, a predicate over the path of a leaf ("head/kernel"), or a tree of
-        bools like the parameters. The others (private heads) are summed over the tasks.
-      groups: "global": one Gram over all shared leaves; "leaf": one for each; or a function from the path of a leaf to
-        the name of its group.
+      shared: which leaves take part: None for all, a predicate over the path of a leaf
+        ("head/kernel"), or a tree of bools like the parameters. The others (private heads) are
+        summed over the tasks.
+      groups: "global": one Gram over all shared leaves; "leaf": one for each; or a function from
+        the path of a leaf to the name of its group.
       seed: an int or typed key, for random methods. It may be traced: vmap over it to batch seeds.
-      track_gram: compute the Gram for the diagnostics even when the method does not need it (mean, GradDrop).
-      batch_axis: inside `shard_map`, the mesh axes over which the batch is sharded: gradients are averaged over them
-        first, since the Gram of the mean is not the mean of the Grams.
-      params_axis: inside `shard_map`, the mesh axis over which parameters are sharded, or a function from a leaf's path
-        to that axis (None for a replicated leaf): partial Grams are summed over it.
+      track_gram: compute the Gram for the diagnostics even when the method does not need it (mean,
+        GradDrop).
+      batch_axis: inside `shard_map`, the mesh axes over which the batch is sharded: gradients are
+        averaged over them first, since the Gram of the mean is not the mean of the Grams.
+      params_axis: inside `shard_map`, the mesh axis over which parameters are sharded, or a
+        function from a leaf's path to that axis (None for a replicated leaf): partial Grams are
+        summed over it.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

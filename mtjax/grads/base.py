@@ -1,11 +1,14 @@
 """The two kinds of method, and the guards that every method uses.
 
-A method combines T per-task gradients g_i, the rows of the Jacobian J [T, P], into one direction Jᵀw.
+A method combines T per-task gradients g_i, the rows of the Jacobian J [T, P], into one direction
+Jᵀw.
 
-* A `Weighting` sees only the Gram matrix G = J Jᵀ [T, T] (and the losses). Its cost does not depend on P.
+* A `Weighting` sees only the Gram matrix G = J Jᵀ [T, T] (and the losses). Its cost does not depend
+  on P.
 * A `Transform` needs the gradients themselves: elementwise methods and methods with [T, P] state.
 
-Both are pairs of pure functions, in the manner of optax; `mtjax.grads.aggregate` turns either into an optax transform.
+Both are pairs of pure functions, in the manner of optax; `mtjax.grads.aggregate` turns either into
+an optax transform.
 """
 
 from collections.abc import Callable
@@ -24,12 +27,16 @@ class Weighting(NamedTuple):
     Attributes:
       init: `num_tasks -> state`. Random methods keep a typed key in the state (see `seeded`).
       update: `(gram [T, T], state, *, losses=None, mask=None) -> (weights [T], state)`. `mask` [T] marks the tasks that
-        are present; it is passed only when the caller gives one, so a method without that argument works otherwise.
+        are present; it is passed only when the caller gives one, so a method without that argument
+        works otherwise.
       observe: optional `(losses_after [T], state) -> state`, for methods that need the losses after the step (FAMO).
-      leaves: optional predicate over the path of a leaf ("trunk/dense_1/kernel"): the Gram that this method sees is
-        taken over those shared leaves only. The weights still apply to every shared leaf (GradNorm's last layer).
-      needs_gram: False for methods that ignore the Gram (mean, uncertainty): `aggregate` then skips it.
-      every: recompute the weights on one call in `every`; set by `every_k`, carried out by `aggregate`.
+      leaves: optional predicate over the path of a leaf ("trunk/dense_1/kernel"): the Gram that
+        this method sees is taken over those shared leaves only. The weights still apply to every
+        shared leaf (GradNorm's last layer).
+      needs_gram: False for methods that ignore the Gram (mean, uncertainty): `aggregate` then skips
+        it.
+      every: recompute the weights on one call in `every`; set by `every_k`, carried out by
+        `aggregate`.
       on_representation: the Gram must come from the gradient of a shared representation (MGDA-UB).
     """
 
@@ -48,8 +55,9 @@ class Transform(NamedTuple):
     Attributes:
       init: `(num_tasks, params) -> state`, with `params` the list of the shared leaves, without a task axis.
       update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T], state)`. `task_grads` is
-        a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T] (and sums over the mesh where the
-        parameters are sharded). The direction is the weighted sum of the returned gradients.
+        a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T] (and sums over
+        the mesh where the parameters are sharded). The direction is the weighted sum of the
+        returned gradients.
     """
 
     init: Callable[[int, list[Array]], State]

@@ -1,7 +1,7 @@
 """The two operations that touch P: the Gram matrix and the weighted sum.
 
-Everything else in this package is T×T. Both work on lists or trees of leaves [T, ...], in float32 at least: bfloat16
-gradients are accepted and their products accumulate in float32.
+Everything else in this package is T×T. Both work on lists or trees of leaves [T, ...], in float32
+at least: bfloat16 gradients are accepted and their products accumulate in float32.
 """
 
 import math
@@ -21,8 +21,8 @@ def gram_matrix(task_grads: Any, other: Any = None) -> Array:
 
     Args:
       task_grads: tree with leaves [T, ...].
-      other: a second tree of the same form, from independent samples: then the cross Gram ⟨g_i, g'_j⟩, which the
-        double-sampling methods (`modo`, `sdmgrad`) take to stay unbiased.
+      other: a second tree of the same form, from independent samples: then the cross Gram ⟨g_i,
+        g'_j⟩, which the double-sampling methods (`modo`, `sdmgrad`) take to stay unbiased.
 
     Returns:
       [T, T], in float32 (float64 when x64 is enabled).

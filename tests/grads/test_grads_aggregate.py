@@ -42,7 +42,7 @@ def test_no_nan_one_trace_and_seeds(name):
     @jax.jit
     @chex.assert_max_traces(1)
     def run(g, losses, states):
-        step = lambda s, _: jax.vmap(lambda a, l, t: tx.update(a, t, losses=l)[::-1])(g, losses, s)  # noqa: E731
+        step = lambda s, _: jax.vmap(lambda a, b, t: tx.update(a, t, losses=b)[::-1])(g, losses, s)  # noqa: E731
         return jax.lax.scan(step, states, None, length=3)
 
     g = jax.random.normal(jax.random.key(0), (14, num_tasks, 6)) * rows[:, None, None]

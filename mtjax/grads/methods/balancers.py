@@ -19,7 +19,7 @@ from mtjax.grads.base import (
     uniform,
 )
 
-_LIMIT = 30.0  # of |log weight|: e³⁰ is 10¹³, far beyond use and within float32
+_LIMIT = 15.0  # of a learnt or relative log weight: e¹⁵ is 3·10⁶, beyond use and safe in float32
 
 
 class LearnedScale(NamedTuple):
@@ -55,7 +55,7 @@ def uncertainty(optimizer: optax.GradientTransformation | None = None, likelihoo
     e^(−s) L + ½s for classification ("softmax"). Weights are ½e^(−s) or e^(−s).
 
     Properties: permutation equivariant; may conflict. Losses below 0 push s down to its limit
-    (|s| ≤ 30). Cost: O(T), no Gram.
+    (|s| ≤ 15). Cost: O(T), no Gram.
 
     Use when: supervised losses that are negative log-likelihoods.
 
@@ -88,7 +88,7 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
     Learns s to minimise Σ e^s L − s, so that at its minimum every scaled loss e^s L is 1. The
     weights are e^s.
 
-    Properties: permutation equivariant; may conflict. L ≤ 0 has no minimum (|s| ≤ 30 bounds it).
+    Properties: permutation equivariant; may conflict. L ≤ 0 has no minimum (|s| ≤ 15 bounds it).
     Cost: O(T), no Gram. Use when: positive losses of unlike scale; combines with `imtl_g`.
 
     Args:
@@ -208,6 +208,7 @@ def gls() -> Weighting:
 
     Properties: permutation equivariant; the direction is invariant to the scale of each loss; may
     conflict. Cost: O(T), no Gram. Losses must be positive; others count as 1e-8.
+    (Π L)^(1/T)/L_i is at most e¹⁵.
 
     Example:
       >>> import jax.numpy as jnp
@@ -220,7 +221,7 @@ def gls() -> Weighting:
     def update(gram, state, *, losses=None, mask=None):
         logs = jnp.log(positive(need_losses("gls", losses)).astype(gram.dtype))
         average = uniform(gram.shape[-1], mask, gram.dtype)
-        return average * jnp.exp(jnp.clip(jnp.dot(average, logs) - logs, -80, 80)), state
+        return average * jnp.exp(jnp.minimum(jnp.dot(average, logs) - logs, _LIMIT)), state
 
     return Weighting(stateless, update, needs_gram=False)
 

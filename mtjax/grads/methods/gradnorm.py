@@ -41,24 +41,28 @@ def gradnorm(
 ) -> Weighting:
     """GradNorm (Chen et al., ICML 2018, arXiv 1711.02257, Algorithm 1).
 
-    With n_i = ‖∇_W L_i‖ on the last shared layer W: G_i = w_i n_i, L̃_i = L_i/L_i(0), r_i = L̃_i / mean(L̃), and the
-    weights minimise Σ_i |G_i − sg(mean(G) r_i^α)|. The target is constant, so the gradient is closed form:
-    ∂/∂w_i = n_i sign(G_i − target_i). After each step the weights are clamped above 0 and renormalised to sum to T, in
-    the state. The step itself uses w(t); w(t+1) is kept for the next one.
+    With n_i = ‖∇_W L_i‖ on the last shared layer W: G_i = w_i n_i, L̃_i = L_i/L_i(0), r_i = L̃_i /
+    mean(L̃), and the weights minimise Σ_i |G_i − sg(mean(G) r_i^α)|. The target is constant, so the
+    gradient is closed form: ∂/∂w_i = n_i sign(G_i − target_i). After each step the weights are
+    clamped above 0 and renormalised to sum to T, in the state. The step itself uses w(t); w(t+1) is
+    kept for the next one.
 
-    Properties: permutation equivariant; not invariant to scaling; may conflict. Cost: O(T) beyond the Gram.
+    Properties: permutation equivariant; not invariant to scaling; may conflict. Cost: O(T) beyond
+      the Gram.
 
-    Use when: losses train at different speeds; α higher when the tasks differ more (the paper: 1.5 for scene
-    understanding, 0.12 for its toy with ten tasks).
+    Use when: losses train at different speeds; α higher when the tasks differ more (the paper: 1.5
+    for scene understanding, 0.12 for its toy with ten tasks).
 
     Args:
       alpha: strength of the restoring force.
       optimizer: for the weights; default Adam with the paper's 0.025.
       initial_losses: L(0) [T], when known (log C for cross-entropy); default the first losses seen.
-      surrogate: how losses become positive, since L̃^α has no meaning for an RL actor's L ≤ 0. None clamps them at 1e-8
-        (a loss ≤ 0 counts as learnt), "softplus" is log(1 + e^L), monotone for every L; or a function.
-      leaves: predicate over leaf paths that picks W, the last shared layer: `lambda path: "trunk/dense_2" in path`.
-        Default: all shared leaves, which is NOT the paper's choice, as only the caller knows the layer.
+      surrogate: how losses become positive, since L̃^α has no meaning for an RL actor's L ≤ 0. None
+        clamps them at 1e-8 (a loss ≤ 0 counts as learnt), "softplus" is log(1 + e^L), monotone for
+        every L; or a function.
+      leaves: predicate over leaf paths that picks W, the last shared layer: `lambda path:
+        "trunk/dense_2" in path`. Default: all shared leaves, which is NOT the paper's choice, as
+        only the caller knows the layer.
 
     Example:
       >>> import jax.numpy as jnp

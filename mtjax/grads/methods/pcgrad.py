@@ -10,13 +10,14 @@ from mtjax.grads.base import Array, Weighting, presence
 def pcgrad(reduction: str = "sum") -> Weighting:
     """PCGrad (Yu et al., NeurIPS 2020, arXiv 2001.06782, Algorithm 1).
 
-    For each task i, and each j ≠ i in a random order drawn afresh for every i: if g_iᴾᶜ·g_j < 0, subtract
-    (g_iᴾᶜ·g_j / ‖g_j‖²) g_j, with g_j the original gradient. Returns Σ_i g_iᴾᶜ.
+    For each task i, and each j ≠ i in a random order drawn afresh for every i: if g_iᴾᶜ·g_j < 0,
+    subtract (g_iᴾᶜ·g_j / ‖g_j‖²) g_j, with g_j the original gradient. Returns Σ_i g_iᴾᶜ.
 
-    It works on coefficients: row i of A, with g_iᴾᶜ = Σ_j A_ij g_j, starts as e_i; the T steps are a scan in which all
-    rows move in parallel, M = A G giving every inner product.
+    It works on coefficients: row i of A, with g_iᴾᶜ = Σ_j A_ij g_j, starts as e_i; the T steps are
+    a scan in which all rows move in parallel, M = A G giving every inner product.
 
-    Properties: permutation equivariant in distribution; homogeneous; for T = 2 conflicts with no task (for T > 2 a later
+    Properties: permutation equivariant in distribution; homogeneous; for T = 2 conflicts with no
+      task (for T > 2 a later
     projection may undo an earlier one). Cost: T steps of O(T²).
 
     Use when: a cheap, robust first try with few tasks; not with losses on very different scales.
@@ -54,7 +55,8 @@ def project(gram: Array, orders: Array, here: Array) -> Array:
 
     Args:
       gram: [T, T].
-      orders: [T steps, T rows]; column i is the order in which row i meets the tasks (its own turn is a no-op).
+      orders: [T steps, T rows]; column i is the order in which row i meets the tasks (its own turn
+        is a no-op).
       here: [T], 1 for the tasks that are present and 0 for those that are not.
     """
     gram = gram * here[:, None] * here[None, :]

@@ -36,6 +36,12 @@ def _rows(values: Array, like: Array) -> Array:
     return values.reshape((-1,) + (1,) * (like.ndim - 1)).astype(accumulator(like))
 
 
+def _bounded(y: Array) -> Array:
+    """y within the root of the dtype's largest number, so that its square is finite."""
+    big = jnp.finfo(y.dtype).max ** 0.45
+    return jnp.clip(y, -big, big)
+
+
 def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
     """MoCo (Fernando et al., ICLR 2023, "Mitigating gradient bias in multi-objective learning").
 
@@ -113,7 +119,7 @@ def db_mtl(beta: float = 0.9, beta_decay: float = 0.5) -> Transform:
         keep = jnp.where(here > 0, rate, 1)
         new = (1 - keep) / positive(losses)
         tracked = [
-            _rows(keep, y) * y + _rows(new, y) * g.astype(y.dtype)
+            _bounded(_rows(keep, y) * y + _rows(new, y) * g.astype(y.dtype))
             for y, g in zip(state.tracked, task_grads, strict=True)
         ]
         norm = norms(jnp.diag(_squares(tracked, gram)))
