@@ -25,7 +25,7 @@ SUITES = ("gridworld-two-rooms", "hidden-hopper", "metaworld-mt10")
 def simulator(trainer: Trainer, length: int):
     """Steps of random actions, without policy or record. Returns a function that runs a rollout's length."""
     suite, config = trainer.suite, trainer.config
-    reset, step = over_seeds(trainer.env, 1)
+    reset, step = over_seeds(trainer.env)
     shape = (1, suite.num_tasks, config.num_envs, *suite.action.shape)
 
     def advance(state, key):

@@ -13,5 +13,19 @@ from mtjax.suites.base import (
     register,
     stack,
 )
+from mtjax.suites.host import from_envpool, from_gymnasium
 
-__all__ = ["SPLITS", "Split", "Suite", "TaskInfo", "Version", "from_env", "make", "names", "register", "stack"]
+__all__ = [
+    "SPLITS",
+    "Split",
+    "Suite",
+    "TaskInfo",
+    "Version",
+    "from_env",
+    "from_envpool",
+    "from_gymnasium",
+    "make",
+    "names",
+    "register",
+    "stack",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from mtjax import grads
 from mtjax.envs.base import Array, VectorEnv
+from mtjax.envs.host import HostVectorEnv
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.ppo import make_ppo
 from mtjax.suites.base import Suite
@@ -52,7 +54,10 @@ class Trainer:
         self.steps_per_update = suite.num_tasks * config.num_envs * config.ppo.rollout_length
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
-        self.env: VectorEnv = traceable(suite.vector_env(config.num_envs, seed=config.seed))
+        env = suite.vector_env(config.num_envs, seed=config.seed)
+        if isinstance(env, HostVectorEnv):  # episodes of one length would otherwise all end at once
+            env = dataclasses.replace(env, stagger=True)
+        self.env: VectorEnv = traceable(env)
         self.collect = jax.jit(self._collect, donate_argnums=1)
         self.update = jax.jit(self._update, donate_argnums=0)
         self.report = jax.jit(self._report, donate_argnums=0)
