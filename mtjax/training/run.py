@@ -116,11 +116,14 @@ def evaluate(
     config = load_config(run_dir)
     suite = suites.make(config.suite)
     trainer = Trainer(config, suite)
-    with Checkpointer(run_dir, read_only=True) as saver:
+    with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
+        if checkpoint is not None:
+            warnings.simplefilter("ignore")  # there is nothing else to fall back on, and it is said below
         found = saver.restore(jax.eval_shape(trainer.init), checkpoint)
     if found is None:
-        what = f"no checkpoint {checkpoint}" if checkpoint is not None else "no usable checkpoint"
-        raise ValueError(f"{run_dir} has {what}; nothing can be evaluated")
+        what = "no usable checkpoint" if checkpoint is None else f"no usable checkpoint {checkpoint}"
+        why = f" ({'; '.join(problem for _, problem in saver.skipped)})" if saver.skipped else ""
+        raise ValueError(f"{run_dir} has {what}{why}; nothing can be evaluated")
     step, state, host = found
     evaluator = Evaluator(
         trainer.learner, suite, episodes=episodes, num_seeds=config.num_seeds, seed=config.seed + seed + 1
