@@ -15,10 +15,10 @@ def document(
 ) -> str:
     """One MJCF document.
 
-    Newton steps with a line search of one iteration: from a warm start, 4 to 6 of them reach the solution of
-    100 iterations, while one lets energy in until the body flies off (measured on every body here), and each
-    iteration of the line search costs about as much as a Newton step. No geom collides but by an explicit
-    pair in ``contacts``.
+    The solver takes Newton steps with a line search of one iteration: from a warm start, 4 to 6 of them reach
+    the solution of 100 iterations. A single one lets energy in until the body flies off, and a longer line
+    search only costs time (both measured on the bodies here). No geom collides but by an explicit pair in
+    ``contacts``.
 
     Args:
         body: what stands in the world besides the floor (a geom of the name "floor").
