@@ -4,11 +4,15 @@ Two losses on the plane, with valleys, flat parts and conflict; five starts; Ada
 paper's picture: the mean stops in a valley from two starts; MGDA and PCGrad stop where they first meet
 the Pareto set; CAGrad reaches the minimum of the mean loss from all of them.
 
+Reproduced (70,000 updates): CAGrad with c = 0.5 ends at a mean loss of −15.09 from every start. The other
+methods' ends are in the result; where they stop on the Pareto set depends on the start, as in the paper.
+
     python experiments/cagrad_didactic.py
 """
 
 import json
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +87,7 @@ def main(argv):
     best = float(jax.vmap(jax.vmap(losses))(grid).mean(-1).min())
     paths, result = {}, {"least mean loss on a grid": best}
     for spec in _METHODS.value:
-        run = jax.jit(jax.vmap(lambda p, m=grads.get(spec): descend(m, p)))
+        run = jax.jit(jax.vmap(partial(descend, grads.get(spec))))
         paths[spec] = np.asarray(run(starts))
         ends = np.asarray(jax.vmap(losses)(paths[spec][:, -1])).mean(-1)
         result[spec] = {"mean loss at the end, by start": [round(float(v), 3) for v in ends]}

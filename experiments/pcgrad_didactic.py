@@ -4,11 +4,16 @@ L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ �
 which the gradients conflict, differ in length and curve strongly. From the start (0.5, −3), Adam
 on the sum stalls in one task's valley; with PCGrad it reaches the minimum of both.
 
+Reproduced (300,000 updates, rate 1e-3, float32): PCGrad ends at a sum of about −275 from all three starts;
+Adam on the sum does so from one of them and stalls near −88 from the paper's start. With 20,000 updates
+neither has left the valley from that start.
+
     python experiments/pcgrad_didactic.py
 """
 
 import json
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,7 @@ from absl import app, flags
 
 from mtjax import grads
 
-_STEPS = flags.DEFINE_integer("steps", 20_000, "Updates.")
+_STEPS = flags.DEFINE_integer("steps", 300_000, "Updates.")
 _RATE = flags.DEFINE_float("rate", 1e-3, "Adam's rate.")
 _METHODS = flags.DEFINE_list("methods", ["sum", "pcgrad"], "Methods.")
 _OUT = flags.DEFINE_string("out", "runs/pcgrad_didactic", "Folder for the picture and the numbers.")
@@ -71,7 +76,7 @@ def main(argv):
     del argv
     paths, result = {}, {}
     for spec in _METHODS.value:
-        run = jax.jit(jax.vmap(lambda p, m=grads.get(spec): descend(m, p)))
+        run = jax.jit(jax.vmap(partial(descend, grads.get(spec))))
         tracks, cosines = run(jnp.array(STARTS))
         paths[spec] = np.asarray(tracks)
         values = np.asarray(jax.vmap(jax.vmap(losses))(tracks)).sum(-1)  # [starts, steps]

@@ -54,7 +54,8 @@ class Transform(NamedTuple):
 
     Attributes:
       init: `(num_tasks, params) -> state`, with `params` the list of the shared leaves, without a task axis.
-      update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T], state)`. `task_grads` is
+      update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T],
+        state)`. `task_grads` is
         a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T] (and sums over
         the mesh where the parameters are sharded). The direction is the weighted sum of the
         returned gradients.

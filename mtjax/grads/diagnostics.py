@@ -14,8 +14,8 @@ def conflict(gram: Array) -> dict[str, Array]:
 
     Returns:
       `cosine` [T, T]; `norms` [T]; `conflicting`, the share of the T(T−1)/2 pairs with a negative
-      cosine; `mean_cosine` and `min_cosine` over the pairs; `norm_ratio`, largest over smallest non-zero norm; `cancellation`,
-      1 − ‖Σg_i‖ / Σ‖g_i‖, which is 0 when all agree and 1 when the sum vanishes.
+      cosine; `mean_cosine` and `min_cosine` over the pairs; `norm_ratio`, largest over smallest
+      non-zero norm; `cancellation`, 1 − ‖Σg_i‖ / Σ‖g_i‖, which is 0 when all agree and 1 when the sum vanishes.
 
     Example:
       >>> import jax.numpy as jnp

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from mtjax.grads.base import Array, State, Weighting, stateless, uniform
-from mtjax.grads.solvers import simplex_newton
+from mtjax.grads.solvers import barrier_newton
 
 
 def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:
@@ -15,7 +15,7 @@ def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:
 
     Properties: permutation equivariant; homogeneous; converges to a minimum of the mean loss for
     c < 1; c = 0 is the mean. Conflicts less than the mean; with c ≥ 1 it does not conflict.
-    Cost: about 15 T×T Cholesky factors.
+    Cost: about 40 T×T Cholesky factors.
 
     Use when: the mean is the goal, and no task may be left behind.
 
@@ -58,6 +58,14 @@ def cagrad_weights(gram: Array, average: Array, c: float) -> Array:
     linear = jnp.where(here > 0, along, 4 * (jnp.max(jnp.abs(along)) + radius)) / scale
     radius = radius / scale
 
+    safe = gram + 32 * jnp.finfo(gram.dtype).eps * jnp.diag(jnp.diagonal(gram))
+
+    def objective(w: Array, mu: Array) -> Array:
+        barrier = mu / jnp.maximum(radius, 1e-12)
+        length = jnp.sqrt(jnp.maximum(jnp.dot(w, gram @ w), 0) + barrier**2)
+        total = jnp.maximum(barrier + length, 1e-20)
+        return jnp.dot(linear, w) + radius * total - mu * jnp.log(total)
+
     def derivatives(w: Array, mu: Array) -> tuple[Array, Array]:
         image = gram @ w
         barrier = mu / jnp.maximum(radius, 1e-12)
@@ -65,8 +73,9 @@ def cagrad_weights(gram: Array, average: Array, c: float) -> Array:
         total = jnp.maximum(barrier + root, 1e-20)
         slope = radius / total
         curved = slope / (total * jnp.maximum(root, 1e-20))
-        return linear + slope * image, slope * gram - curved * jnp.outer(image, image)
+        # The two terms nearly cancel away from the kink; `safe` keeps the difference positive.
+        return linear + slope * image, slope * safe - curved * jnp.outer(image, image)
 
-    w = simplex_newton(derivatives, jnp.full_like(average, 1 / average.shape[0])) * here
+    w = barrier_newton(objective, derivatives, jnp.full_like(average, 1 / average.shape[0])) * here
     norm = jnp.sqrt(jnp.maximum(jnp.dot(w, gram @ w), 0))
     return average + jnp.where(norm > 0, c * length / jnp.where(norm > 0, norm, 1), 0) * w
