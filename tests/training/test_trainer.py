@@ -1,0 +1,196 @@
+"""The trainer: seeds, repeatability, and suites whose simulator lives on the host."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax import suites
+from mtjax.envs import continuous, probe
+from mtjax.envs.host import HostVectorEnv, PoolStep
+from mtjax.learners.config import PPOConfig
+from mtjax.networks.config import NetworkConfig
+from mtjax.training.config import RunConfig
+from mtjax.training.evaluation import Evaluator
+from mtjax.training.trainer import Trainer
+
+CONFIG = RunConfig(
+    suite="trainer-probe",
+    total_steps=2 * 4 * 8 * 10,
+    num_envs=4,
+    seed=3,
+    ppo=PPOConfig(rollout_length=8, num_epochs=2, num_minibatches=2, learning_rate=1e-2),
+    network=NetworkConfig(hidden_sizes=(8,)),
+)
+UPDATES = 3
+
+
+def _suite():
+    infos = tuple(suites.TaskInfo(f"task_{i}", f"Task {i}.") for i in range(2))
+    split = suites.Split(infos, probe.tasks([1.0, 2.0], terminates=[True, False]))
+    version = suites.Version("1", "none", "v1", 5)
+    return suites.from_env(CONFIG.suite, probe.Endless("continuous"), {"train": split}, version=version)
+
+
+@functools.cache
+def _trained(num_seeds=1, seed=5):
+    """A trainer after three updates: (trainer, state, metrics of the last update)."""
+    trainer = Trainer(dataclasses.replace(CONFIG, num_seeds=num_seeds, seed=seed), _suite())
+    state, metrics = trainer.init(), None
+    for _ in range(UPDATES):
+        state, rollout = trainer.collect(trainer.env, state)
+        state, metrics = trainer.update(state, rollout)
+    return trainer, state, metrics
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """These programs are compiled often and run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _numbers(tree):
+    """Every leaf as NumPy, keys as their data."""
+    return jax.tree.map(
+        lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x),
+        tree,
+    )
+
+
+def test_a_seed_in_a_batch_is_the_seed_alone():
+    """Eight seeds in one program must be the eight runs that they replace."""
+    _, batch, together = _trained(num_seeds=3, seed=3)
+    _, alone, metrics = _trained(seed=3 + 2)
+    own = jax.tree.map(lambda x: x[2:], (_numbers(batch), _numbers(together)))
+    chex.assert_trees_all_close(own, (_numbers(alone), _numbers(metrics)), rtol=1e-4, atol=1e-5)
+    first, second = (jax.tree.map(lambda x, i=i: x[i], batch.learner.params) for i in (0, 1))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_the_same_configuration_twice_is_bit_for_bit_the_same():
+    """Determinism per configuration is a promise."""
+    trainer, state, metrics = _trained()
+    again, others = trainer.init(), None
+    for _ in range(UPDATES):
+        again, rollout = trainer.collect(trainer.env, again)
+        again, others = trainer.update(again, rollout)
+    chex.assert_trees_all_equal(_numbers((state, metrics)), _numbers((again, others)))
+
+
+def test_one_program_each_and_counts():
+    """No update may compile again, and steps are counted over tasks and environments."""
+    trainer, state, metrics = _trained()
+    assert trainer.collect._cache_size() == trainer.update._cache_size() == 1
+    assert trainer.steps_per_update == 2 * 4 * 8 and trainer.num_updates == 10
+    assert state.updates.tolist() == state.learner.updates.tolist() == [UPDATES]
+    assert metrics["finite"].all() and metrics["finite_state"].all()
+    assert metrics["loss"].shape == (1, 2) and metrics["grads/cosine"].shape == (1, 2, 2)
+
+
+def test_report_forgets_what_it_has_reported():
+    """Otherwise learning curves would be averages since the start."""
+    trainer, state, _ = _trained(num_seeds=3, seed=3)
+    state = jax.tree.map(jnp.copy, state)
+    state, values = trainer.report(state)
+    episodes = UPDATES * 8 // 5  # of each environment: every episode takes 5 steps
+    np.testing.assert_array_equal(values["episodes"], [[4 * episodes] * 2] * 3)
+    np.testing.assert_allclose(values["length"], 5.0)
+    np.testing.assert_allclose(values["return"], [[4.0, 8.0]] * 3)
+    state, values = trainer.report(state)
+    assert (values["episodes"] == 0).all() and np.isnan(values["return"]).all()
+    assert (state.carry.running.length == UPDATES * 8 % 5).all()
+
+
+def test_steps_are_rounded_up_to_whole_updates():
+    config = dataclasses.replace(CONFIG, total_steps=2 * 4 * 8 * 10 + 1)
+    assert Trainer(config, _suite()).num_updates == 11
+
+
+def test_a_method_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="pcgrad"):
+        Trainer(dataclasses.replace(CONFIG, grads="pcgrat"), _suite())
+
+
+class _Pool:
+    """A simulator on the host: N counters of one task; the observation is (task, environment, time)."""
+
+    def __init__(self, task, num_envs):
+        self.task, self.time = task, np.zeros(num_envs, int)
+
+    def _observe(self, indices):
+        return np.stack([np.full(len(indices), self.task), indices, self.time[indices]], axis=1)
+
+    def send(self, actions):
+        assert actions.shape == (len(self.time), 1)
+        self.actions = actions[:, 0]
+
+    def receive(self):
+        self.time += 1
+        number = len(self.time)
+        reward, no = np.full(number, float(self.task + 1)), np.zeros(number, bool)
+        return PoolStep(self._observe(np.arange(number)), reward, no, no, {"success": self.time == 2})
+
+    def send_reset(self, indices):
+        self.indices = indices
+
+    def receive_reset(self):
+        self.time[self.indices] = 0
+        return self._observe(self.indices)
+
+
+def _host_suite():
+    made = []
+
+    def make_vector_env(split, num_envs, *, seed):
+        pools = tuple(functools.partial(_Pool, task) for task in range(len(split)))
+        made.append(HostVectorEnv(pools, num_envs, 3, continuous(1), 5, ("success",)))
+        return made[-1]
+
+    infos = tuple(suites.TaskInfo(f"task_{i}", f"Task {i}.") for i in range(2))
+    return suites.Suite(
+        name="trainer-host",
+        version=suites.Version("1", "none", "v1", 5),
+        observation_size=3,
+        action=continuous(1),
+        horizon=5,
+        splits={"train": suites.Split(infos, (0, 1))},
+        make_vector_env=make_vector_env,
+        has_success=True,
+        on_device=False,
+    )
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_a_simulator_on_the_host(num_seeds):
+    """Meta-World's way in: S·E environments a task, each seed and task with its own, rewards in their place."""
+    trainer = Trainer(dataclasses.replace(CONFIG, suite="trainer-host", num_seeds=num_seeds), _host_suite())
+    state = trainer.init()
+    for _ in range(2):
+        state, rollout = trainer.collect(trainer.env, state)
+        np.testing.assert_array_equal(rollout.reward[:, :, 0], 1.0)
+        np.testing.assert_array_equal(rollout.reward[:, :, 1], 2.0)
+        assert rollout.observation.shape == (num_seeds, 8, 2, 4, 3)
+        np.testing.assert_array_equal(rollout.observation[:, :, 1, :, 0], 1.0)
+        for t in range(num_seeds):
+            np.testing.assert_array_equal(rollout.observation[t, 0, 0, :, 1], np.arange(4 * t, 4 * t + 4))
+        state, metrics = trainer.update(state, rollout)
+    state, values = trainer.report(state)
+    np.testing.assert_array_equal(values["return"], [[5.0, 10.0]] * num_seeds)
+    np.testing.assert_array_equal(values["success"], [[1.0, 1.0]] * num_seeds)
+
+    state = trainer.restart(state)  # as after a resume: the simulators' episodes are gone, the learner is not
+    assert (state.carry.running.length == 0).all() and (state.carry.observation[..., 2] == 0).all()
+    state, rollout = trainer.collect(trainer.env, state)
+    assert trainer.collect._cache_size() == 1
+
+    evaluator = Evaluator(trainer.learner, trainer.suite, episodes=3, num_seeds=num_seeds, seed=0)
+    values = evaluator(state.learner, key=jax.random.key(0), rounds=2)
+    np.testing.assert_array_equal(values["return"], [[5.0, 10.0]] * num_seeds)
+    np.testing.assert_array_equal(values["success_any"], [[1.0, 1.0]] * num_seeds)
+    np.testing.assert_array_equal(values["success_last"], [[0.0, 0.0]] * num_seeds)
