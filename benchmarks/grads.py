@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 
@@ -135,7 +136,7 @@ def compare(torch: Torch | None) -> None:
         J = rng.standard_normal((int(tasks), int(size)), np.float32)
         if kind == "correlated":
             J += 2 * rng.standard_normal((1, int(size)), np.float32)
-        path = f"/tmp/mtjax_grads_{os.getpid()}.npy"
+        path = os.path.join(tempfile.gettempdir(), f"grads_{os.getpid()}_{tasks}_{size}_{kind}.npy")
         np.save(path, J)
         J = jnp.asarray(J)
         gram, total = jax.jit(grads.gram_matrix), jax.jit(grads.weighted_sum)

@@ -5,6 +5,10 @@ its scale. A network of four ReLU layers, then a linear head for each task, is t
 errors. GradNorm (α = 0.12) should reach a lower sum of L_i(t)/L_i(0) than equal weights, and give its
 weights in the order of 1/σ_i.
 
+Reproduced in the small (10 tasks, 3,000 updates, one seed, Adam 1e-3): the mean of L(t)/L(0) is 0.584 with
+GradNorm and 0.650 with equal weights, and log weight falls with log σ (correlation −0.97). Not reproduced:
+the paper's own data, learning rates and its comparison with uncertainty weighting.
+
     python experiments/gradnorm_toy.py --tasks 10
 """
 

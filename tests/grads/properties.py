@@ -19,7 +19,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "grads_properties.md"
 METHODS = {
     "mean": grads.mean(), "sum": grads.sum(), "fixed": grads.fixed((1.0, 2.0, 3.0, 4.0)),
     "pcgrad": grads.pcgrad(), "gradvac": grads.gradvac(), "mgda": grads.mgda(), "mgda_ub": grads.mgda_ub(),
-    "cagrad": grads.cagrad(c=0.4), "imtl_g": grads.imtl_g(), "config": grads.config(),
+    "cagrad": grads.cagrad(c=0.1), "imtl_g": grads.imtl_g(), "config": grads.config(),
     "nash_mtl": grads.nash_mtl(), "fairgrad": grads.fairgrad(2.0), "aligned_mtl": grads.aligned_mtl(),
     "upgrad": grads.upgrad(), "dualproj": grads.dualproj(), "graddrop": grads.graddrop(),
     "moco": grads.moco(gamma=0.01), "sdmgrad": grads.sdmgrad(step_size=0.005), "modo": grads.modo(0.01),
