@@ -72,6 +72,21 @@ PRESETS = (
         },
     ),
     Preset(
+        "hidden-hopper",
+        "the default run: a small network and a high learning rate, for five minutes on two cores",
+        {
+            "num_envs": 32,
+            "total_steps": 4_000_000,
+            "rollout_length": 64,
+            "num_epochs": 4,
+            "num_minibatches": 8,
+            "learning_rate": 1e-3,
+            "entropy_cost": 1e-3,
+            "hidden_sizes": (64, 64),
+            "final_evaluation_episodes": 20,
+        },
+    ),
+    Preset(
         "goals-*",
         "one MJX body with rewards that differ: gradients conflict, so a wider network",
         {

@@ -136,6 +136,8 @@ def exits(error: BaseException) -> int | None:
         return None
     if isinstance(error, training.Interrupted):
         return command.PREEMPTED
+    if isinstance(error, sys.modules["mtjax.training.checkpoint"].CheckpointError):  # a full disk, say
+        return command.BAD_INPUT
     return command.DIVERGED if isinstance(error, training.Diverged) else None
 
 

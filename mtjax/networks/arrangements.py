@@ -7,7 +7,8 @@ gradient has no conflict. "One agent per task" is the arrangement in which every
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -7,7 +7,8 @@ probability of a stored action is never computed through an inverse hyperbolic t
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -107,7 +107,7 @@ class Checkpointer:
         leaves = describe(state)
         host = dict(host or {})
         json.dumps(host)
-        copy = jax.tree.map(_copied, state)
+        copy = jax.tree.map(lambda leaf: _copied(_storable(leaf)), state)
         self._pending = step, self._writer.submit(self._write, step, copy, host, leaves)
 
     def wait(self) -> None:
@@ -193,13 +193,17 @@ class Checkpointer:
         wanted = describe(abstract_state)
         where = f"checkpoint {step} in {self.folder}"
         _assert_equal(json.loads((self.folder / str(step) / MANIFEST).read_text())["leaves"], wanted, where)
-        target = {"state": jax.tree.map(_placed, abstract_state)}
+        target = {"state": jax.tree.map(lambda leaf: _placed(_storable(leaf)), abstract_state)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:
             raise CheckpointError(f"{where} is undamaged, but Orbax cannot read it: {error}") from error
-        state = restored["state"]["state"]
+        state = jax.tree.map(
+            lambda leaf, like: leaf if like.size else jnp.zeros(like.shape, like.dtype),
+            restored["state"]["state"],
+            abstract_state,
+        )
         _assert_equal(describe(state), wanted, where)
         return state, restored["host"]
 
@@ -311,6 +315,11 @@ def _copied(leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.copy(leaf)
     return np.array(leaf)
+
+
+def _storable(leaf: Any) -> Any:
+    """The leaf, or one byte in its place where it has no elements, which Orbax refuses to store."""
+    return leaf if leaf.size else jnp.zeros((1,), jnp.uint8)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

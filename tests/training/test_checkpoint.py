@@ -27,6 +27,7 @@ class State(NamedTuple):
     key: jax.Array
     done: jax.Array
     count: jax.Array
+    empty: jax.Array
     nothing: None = None
 
 
@@ -34,7 +35,7 @@ def make_state(seed: int = 0, width: int = 3) -> State:
     keys = jax.random.split(jax.random.key(seed), 4)
     params = {"w": jax.random.normal(keys[0], (2, width)), "h": jnp.full((3,), 1 / 3, jnp.bfloat16)}
     done = jax.random.bernoulli(keys[1], 0.5, (7,))
-    return State(params, optax.adam(1e-3).init(params), keys, done, jnp.int32(2**31 - 1 - seed))
+    return State(params, optax.adam(1e-3).init(params), keys, done, jnp.int32(2**31 - 1 - seed), jnp.zeros((3, 0)))
 
 
 def bits(state: State) -> list[bytes]:

@@ -181,7 +181,9 @@ def test_a_simulator_on_the_host(num_seeds):
             np.testing.assert_array_equal(rollout.observation[t, 0, 0, :, 1], np.arange(4 * t, 4 * t + 4))
         state, metrics = trainer.update(state, rollout)
     state, values = trainer.report(state)
-    np.testing.assert_array_equal(values["return"], [[5.0, 10.0]] * num_seeds)
+    # The first episodes are cut to 5, 4, 3 and 2 steps, so that not all end at once; two whole ones follow.
+    np.testing.assert_array_equal(values["episodes"], [[12.0, 12.0]] * num_seeds)
+    np.testing.assert_array_equal(values["return"], [[54 / 12, 2 * 54 / 12]] * num_seeds)
     np.testing.assert_array_equal(values["success"], [[1.0, 1.0]] * num_seeds)
 
     state = trainer.restart(state)  # as after a resume: the simulators' episodes are gone, the learner is not
