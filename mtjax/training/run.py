@@ -29,6 +29,7 @@ from mtjax.training.progress import Progress
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
 
 SUITE, SUMMARY = "suite.json", "summary.json"
+VIDEO_STEPS = 250  # of an episode are drawn: drawing without a GPU is slow
 MODES = {"deterministic": True, "stochastic": False}
 
 
@@ -410,7 +411,8 @@ def draw_videos(
         return lambda observation, key: policy(index, observation, key)
 
     measured = next(iter(results.values()))["return"]["tasks"]
-    video.render_tasks(suite, of_task, run_dir, split=split, returns=list(measured.values()))
+    steps = min(suite.horizon, VIDEO_STEPS)
+    video.render_tasks(suite, of_task, run_dir, split=split, returns=list(measured.values()), steps=steps)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import pytest
 from mtjax.envs import Env, mjx
 from mtjax.envs.mjx.models import mjx as simulator
 from mtjax.envs.mjx.models import mujoco
-from mtjax.envs.mjx.render import RenderError, draw, play
+from mtjax.envs.mjx.render import RenderError, draw
+from mtjax.envs.play import play
 
 USUAL, OTHER = {}, {"gravity": 0.8, "friction": 1.3, "mass": 1.2, "leg": 1.1, "strength": 0.9}
 STEPS = 24
@@ -154,7 +155,8 @@ def test_finger_reward_by_hand():
 
 def test_a_picture_is_drawn_or_the_reason_is_told():
     env, task = make(mjx.Reacher), mjx.MjxTask({}, {})
-    poses = play(env, task, lambda observation, key: jnp.ones(2), seed=0, steps=6)
+    states = play(env, task, lambda observation, key: jnp.ones(2), seed=0, steps=6)
+    poses = [(state.qpos, state.target) for state in states]
     assert len(poses) == 7 and poses[0][0].shape == (2,)
     try:
         frames, rate = draw(env, mjx.Reacher.mjcf(), task, poses)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtjax.envs.mjx.env import MjxEnv, MjxTask
 from mtjax.envs.mjx.models import mujoco
+from mtjax.envs.play import play
 
 WIDTH, HEIGHT, FRAMES_PER_SECOND = 320, 240, 30.0
 
@@ -18,41 +19,13 @@ class RenderError(RuntimeError):
     """No picture could be drawn, e.g. because this machine has no OpenGL."""
 
 
-def play(env: MjxEnv, task: MjxTask, policy: Callable, *, seed: int, steps: int) -> list[tuple]:
-    """Run one episode on the CPU, one environment.
-
-    Args:
-        policy: from (observation [obs], key) to an action.
-        steps: at most so many; fewer if the episode terminates.
-
-    Returns:
-        (qpos [nq], target [k]) of every step, the start included.
-    """
-    cpu = jax.devices("cpu")[0]
-    with jax.default_device(cpu):
-        task = jax.device_put(task, cpu)
-        reset_key, key = jax.random.split(jax.random.key(seed))
-        advance = jax.jit(env.step)
-        state, observation = jax.jit(env.reset)(task, reset_key)
-        poses = [(np.asarray(state.qpos), np.asarray(state.target))]
-        for index in range(steps):
-            action_key, step_key = jax.random.split(jax.random.fold_in(key, index))
-            action = jax.device_put(policy(observation, action_key), cpu)
-            state, step = advance(task, state, action, step_key)
-            observation = step.observation
-            poses.append((np.asarray(state.qpos), np.asarray(state.target)))
-            if bool(step.terminated | step.truncated):
-                break
-    return poses
-
-
 def draw(env: MjxEnv, xml: str, task: MjxTask, poses: list[tuple]) -> tuple[np.ndarray, float]:
     """Draw poses.
 
     Args:
         env: says where the camera stands and which marks to add.
         xml: the task's own body.
-        poses: what `play` returned.
+        poses: (qpos [nq], target [k]) of every step, the start included.
 
     Returns:
         Frames [N, HEIGHT, WIDTH, 3] uint8 and how many of them are a second of simulated time.
@@ -96,7 +69,8 @@ class MjxRender:
 
     def __call__(self, split, task_index: int, policy: Callable, *, seed: int, steps: int):
         task = jax.tree.map(lambda leaf: leaf[task_index], split.tasks)
-        poses = play(self.env, task, policy, seed=seed, steps=steps)
+        states = play(self.env, task, policy, seed=seed, steps=steps)
+        poses = [(state.qpos, state.target) for state in states]
         return draw(self.env, self.mjcf(**split.infos[task_index].parameters), task, poses)
 
 

@@ -1,0 +1,53 @@
+"""Play one episode of one task on the host, step by step, to draw it."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mtjax.envs.base import Env, Task
+
+_PROGRAMS: collections.OrderedDict[int, tuple[Env, Callable, Callable]] = collections.OrderedDict()
+
+
+def play(env: Env, task: Task, policy: Callable, *, seed: int, steps: int) -> list[Any]:
+    """The states of one episode, on the CPU.
+
+    Args:
+        env: the environment. Its two programs are compiled once, whatever the number of tasks.
+        task: one task's parameters.
+        policy: from (observation [obs], key) to an action.
+        seed: of the episode.
+        steps: at most so many.
+
+    Returns:
+        The first state, then one a step, until the episode ends; arrays are NumPy's.
+    """
+    cpu = jax.devices("cpu")[0]
+    reset, step = _programs(env)
+    with jax.default_device(cpu):
+        task = jax.device_put(task, cpu)
+        key = jax.random.key(seed)
+        state, observation = reset(task, jax.random.fold_in(key, 0))
+        states = [jax.device_get(state)]
+        for time in range(1, steps + 1):
+            action_key, step_key = jax.random.split(jax.random.fold_in(key, time))
+            action = jax.device_put(policy(observation, action_key), cpu)
+            state, out = step(task, state, action, step_key)
+            observation = out.observation
+            states.append(jax.device_get(state))
+            if bool(out.terminated | out.truncated):
+                break
+    return states
+
+
+def _programs(env: Env) -> tuple[Callable, Callable]:
+    """The jitted reset and step of an environment (which need not be hashable), of the last few."""
+    if id(env) not in _PROGRAMS:
+        _PROGRAMS[id(env)] = env, jax.jit(env.reset), jax.jit(env.step)
+        while len(_PROGRAMS) > 4:
+            _PROGRAMS.popitem(last=False)
+    return _PROGRAMS[id(env)][1:]
