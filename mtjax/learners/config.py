@@ -42,7 +42,8 @@ class PPOConfig:
     normalize_advantages: bool = option(True, "Advantages to mean 0 and variance 1 within each task's batch.")
     return_scaling: str = option(
         "running",
-        "'running' divides each task's rewards by the running deviation of its discounted return; 'none'.",
+        "'running' divides each task's rewards by the running deviation of its discounted return and clips them to "
+        "±10; 'none' does neither.",
         choices=("running", "none"),
     )
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)

@@ -25,6 +25,7 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.networks.policy import Policy, make_policy
 
 Array = jax.Array
+MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
 
 
 class Hyper(NamedTuple):
@@ -210,7 +211,8 @@ class _PPO:
         if config.return_scaling == "running":
             return_sums, sums = discounted_sums(return_sums, reward, done, discount=hyper.discount)
             returns = normalization.update(returns, sums, axes=(0, 2))
-            reward = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
+            scaled = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
+            reward = jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
         observation = self._normalize(state.observations, _task_major(rollout.observation))
         final = self._normalize(state.observations, _task_major(rollout.final_observation))
         shape = reward.shape

@@ -37,5 +37,7 @@ class NetworkConfig:
         "'state' (computed from the observation).",
         choices=("free", "state"),
     )
-    initial_log_scale: float = option(-0.5, "Logarithm of the Gaussian policy's scale at the start.")
+    initial_log_scale: float = option(
+        -0.5, "Logarithm of the Gaussian policy's scale at the start.", low=-5, high=2
+    )
     squash: bool = option(False, "Squash continuous actions with tanh (log-probabilities corrected).")

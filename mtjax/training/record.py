@@ -160,7 +160,7 @@ def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def truncate_after(run_dir: str | os.PathLike, step: int) -> int:
-    """Forget everything after ``step``, so that a run resumed there has no step twice.
+    """Forget what a run resumed at ``step`` will write again: all later lines, and a final evaluation there.
 
     Call it before the Recorder is opened. The file is replaced in one piece.
 
@@ -172,7 +172,8 @@ def truncate_after(run_dir: str | os.PathLike, step: int) -> int:
     """
     path = pathlib.Path(run_dir) / FILE
     raw = _whole_lines(path.read_bytes())
-    keep = [text for text, line in zip(raw, _parse(path), strict=True) if line["step"] <= step]
+    lines = zip(raw, _parse(path), strict=True)
+    keep = [t for t, line in lines if line["step"] < step or (line["step"] == step and not line.get("final"))]
     write_atomically(path, b"".join(text + b"\n" for text in keep))
     return len(raw) - len(keep)
 
