@@ -20,7 +20,16 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 # What the short job on the oldest Python runs, beside tests that carry the marker themselves: the rooms whose
 # results hang on the versions of jax, flax, optax and Orbax, and which need no simulator.
 TESTS = pathlib.Path(__file__).parent
-SMOKE = ("grads", "networks", "learners", "envs/test_vectorize.py", "envs/test_host.py", "training/test_checkpoint.py")
+SMOKE = (
+    "grads/test_grads_aggregate.py",
+    "networks",
+    "learners/test_returns.py",
+    "learners/test_normalization.py",
+    "learners/test_ppo.py",
+    "envs/test_vectorize.py",
+    "envs/test_host.py",
+    "training/test_checkpoint.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
