@@ -1,16 +1,17 @@
-"""The guides are run as they are printed: a reader who copies a block must not meet an error."""
+"""The guides and the README are run as they are printed: a reader who copies a block must not meet an error."""
 
 import pathlib
 import re
 
 import pytest
 
-GUIDES = pathlib.Path(__file__).parent.parent / "docs" / "guides"
+ROOT = pathlib.Path(__file__).parent.parent
+GUIDES = ROOT / "docs" / "guides"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def guides():
-    return sorted(GUIDES.glob("*.md"))
+    return [ROOT / "README.md", *sorted(GUIDES.glob("*.md"))]
 
 
 def test_there_are_guides():
