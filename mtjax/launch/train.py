@@ -136,9 +136,11 @@ def exits(error: BaseException) -> int | None:
         return None
     if isinstance(error, training.Interrupted):
         return command.PREEMPTED
-    if isinstance(error, sys.modules["mtjax.training.checkpoint"].CheckpointError):  # a full disk, say
-        return command.BAD_INPUT
-    return command.DIVERGED if isinstance(error, training.Diverged) else None
+    if isinstance(error, training.Diverged):
+        return command.DIVERGED
+    checkpoint = sys.modules.get("mtjax.training.checkpoint")
+    unwritten = checkpoint is not None and isinstance(error, checkpoint.CheckpointError)  # a full disk, say
+    return command.BAD_INPUT if unwritten else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,7 +45,7 @@ FLAGS = {
     "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'" + PASS_HELP,
     "--flagfile": "--flagfile with no argument" + PASS_HELP,
     "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
-    "control-*, hidden-*, goals-*, bodies-*, metaworld-*; did you mean 'gridworld-*'?" + PASS_HELP,
+    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*; did you mean 'gridworld-*'?" + PASS_HELP,
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
     "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",
