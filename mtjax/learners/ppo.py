@@ -8,7 +8,8 @@ averaging is the weighting 1/T, one agent per task is the arrangement that share
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -144,7 +145,8 @@ class _PPO:
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
     def _transform(self, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
-        return grads.aggregate(self.method, num_tasks=self.spec.num_tasks, seed=key, track_gram=True)
+        tasks = self.spec.num_tasks  # one task has nothing to conflict with
+        return grads.aggregate(self.method, num_tasks=tasks, seed=key, track_gram=tasks > 1)
 
     # ------------------------------------------------------------------------------------------ acting
 
@@ -265,8 +267,10 @@ class _PPO:
         order_key, loss_key = jax.random.split(key)
 
         def shuffle(key: Array) -> Array:
-            order = jax.random.permutation(key, size * config.num_minibatches)
+            order = jnp.argsort(jax.random.bits(key, (size * config.num_minibatches,)))
             return order.reshape(config.num_minibatches, size)
+
+        rows, unpack = _pack(batch)
 
         order = jax.vmap(shuffle)(jax.random.split(order_key, config.num_epochs))
         order = order.reshape(config.num_epochs * config.num_minibatches, size)
@@ -274,7 +278,7 @@ class _PPO:
         def visit(carry, step):
             state, active = carry
             indices, index = step
-            minibatch = jax.tree.map(lambda x: jnp.take(x, indices, axis=1), batch)
+            minibatch = unpack(jnp.take(rows, indices, axis=1, mode="clip"))
             new, metrics = self._step(state, minibatch, jax.random.fold_in(loss_key, index))
             if config.target_kl:
                 new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
@@ -441,6 +445,26 @@ def action_masks(spec: TaskSpec) -> Array:
 def task_grads_like(shared: Any) -> Any:
     """Zeros: the direction of parameters that do not exist."""
     return jax.tree.map(jnp.zeros_like, shared)
+
+
+def _pack(batch: Minibatch) -> tuple[Array, Callable[[Array], Minibatch]]:
+    """All of a batch as rows [T, B, F], so that a minibatch is one gather; and the way back.
+
+    Integers (choices) become float32, which is exact for any number of choices below 2²⁴.
+    """
+    leaves, tree = jax.tree.flatten(batch)
+    columns = [leaf.astype(jnp.float32).reshape(*leaf.shape[:2], -1) for leaf in leaves]
+    ends = list(itertools.accumulate(column.shape[2] for column in columns))[:-1]
+
+    def unpack(rows: Array) -> Minibatch:
+        parts = jnp.split(rows, ends, axis=2)
+        shaped = [
+            part.reshape(*rows.shape[:2], *leaf.shape[2:]).astype(leaf.dtype)
+            for part, leaf in zip(parts, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, shaped)
+
+    return jnp.concatenate(columns, axis=2), unpack
 
 
 def _task_major(x: Array) -> Array:

@@ -21,7 +21,7 @@ class Running(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Sums over the episodes that ended since the last report; every leaf is [S, T]."""
+    """Sums over the episodes of each environment that ended since the last report; every leaf is [S, T, E]."""
 
     episodes: Array
     returns: Array
@@ -37,7 +37,7 @@ def init_running(shape: tuple[int, ...]) -> Running:
 
 
 def init_finished(shape: tuple[int, ...]) -> Finished:
-    """No episode has ended yet. ``shape`` is (S, T)."""
+    """No episode has ended yet. ``shape`` is (S, T, E)."""
     return Finished(*(jnp.zeros(shape, jnp.float32) for _ in Finished._fields))
 
 
@@ -49,8 +49,8 @@ def account(running: Running, finished: Finished, step: Step) -> tuple[Running, 
         running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success)
     )
 
-    def ended(x: Array) -> Array:
-        return jnp.where(done, x, 0).astype(jnp.float32).sum(axis=-1)
+    def ended(x: Array) -> Array:  # elementwise: XLA fuses it into the step, unlike a sum over environments
+        return jnp.where(done, x, 0).astype(jnp.float32)
 
     finished = Finished(
         finished.episodes + ended(jnp.ones_like(step.reward)),
@@ -65,6 +65,7 @@ def account(running: Running, finished: Finished, step: Step) -> tuple[Running, 
 
 def averages(finished: Finished, *, has_success: bool) -> Mapping[str, Array]:
     """Means per task [S, T] of the episodes that ended; NaN where none has."""
+    finished = jax.tree.map(lambda x: x.sum(axis=-1), finished)
     number = jnp.where(finished.episodes > 0, finished.episodes, jnp.nan)
     values = {
         "return": finished.returns / number,

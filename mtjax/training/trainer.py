@@ -85,7 +85,7 @@ class Trainer:
         return TrainState(
             learner=jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT)),
             carry=Carry(
-                env_state, observation, init_running((seeds, tasks, envs)), init_finished((seeds, tasks))
+                env_state, observation, init_running((seeds, tasks, envs)), init_finished((seeds, tasks, envs))
             ),
             keys=keys,
             updates=jnp.zeros((seeds,), jnp.int32),

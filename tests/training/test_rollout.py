@@ -25,7 +25,7 @@ def _experience():
         keys = jax.random.split(key, (3, S))
         state, observation = reset(keys[0])
         carry = rollout.Carry(
-            state, observation, rollout.init_running((S, T, E)), rollout.init_finished((S, T))
+            state, observation, rollout.init_running((S, T, E)), rollout.init_finished((S, T, E))
         )
         between, first = rollout.collect(act, step, carry, keys[1], length=H)
         after, second = rollout.collect(act, step, between, keys[2], length=H)
@@ -73,9 +73,9 @@ def test_episodes_by_hand():
                     lengths[s, t] += length
                     total = length = 0
             assert carry.running.returns[s, t, e] == total and carry.running.length[s, t, e] == length
-        np.testing.assert_allclose(carry.finished.episodes, episodes)
-        np.testing.assert_allclose(carry.finished.returns, returns)
-        np.testing.assert_allclose(carry.finished.length, lengths)
+        np.testing.assert_allclose(carry.finished.episodes.sum(axis=-1), episodes)
+        np.testing.assert_allclose(carry.finished.returns.sum(axis=-1), returns)
+        np.testing.assert_allclose(carry.finished.length.sum(axis=-1), lengths)
         means = rollout.averages(carry.finished, has_success=False)
         np.testing.assert_allclose(means["return"], returns / episodes)
         assert set(means) == {"return", "length", "episodes"}
@@ -92,7 +92,7 @@ def _step(reward, done, success):
 
 def test_success_at_any_step_and_at_the_last():
     """An arm that touched the goal and left it has succeeded in one sense and not in the other."""
-    running, finished = rollout.init_running((1, 1, 2)), rollout.init_finished((1, 1))
+    running, finished = rollout.init_running((1, 1, 2)), rollout.init_finished((1, 1, 2))
     nothing = rollout.averages(finished, has_success=True)
     assert np.isnan(nothing["return"]).all() and np.isnan(nothing["success"]).all()
     for step in (
@@ -102,7 +102,8 @@ def test_success_at_any_step_and_at_the_last():
         _step([5, 9], [True, False], [0, 0]),  # the next episode owes nothing to the last one
     ):
         running, finished = rollout.account(running, finished, step)
-    assert finished.episodes == 3 and finished.success_any == 2 and finished.success_last == 1
-    assert finished.returns == 2 + 6 + 10 and finished.length == 2 + 3 + 2
+    total = jax.tree.map(lambda x: x.sum(), finished)
+    assert total.episodes == 3 and total.success_any == 2 and total.success_last == 1
+    assert total.returns == 2 + 6 + 10 and total.length == 2 + 3 + 2
     np.testing.assert_allclose(rollout.averages(finished, has_success=True)["success"], 2 / 3, rtol=1e-6)
     np.testing.assert_array_equal(running.returns[0, 0], [0, 9])
