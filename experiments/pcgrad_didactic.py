@@ -1,12 +1,12 @@
 """The two-task example of the PCGrad paper (arXiv 2001.06782, figure 1 and appendix D).
 
-L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ − tanh θ₂ + 2|, 5e-6): a deep valley in
-which the gradients conflict, differ in length and curve strongly. From the start (0.5, −3), Adam
-on the sum stalls in one task's valley; with PCGrad it reaches the minimum of both.
+L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ − tanh θ₂ + 2|, 5e-6): a deep valley in which the gradients conflict, differ in length and curve strongly. The paper's picture: Adam on the sum stalls in one
+task's valley; with PCGrad it reaches the minimum of both.
 
-Reproduced (300,000 updates, rate 1e-3, float32): PCGrad ends at a sum of about −275 from all three starts;
-Adam on the sum does so from one of them and stalls near −88 from the paper's start. With 20,000 updates
-neither has left the valley from that start.
+Reproduced (300,000 updates, rate 1e-3, float32): PCGrad ends at a sum of about −275 from all three starts; Adam
+on the sum does so from one of them and stalls near −73 from (0.5, −3) and near −88 from another. Not
+reproduced at 20,000 updates, where PCGrad is no better than the sum. Functions and starts are from memory of
+the paper, not checked against it.
 
     python experiments/pcgrad_didactic.py
 """
