@@ -1,6 +1,7 @@
 """The two-task example of the PCGrad paper (arXiv 2001.06782, figure 1 and appendix D).
 
-L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ − tanh θ₂ + 2|, 5e-6): a deep valley in which the gradients conflict, differ in length and curve strongly. The paper's picture: Adam on the sum stalls in one
+L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ − tanh θ₂ + 2|, 5e-6): a deep valley in which
+the gradients conflict, differ in length and curve strongly. The paper's picture: Adam on the sum stalls in one
 task's valley; with PCGrad it reaches the minimum of both.
 
 Reproduced (300,000 updates, rate 1e-3, float32): PCGrad ends at a sum of about −275 from all three starts; Adam
