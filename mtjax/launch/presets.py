@@ -29,7 +29,7 @@ class Preset:
 PRESETS = (
     Preset(
         "gridworld-*",
-        "small discrete problems: a small network, many environments, and entropy against early certainty",
+        "small discrete problems, rewards far away: much entropy, and a head a task",
         {
             "num_envs": 64,
             "total_steps": 3_000_000,
@@ -37,9 +37,10 @@ PRESETS = (
             "num_epochs": 4,
             "num_minibatches": 4,
             "learning_rate": 1e-3,
-            "entropy_cost": 2e-2,
+            "entropy_cost": 1e-1,
             "hidden_sizes": (64, 64),
             "activation": "relu",
+            "arrangement": "multi_head",
             "normalize_observations": False,
         },
     ),
