@@ -81,7 +81,6 @@ def test_what_cannot_be_combined_is_named(members, options, message):
         combine("mixed", [suites.make(member) for member in members], **options)
 
 
-@pytest.mark.skipif("hidden-reacher" not in suites.names(), reason="the MJX bodies are not registered")
 def test_bodies_mjx_is_three_bodies():
     suite = suites.make("bodies-mjx")
     assert suite.num_tasks == 3 and len(set(suite.action_sizes)) > 1
