@@ -252,11 +252,18 @@ class Session:
                 mark += time.monotonic() - started
             if self.update % checkpoint_every == 0 or self.update == total:
                 self._save(metrics)
-            if self.stop.is_set() and self.update < total:
-                self._save(metrics)
-                self.saver.wait()
-                self.recorder.event(self.step, self.seconds, "stopped by a signal; saved")
-                raise Interrupted(f"stopped at step {self.step} and saved; continue with --resume")
+            if self.update < total:
+                self._stop_if_asked(metrics)
+
+    def _stop_if_asked(self, metrics: Mapping[str, Any] | None = None) -> None:
+        """Save and raise Interrupted if a signal came; without metrics, what is there was saved already."""
+        if not self.stop.is_set():
+            return
+        if metrics is not None:
+            self._save(metrics)
+        self.saver.wait()
+        self.recorder.event(self.step, self.seconds, "stopped by a signal; saved")
+        raise Interrupted(f"stopped at step {self.step} and saved; continue with --resume")
 
     def _updates(self, steps: int, *, default: float) -> int:
         """A number of environment steps as whole updates, at least one."""
@@ -341,6 +348,7 @@ class Session:
             if not len(tasks) or (split != "train" and not self.trainer.learner.generalises):
                 continue
             for mode in MODES if split == "train" else ("deterministic",):
+                self._stop_if_asked()
                 values = self.evaluate(split, mode, rounds=rounds, final=True)
                 names = [info.name for info in tasks.infos]
                 results.setdefault(split, {})[mode] = summarize_evaluation(values, names)
@@ -356,6 +364,7 @@ class Session:
         }
         versions.write_json(self.run_dir / SUMMARY, summary)
         self.recorder.sync()
+        self._stop_if_asked()
         self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
         plots.plot_run(self.run_dir)
         if draw:

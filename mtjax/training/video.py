@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +25,6 @@ MAX_SECONDS = 20.0  # of the tiled video
 MAX_BYTES = 300e6  # of all tiles together, in memory
 CAPTION, GAP = 20, 4
 PAPER, INK, FADED = (255, 255, 255), (34, 38, 43), (110, 118, 128)
-
-
-def prepare_rendering() -> None:
-    """Let MuJoCo draw without a display. Call it at the start of a program, before mujoco is imported."""
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> pathlib.Path:

@@ -260,6 +260,27 @@ def test_a_signal_saves_and_resuming_is_bit_for_bit(straight, tmp_path, monkeypa
     _train(damaged, resume=True)
     _same(damaged, straight[0])
     assert f"checkpoint {5 * STEPS} is damaged" in _events(damaged)[-2]
+
+
+def test_a_signal_during_the_last_evaluation_stops_the_run(straight, tmp_path, monkeypatch, no_plots):
+    """Training is over and saved: the run ends at once, and resuming it does only what was left."""
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder)
+    (folder / run.SUMMARY).unlink()
+    evaluate = run.Session.evaluate
+
+    def signalled(self, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Session, "evaluate", signalled)
+        with pytest.raises(run.Interrupted, match=f"stopped at step {UPDATES * STEPS} and saved"):
+            _train(folder, resume=True)
+    assert not (folder / run.SUMMARY).exists()
+    _train(folder, resume=True)
+    _same(folder, straight[0])
+    assert (folder / run.SUMMARY).read_bytes()
     assert _events(damaged)[-1] == f"resumed from checkpoint {4 * STEPS}"
 
 

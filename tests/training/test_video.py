@@ -144,13 +144,3 @@ def test_fifty_tasks_fit_in_memory():
     long = np.zeros((1500, 240, 320, 3), np.uint8)
     frames, fps = video._shrunk(long, 30.0, total=50, columns=8)
     assert frames.nbytes * 50 <= video.MAX_BYTES and frames.shape[0] / fps == pytest.approx(20, rel=0.05)
-
-
-def test_prepare_rendering_keeps_the_users_choice(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    video.prepare_rendering()
-    assert os.environ["MUJOCO_GL"] == "osmesa"
-    monkeypatch.delenv("MUJOCO_GL")
-    monkeypatch.setattr(sys, "platform", "linux")
-    video.prepare_rendering()
-    assert os.environ["MUJOCO_GL"] == "egl"
