@@ -260,6 +260,7 @@ def test_a_signal_saves_and_resuming_is_bit_for_bit(straight, tmp_path, monkeypa
     _train(damaged, resume=True)
     _same(damaged, straight[0])
     assert f"checkpoint {5 * STEPS} is damaged" in _events(damaged)[-2]
+    assert _events(damaged)[-1] == f"resumed from checkpoint {4 * STEPS}"
 
 
 def test_a_signal_during_the_last_evaluation_stops_the_run(straight, tmp_path, monkeypatch, no_plots):
@@ -280,8 +281,7 @@ def test_a_signal_during_the_last_evaluation_stops_the_run(straight, tmp_path, m
     assert not (folder / run.SUMMARY).exists()
     _train(folder, resume=True)
     _same(folder, straight[0])
-    assert (folder / run.SUMMARY).read_bytes()
-    assert _events(damaged)[-1] == f"resumed from checkpoint {4 * STEPS}"
+    assert (folder / run.SUMMARY).exists()
 
 
 SCRIPT = """
