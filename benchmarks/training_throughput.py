@@ -63,7 +63,7 @@ def measure(name: str, rounds: int) -> list[str]:
         return metrics
 
     only = Trainer(presets.configure(name), suites.make(name))
-    work = {"simulator": simulator(only, trainer.config.ppo.rollout_length), "rollout": rollout, "loop": loop}
+    work = {"simulator": simulator(only, trainer.config.hyper.rollout_length), "rollout": rollout, "loop": loop}
     times = take_turns(work, rounds)
     rates = {key: trainer.steps_per_update / value for key, value in times.items()}
     shares = [f"{rates[key] / rates['simulator']:.0%}" for key in ("rollout", "loop")]

@@ -33,6 +33,27 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def part(by: str, kinds: Mapping[str, type]) -> Any:
+    """A dataclass field that holds one of several configuration dataclasses; an option says which.
+
+    A dataclass with such a field calls ``fill(self)`` in its ``__post_init__``.
+
+    Args:
+        by: name of the option, of the same dataclass, that chooses.
+        kinds: the dataclasses by the option's value. Options of equal name must have one type.
+    """
+    return dataclasses.field(default=None, metadata={"by": by, "kinds": kinds})
+
+
+def fill(config: Any) -> None:
+    """Put the defaults of the chosen kind into the parts of a new configuration that were left out."""
+    for field in dataclasses.fields(config):
+        if "by" in field.metadata and getattr(config, field.name) is None:
+            kind = field.metadata["kinds"].get(getattr(config, field.metadata["by"]))
+            if kind is not None:  # else the choice itself is wrong, and validate says so
+                object.__setattr__(config, field.name, kind())
+
+
 def validate(config: Any) -> None:
     """Check every option of a configuration dataclass against its bounds.
 
@@ -44,6 +65,15 @@ def validate(config: Any) -> None:
             problem = explain(field, getattr(config, field.name))
             if problem:
                 raise ValueError(f"{field.name}: {problem}")
+    for field in dataclasses.fields(config):
+        if "by" in field.metadata:
+            choice, value = getattr(config, field.metadata["by"]), getattr(config, field.name)
+            wanted = field.metadata["kinds"][choice]
+            if type(value) is not wanted:
+                raise ValueError(
+                    f"{field.name}: {field.metadata['by']} {choice!r} takes a {wanted.__name__}, "
+                    f"not a {type(value).__name__}"
+                )
 
 
 def explain(field: dataclasses.Field, value: Any) -> str | None:
@@ -89,15 +119,17 @@ def replace(config: Any, changes: Mapping[str, Any]) -> Any:
     Args:
         config: a configuration dataclass, perhaps with parts that are dataclasses.
         changes: option name to value, flat as in ``flatten``. Lists become tuples and whole numbers floats
-            where the option is one.
+            where the option is one. An option that chooses another kind of part brings that kind's defaults.
 
     Raises:
-        ValueError: an unknown option, with the nearest one; or a value of another type.
+        ValueError: an unknown option, with the nearest one; an option of a kind that is not chosen; or a
+            value of another type.
     """
+    config = _chosen(config, changes)
     known = flatten(config)
     for name in changes:
         if name not in known:
-            raise ValueError(unknown("option", name, known))
+            raise ValueError(_not_chosen(config, name) or unknown("option", name, known))
 
     def rebuild(part: Any) -> Any:
         new = {}
@@ -122,6 +154,7 @@ def from_dict(default: Any, values: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: an unknown key, with the nearest one; or a value of another type.
     """
+    default = _chosen(default, values)
     names = [field.name for field in dataclasses.fields(default)]
     changes = {}
     for name, value in values.items():
@@ -143,6 +176,27 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return f"unknown {what} {name!r}; {hint}"
+
+
+def _chosen(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The configuration with the kinds of parts that ``changes`` choose, new ones with their defaults."""
+    for field in dataclasses.fields(config):
+        by, kinds = field.metadata.get("by"), field.metadata.get("kinds")
+        if by in changes and changes[by] != getattr(config, by):
+            if changes[by] not in kinds:
+                raise ValueError(unknown(by, str(changes[by]), kinds))
+            config = dataclasses.replace(config, **{by: changes[by], field.name: kinds[changes[by]]()})
+    return config
+
+
+def _not_chosen(config: Any, name: str) -> str | None:
+    """The message for an option of a kind of part that is not the chosen one; None if it is of no kind."""
+    for field in dataclasses.fields(config):
+        kinds, by = field.metadata.get("kinds", {}), field.metadata.get("by")
+        owners = [kind for kind, part in kinds.items() if name in {f.name for f in dataclasses.fields(part)}]
+        if owners:
+            return f"{name} is an option of {by} {' and '.join(owners)}; the {by} here is {getattr(config, by)}"
+    return None
 
 
 def _convert(name: str, old: Any, new: Any) -> Any:

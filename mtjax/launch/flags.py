@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -13,21 +13,27 @@ from mtjax import options
 from mtjax.launch.resolve import as_text
 
 FlagValues = flags.FlagValues
+Fields = Mapping[str, dataclasses.Field]  # of one option, by the kind of part that has it
 
 
 class OptionParser(flags.ArgumentParser):
-    """Reads one option's value; what it refuses, it explains in one line."""
+    """Reads one option's value; what it refuses, it explains in one line.
 
-    def __init__(self, field: dataclasses.Field):
-        self.field = field
+    An option that several kinds of a part have is refused if none of them takes the value; that the chosen one
+    does is checked when the configuration is put together.
+    """
+
+    def __init__(self, fields: Mapping[str, dataclasses.Field]):
+        self.fields = list(fields.values())
+        self.field = self.fields[0]
         self.syntactic_help = ""
 
     def parse(self, argument: Any) -> Any:
         """The option's value. Raises ValueError with what was expected and the nearest valid choice."""
         value = _read(self.field.default, argument.strip()) if isinstance(argument, str) else argument
-        problem = options.explain(self.field, value)
-        if problem:
-            raise ValueError(problem)
+        problems = [options.explain(field, value) for field in self.fields]
+        if all(problems):
+            raise ValueError(max(problems, key=len))  # which names the most choices
         return value
 
     def flag_type(self) -> str:
@@ -82,39 +88,83 @@ def _read_float(text: str, expected: str = "a number") -> float:
 
 def define_options(values: FlagValues, config: Any) -> None:
     """Define one flag for every option of a configuration and its parts; None means "not given"."""
-    for part in parts(config):
+    for title, members in sections(config).items():
+        for name, fields in members.items():
+            parser = OptionParser(fields)
+            boolean = isinstance(parser.field.default, bool)
+            flag = flags.Flag(parser, None, name, None, describe(fields), boolean=boolean)
+            flags.DEFINE_flag(flag, values, module_name=title)
+
+
+def sections(config: Any) -> dict[str, dict[str, Fields]]:
+    """What the help shows: titles, under each the options by name, of each its fields by kind.
+
+    An option of a part without kinds has the one kind "". Where an option chooses a part, there is a section
+    for the options that several kinds have and one for those of each kind alone.
+    """
+    found = {_title(type(config)): {field.name: {"": field} for field in _own_options(config)}}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "by" in field.metadata:
+            found |= _sections_of_kinds(field.metadata["by"], field.metadata["kinds"])
+        elif dataclasses.is_dataclass(value):
+            found |= sections(value)
+    return found
+
+
+def _sections_of_kinds(by: str, kinds: Mapping[str, type]) -> dict[str, dict[str, Fields]]:
+    by_name: dict[str, dict[str, dataclasses.Field]] = {}
+    for kind, part in kinds.items():
         for field in _own_options(part):
-            parser = OptionParser(field)
-            boolean = isinstance(field.default, bool)
-            flag = flags.Flag(parser, None, field.name, None, describe(field), boolean=boolean)
-            flags.DEFINE_flag(flag, values, module_name=group(part))
+            by_name.setdefault(field.name, {})[kind] = field
+    found: dict[str, dict[str, Fields]] = {}
+    for name, fields in by_name.items():
+        types = {type(field.default) for field in fields.values()}
+        if len(types) > 1:
+            raise TypeError(f"option {name!r} has several types: {', '.join(t.__name__ for t in types)}")
+        owners = " and ".join(f"--{by}={kind}" for kind in fields)
+        title = f"{_title(kinds[next(iter(fields))])} ({owners})" if len(fields) == 1 else f"Options of {owners}"
+        found.setdefault(title, {})[name] = fields
+    return found
 
 
-def group(part: Any) -> str:
-    """What the help calls a dataclass: the first line of its docstring, without the full stop."""
-    return (type(part).__doc__ or type(part).__name__).split("\n")[0].rstrip(".")
+def _title(part: type) -> str:
+    """The first sentence of a dataclass's docstring, without the full stop."""
+    return (part.__doc__ or part.__name__).split("\n")[0].split(". ")[0].rstrip(".")
 
 
-def describe(field: dataclasses.Field) -> str:
-    """Help of one option: its sentence, its bounds and its default."""
+def describe(fields: Fields) -> str:
+    """Help of one option: its sentence, its bounds and its default; once where all kinds agree."""
+    kinds: dict[str, list[str]] = {}
+    for kind, field in fields.items():
+        kinds.setdefault(field.metadata["help"], []).append(kind)
+    if len(kinds) == 1:
+        sentence = next(iter(kinds))
+    else:
+        sentence = " ".join(f"[{', '.join(names)}] {text}" for text, names in kinds.items())
+    notes = _agreed({kind: _bounds(field) for kind, field in fields.items()})
+    notes += _agreed({kind: _default(field) for kind, field in fields.items()})
+    return sentence + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _bounds(field: dataclasses.Field) -> str:
     bounds = field.metadata
     notes = [f"one of {', '.join(bounds['choices'])}"] if bounds["choices"] else []
-    notes += [f"{words} {bounds[key]}" for key, words in _BOUNDS.items() if bounds[key] is not None]
-    if field.default != "":
-        notes.append(f"default {as_text(field.default) or 'empty'}")
-    return field.metadata["help"] + (f" ({'; '.join(notes)})" if notes else "")
+    return "; ".join(notes + [f"{words} {bounds[key]}" for key, words in _BOUNDS.items() if bounds[key] is not None])
+
+
+def _default(field: dataclasses.Field) -> str:
+    return "" if field.default == "" else f"default {as_text(field.default) or 'empty'}"
+
+
+def _agreed(notes: Mapping[str, str]) -> list[str]:
+    """A note that all kinds agree on, or one for each."""
+    if len(set(notes.values())) == 1:
+        return [note for note in list(notes.values())[:1] if note]
+    return [f"{note} with {kind}" for kind, note in notes.items() if note]
 
 
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}
-
-
-def parts(config: Any) -> Iterator[Any]:
-    """The configuration and the dataclasses inside it, outermost first."""
-    yield config
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from parts(value)
 
 
 def _own_options(part: Any) -> list[dataclasses.Field]:
@@ -158,5 +208,6 @@ def help_text(values: FlagValues, usage: str) -> str:
 
 
 def given(values: FlagValues, config: Any) -> dict[str, Any]:
-    """The options that the command line or a flagfile names, by name."""
-    return {name: values[name].value for name in options.flatten(config) if values[name].value is not None}
+    """The options that the command line or a flagfile names, by name; of whichever learner."""
+    names = [name for members in sections(config).values() for name in members]
+    return {name: values[name].value for name in names if values[name].value is not None}

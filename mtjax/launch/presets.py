@@ -13,18 +13,27 @@ from mtjax.training.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Options for the suites whose name matches a pattern.
+    """Options for one learner on the suites whose name matches a pattern.
 
     Attributes:
-        pattern: of suite names, with * and ?.
+        pattern: of suite names, with * and ?; or one of ``NAMED``, whose presets are taken only when asked for, on
+            top of the one that suits the suite.
         reason: why these values.
         options: option name to value, flat over all parts of the configuration.
+        learner: whose options they are.
     """
 
     pattern: str
     reason: str
     options: Mapping[str, Any]
+    learner: str = "ppo"
 
+
+# What SAC's papers use beside their numbers of layers and units.
+SAC = {"activation": "relu", "scale": "state"}
+
+# Presets that no suite's name matches: they are asked for.
+NAMED = ("brc",)
 
 PRESETS = (
     Preset(
@@ -132,30 +141,156 @@ PRESETS = (
             "reward_scale": 0.1,
         },
     ),
+    Preset(
+        "*",
+        "what SAC is used with nearly everywhere: relu, and a scale that depends on the state",
+        {**SAC, "total_steps": 1_000_000, "num_envs": 16, "hidden_sizes": (256, 256)},
+        "sac",
+    ),
+    Preset(
+        "gridworld-*",
+        "small discrete problems: discrete SAC with little entropy, and a head a task",
+        {
+            "num_envs": 16,
+            "total_steps": 1_000_000,
+            "rollout_length": 16,
+            "update_to_data": 0.0625,
+            "batch_size": 64,
+            "replay_capacity": 50_000,
+            "learning_rate": 1e-3,
+            "discrete_entropy_scale": 0.2,
+            "hidden_sizes": (64, 64),
+            "activation": "relu",
+            "arrangement": "multi_head",
+        },
+        "sac",
+    ),
+    Preset(
+        "control-*",
+        "classic control: small networks learn in few steps",
+        {
+            **SAC,
+            "num_envs": 8,
+            "total_steps": 1_000_000,
+            "update_to_data": 0.25,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
+            "hidden_sizes": (64, 64),
+        },
+        "sac",
+    ),
+    Preset(
+        "hidden-*",
+        "one MJX body with hidden parameters: off-policy data go further than PPO's",
+        {
+            **SAC,
+            "num_envs": 16,
+            "total_steps": 1_500_000,
+            "update_to_data": 0.25,
+            "batch_size": 64,
+            "learning_rate": 5e-4,
+            "hidden_sizes": (128, 128),
+        },
+        "sac",
+    ),
+    Preset(
+        "goals-*",
+        "one MJX body with rewards that differ: a wider network",
+        {
+            **SAC,
+            "num_envs": 16,
+            "total_steps": 2_000_000,
+            "update_to_data": 0.25,
+            "batch_size": 64,
+            "learning_rate": 5e-4,
+            "hidden_sizes": (256, 256),
+        },
+        "sac",
+    ),
+    Preset(
+        "bodies-*",
+        "bodies with different spaces: nothing but the padding is common, so one head a task",
+        {
+            **SAC,
+            "num_envs": 16,
+            "total_steps": 2_000_000,
+            "batch_size": 64,
+            "arrangement": "multi_head",
+            "hidden_sizes": (256, 256),
+        },
+        "sac",
+    ),
+    Preset(
+        "metaworld-*",
+        "Meta-World by MTSAC: 128 transitions a task, a head a task, few gradient steps for two cores",
+        {
+            **SAC,
+            "num_envs": 8,
+            "total_steps": 20_000_000,
+            "rollout_length": 10,
+            "update_to_data": 0.1,
+            "batch_size": 128,
+            "warm_start": 4000,
+            "arrangement": "multi_head",
+            "hidden_sizes": (256, 256),
+        },
+        "sac",
+    ),
+    Preset(
+        "brc",
+        "wide residual critics, categorical returns, rewards scaled a task, a learned embedding of length one "
+        "(arXiv 2505.23150), on top of the suite's preset",
+        {
+            "critic_body": "bro",
+            "critic_head": "categorical",
+            "critic_reduction": "mean",
+            "return_scaling": "range",
+            "arrangement": "embedding",
+            "embedding_size": 32,
+            "unit_norm_embedding": True,
+            "weight_decay": 1e-4,
+            "initial_temperature": 0.1,
+            "target_entropy_scale": 0.5,
+        },
+        "sac",
+    ),
 )
 
-CHOICES = ("auto", "none", *(preset.pattern for preset in PRESETS))
+CHOICES = ("auto", "none", *dict.fromkeys(preset.pattern for preset in PRESETS))
 
 
-def find(suite: str, choice: str = "auto") -> Preset | None:
-    """The preset of a suite: the longest pattern that matches its name.
+def find(suite: str, learner: str = "ppo", choice: str = "auto") -> Preset | None:
+    """The preset of a suite and a learner: of those for the learner, the longest pattern that matches.
 
     Args:
         suite: the suite's name.
+        learner: the learner's name.
         choice: "auto", "none", or the pattern of a preset to take whatever the suite.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: no such preset for this learner.
     """
     if choice == "none":
         return None
+    mine = [preset for preset in PRESETS if preset.learner == learner]
+    matching = [preset for preset in mine if fnmatch.fnmatchcase(suite, preset.pattern)]
+    suited = max(matching, key=lambda preset: len(preset.pattern), default=None)
     if choice == "auto":
-        matching = [preset for preset in PRESETS if fnmatch.fnmatchcase(suite, preset.pattern)]
-        return max(matching, key=lambda preset: len(preset.pattern), default=None)
-    for preset in PRESETS:
+        return suited
+    for preset in mine:
         if preset.pattern == choice:
-            return preset
+            return _on_top(preset, suited) if choice in NAMED else preset
+    if choice in CHOICES:
+        others = ", ".join(preset.learner for preset in PRESETS if preset.pattern == choice)
+        raise ValueError(f"preset {choice!r} is for the learner {others}; the learner here is {learner}")
     raise ValueError(options.unknown("preset", choice, CHOICES))
+
+
+def _on_top(preset: Preset, suited: Preset | None) -> Preset:
+    """A preset that is asked for by name, over the one that suits the suite."""
+    if suited is None:
+        return preset
+    return dataclasses.replace(preset, options={**suited.options, **preset.options})
 
 
 def configure(suite: str, *, preset: str = "auto", **changes: Any) -> RunConfig:
@@ -164,12 +299,13 @@ def configure(suite: str, *, preset: str = "auto", **changes: Any) -> RunConfig:
     Args:
         suite: the suite's name.
         preset: as in ``find``.
-        changes: options that override the preset, e.g. ``learning_rate=1e-3``.
+        changes: options that override the preset, e.g. ``learner="sac"``, ``learning_rate=1e-3``.
 
     Raises:
         ValueError: no such preset or option, or a value out of bounds.
     """
-    chosen = find(suite, preset)
+    learner = changes.get("learner", RunConfig().learner)
+    chosen = find(suite, learner, preset)
     settings = {**(chosen.options if chosen else {}), **changes, "suite": suite}
     config = options.replace(RunConfig(), settings)
     config.validate()

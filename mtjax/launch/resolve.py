@@ -44,9 +44,10 @@ def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str 
 
     Args:
         given: options that the user named.
-        preset: "auto", "none" or a preset's pattern.
+        preset: "auto", "none" or a preset's name.
         config_from: folder of a run whose configuration holds where ``given`` does not say otherwise. It
-            says everything, so that no preset is applied besides.
+            says everything, so that no preset is applied besides. If ``given`` names another learner, that one's
+            own options have their defaults.
 
     Raises:
         ValueError: an unknown option or preset, a value out of bounds, a folder that is not a run.
@@ -55,9 +56,13 @@ def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str 
     if config_from:
         if preset not in ("auto", "none"):
             raise ValueError("--preset has no effect beside --config_from: a saved run sets every option")
-        base = options.flatten(load_config(config_from))
+        saved = load_config(config_from)
+        base = options.flatten(saved)
+        if given.get("learner", saved.learner) != saved.learner:
+            base = {name: value for name, value in base.items() if name not in options.flatten(saved.hyper)}
     else:
-        chosen = presets.find(given.get("suite", RunConfig().suite), preset)
+        suite, learner = (given.get(name, getattr(RunConfig(), name)) for name in ("suite", "learner"))
+        chosen = presets.find(suite, learner, preset)
         base = chosen.options if chosen else {}
     source = "config_from" if config_from else "preset"
     sources = {**dict.fromkeys(base, source), **dict.fromkeys(given, "flag")}
@@ -83,6 +88,7 @@ def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> 
     Raises:
         ValueError: another option differs; the message holds a table of the differences.
     """
+    options.replace(saved, {name: value for name, value in asked.items() if name != "learner"})  # are they its own?
     have = options.flatten(saved)
     different = {name: value for name, value in asked.items() if value != have[name]}
     steps = different.get("total_steps", saved.total_steps)

@@ -55,7 +55,7 @@ def presets(all_presets: Iterable[Preset]) -> str:
     blocks = []
     for preset in all_presets:
         given = " ".join(f"--{name}={as_text(value)}" for name, value in preset.options.items())
-        blocks.append(f"{preset.pattern}: {preset.reason}\n  {given}")
+        blocks.append(f"{preset.pattern} (--learner={preset.learner}): {preset.reason}\n  {given}")
     return "\n".join(blocks)
 
 
@@ -71,7 +71,7 @@ def start(plan: Plan, suite: Any) -> str:
     lines += [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
     if plan.extended_from:
         lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
-        schedule = config.ppo.learning_rate_schedule
+        schedule = options.flatten(config).get("learning_rate_schedule", "constant")
         if schedule != "constant":
             lines.append(f"warning: the {schedule} learning-rate schedule is stretched")
     verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
@@ -80,7 +80,7 @@ def start(plan: Plan, suite: Any) -> str:
 
 def differences(config: RunConfig, sources: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
     """Rows of option, value, source and default, for the options that differ from their defaults."""
-    defaults = options.flatten(RunConfig())
+    defaults = {**options.flatten(RunConfig(learner=config.learner)), "learner": RunConfig().learner}
     return [
         (name, as_text(value) or "empty", sources.get(name, ""), as_text(defaults[name]) or "empty")
         for name, value in options.flatten(config).items()

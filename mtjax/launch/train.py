@@ -23,7 +23,7 @@ USAGE = """
       mtjax-train --run_dir=runs/hopper --resume
 
     Values come from the defaults, then the suite's preset or --config_from, then flags. A flag on the
-    command line beats one in a --flagfile.
+    command line beats one in a --flagfile. Options marked [vmapped] are leaves of the state, one value a seed.
     Exit codes: 0 done, 1 bad input, 3 diverged, 75 saved after SIGTERM (start again with --resume).
 """
 
@@ -41,7 +41,7 @@ class Command:
     overwrite: bool = option(False, "Delete the run that --run_dir already holds, and start anew.")
     preset: str = option(
         "auto",
-        "Settings for a family of suites: 'auto' takes the longest pattern that matches the suite.",
+        "Settings for a family of suites and a learner: 'auto' takes the longest pattern that matches the suite.",
         choices=presets.CHOICES,
     )
     config_from: str = option("", "Folder of a run whose configuration is taken over; flags override it.")
@@ -104,6 +104,8 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
     """
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
+    if asked.resume and asked.run_dir and resolve.is_run(asked.run_dir) and not asked.config_from:
+        given = {"learner": resolve.load_config(asked.run_dir).learner, **given}  # whose options are meant
     resolved = resolve.resolve(given, preset=asked.preset, config_from=asked.config_from or None)
     run_dir = asked.run_dir or None
     if not asked.resume:

@@ -53,3 +53,101 @@ class PPOConfig:
         "'joint' (both as one).",
         choices=("separate", "joint"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class SACConfig:
+    """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value a seed."""
+
+    learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
+    critic_learning_rate: float = option(
+        0.0, "Step size of the critics' Adam; 0 means learning_rate. [vmapped]", low=0
+    )
+    temperature_learning_rate: float = option(
+        0.0, "Step size of the temperatures' Adam; 0 means learning_rate. [vmapped]", low=0
+    )
+    adam_epsilon: float = option(1e-8, "Adam's epsilon.", above=0)
+    weight_decay: float = option(
+        0.0, "Decoupled weight decay (AdamW) of policy and critics, per unit of learning rate.", low=0
+    )
+    max_grad_norm: float = option(
+        0.0, "Updates are clipped to this global norm; 0 switches clipping off.", low=0
+    )
+    discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
+    polyak: float = option(
+        0.005, "Share τ of the critics that the target critics take over at every gradient step. [vmapped]",
+        above=0, high=1,
+    )  # fmt: skip
+    rollout_length: int = option(8, "Steps of every environment between two updates.", low=1)
+    update_to_data: float = option(
+        0.25,
+        "Gradient steps for every environment step of one task; an update makes rollout_length × num_envs times "
+        "this many, rounded, at least one.",
+        above=0,
+    )
+    batch_size: int = option(128, "Transitions of each task in a gradient step.", low=1)
+    replay_capacity: int = option(
+        100_000, "Transitions of each task that are kept, rounded up to whole rollouts.", low=1
+    )
+    replay_limit: float = option(
+        0.0,
+        "Refuse to start if the replay of all seeds takes more than this many gigabytes; 0 means the free memory "
+        "of the device.",
+        low=0,
+    )
+    checkpoint_replay: bool = option(
+        True,
+        "Save the replay in checkpoints. Without it they are small, but a resumed run fills it anew: not bit for bit.",
+    )
+    warm_start: int = option(
+        1000, "Transitions of each task by uniformly random actions before anything is learnt.", low=0
+    )
+    num_critics: int = option(2, "Critics of one ensemble.", low=1)
+    critic_reduction: str = option(
+        "min", "How the ensemble's answers become one: 'min' (pessimistic) or 'mean'.", choices=("min", "mean")
+    )
+    critic_body: str = option(
+        "arrangement",
+        "Critic network: 'arrangement' (what --arrangement says) or 'bro' (wide residual blocks with layer "
+        "normalisation, fully shared; --arrangement says what it knows of the task).",
+        choices=("arrangement", "bro"),
+    )
+    bro_width: int = option(512, "Width of a 'bro' critic.", low=1)
+    bro_depth: int = option(2, "Residual blocks of a 'bro' critic.", low=1)
+    critic_head: str = option(
+        "scalar",
+        "What a critic says of a return: 'scalar' (its mean, by squared error) or 'categorical' (a distribution "
+        "over atoms, by cross-entropy).",
+        choices=("scalar", "categorical"),
+    )
+    num_atoms: int = option(101, "Atoms of a categorical critic.", low=2)
+    value_range: float = option(
+        10.0, "Atoms of a categorical critic lie between ± this; 'range' scales returns to it.", above=0
+    )
+    initial_temperature: float = option(1.0, "Temperature α of every task at the start.", above=0)
+    learn_temperature: bool = option(True, "Adapt each task's temperature to its target entropy.")
+    target_entropy_scale: float = option(
+        1.0, "Target entropy of continuous actions: minus this for every entry of the action. [vmapped]", low=0
+    )
+    discrete_entropy_scale: float = option(
+        0.5, "Target entropy of discrete actions: this times log(number of choices). [vmapped]", low=0, high=1
+    )
+    task_weights: str = option(
+        "equal",
+        "Weights of the tasks' losses: 'equal'; 'exponential', exp(−α) over its mean, or 'inverse', 1/α over its "
+        "mean (a task whose temperature is low is nearly solved).",
+        choices=("equal", "exponential", "inverse"),
+    )
+    critic_grads: str = option(
+        "", "How the tasks' gradients of the critics become one, as --grads; empty means what --grads says."
+    )
+    normalize_observations: bool = option(False, "Running mean and variance of observations, per task.")
+    observation_clip: float = option(10.0, "Normalised observations are clipped to ± this.", above=0)
+    return_scaling: str = option(
+        "none",
+        "'running' divides each task's rewards by the running deviation of its discounted return and clips them to "
+        "±10; 'range' scales them so that its largest discounted return, and the entropy bonus, fit value_range; "
+        "'none' does neither.",
+        choices=("running", "range", "none"),
+    )
+    reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)

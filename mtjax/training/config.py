@@ -6,9 +6,10 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mtjax import options
-from mtjax.learners.config import PPOConfig
+from mtjax.learners.registry import LEARNERS
 from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
 
@@ -20,7 +21,7 @@ class RunConfig:
     """One training run. Everything here and below, with the seed, determines its result."""
 
     suite: str = option("hidden-hopper", "The set of tasks; see --list_suites.")
-    learner: str = option("ppo", "The learning algorithm.", choices=("ppo",))
+    learner: str = option("ppo", "The learning algorithm. It has options of its own.", choices=tuple(LEARNERS))
     grads: str = option(
         "pcgrad",
         "How the tasks' gradients become one update: a method of mtjax.grads with its arguments, e.g. "
@@ -46,12 +47,15 @@ class RunConfig:
         0, "Environment steps between two checkpoints; 0 means one after every evaluation.", low=0
     )
     keep_checkpoints: int = option(3, "How many of the newest checkpoints are kept.", low=1)
-    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    hyper: Any = options.part("learner", {name: kind.config for name, kind in LEARNERS.items()})
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+
+    def __post_init__(self) -> None:
+        options.fill(self)
 
     def validate(self) -> None:
         """Check every option. Raises ValueError with one line that names option, value and expectation."""
-        for part in (self, self.ppo, self.network):
+        for part in (self, self.hyper, self.network):
             validate(part)
 
 
@@ -70,6 +74,8 @@ def load_config(run_dir: str | os.PathLike) -> RunConfig:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
+        if values.get("learner", "ppo") == "ppo" and "ppo" in values:  # saved when PPO was the only learner
+            values["hyper"] = values.pop("ppo")
         config = options.from_dict(RunConfig(), values)
         config.validate()
     except ValueError as error:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from mtjax import grads
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.envs.host import HostVectorEnv
+from mtjax.learners import registry
 from mtjax.learners.base import Learner, TaskSpec, Transitions
-from mtjax.learners.ppo import make_ppo
 from mtjax.suites.base import Suite
 from mtjax.training.config import RunConfig
 from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
@@ -51,7 +51,7 @@ class Trainer:
     def __init__(self, config: RunConfig, suite: Suite):
         config.validate()
         self.config, self.suite = config, suite
-        self.steps_per_update = suite.num_tasks * config.num_envs * config.ppo.rollout_length
+        self.steps_per_update = suite.num_tasks * config.num_envs * config.hyper.rollout_length
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
         env = suite.vector_env(config.num_envs, seed=config.seed)
@@ -99,7 +99,7 @@ class Trainer:
             return jax.vmap(self.learner.act)(state.learner, observation, keys)
 
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ROLLOUT), state.updates)
-        carry, rollout = collect(act, step, state.carry, keys, length=self.config.ppo.rollout_length)
+        carry, rollout = collect(act, step, state.carry, keys, length=self.config.hyper.rollout_length)
         return state._replace(carry=carry), rollout
 
     def _update(self, state: TrainState, rollout: Transitions) -> tuple[TrainState, Mapping[str, Array]]:
@@ -124,8 +124,14 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
     """
     spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes)
     method = gradient_method(config)
-    return make_ppo(
-        config.ppo, config.network, method, spec, num_envs=config.num_envs, num_updates=num_updates
+    return registry.make(
+        config.learner,
+        config.hyper,
+        config.network,
+        method,
+        spec,
+        num_envs=config.num_envs,
+        num_updates=num_updates,
     )
 
 

@@ -31,7 +31,13 @@ FLAGS = {
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
     "did you mean 'relu'?" + PASS_HELP,
-    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo; did you mean 'ppo'?" + PASS_HELP,
+    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, sac; did you mean 'ppo'?" + PASS_HELP,
+    "--polyak=0.1": "polyak is an option of learner sac; the learner here is ppo",
+    "--learner=sac --gae_lambda=0.9": "gae_lambda is an option of learner ppo; the learner here is sac",
+    "--learner=sac --return_scaling=rnage": "flag --return_scaling=rnage: 'rnage' is not one of running, range, none; "
+    "did you mean 'range'?" + PASS_HELP,
+    "--return_scaling=range": "return_scaling: 'range' is not one of running, none; did you mean 'running'?",
+    "--preset=brc": "preset 'brc' is for the learner sac; the learner here is ppo",
     "--platform=gpus": "flag --platform=gpus: 'gpus' is not one of auto, cpu, gpu, tpu; did you mean 'gpu'?"
     + PASS_HELP,
     "--squash=maybe": "flag --squash=maybe: 'maybe' is neither true nor false" + PASS_HELP,
@@ -45,7 +51,8 @@ FLAGS = {
     "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'" + PASS_HELP,
     "--flagfile": "--flagfile with no argument" + PASS_HELP,
     "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
-    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*; did you mean 'gridworld-*'?" + PASS_HELP,
+    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, brc; "
+    "did you mean 'gridworld-*'?" + PASS_HELP,
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
     "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",

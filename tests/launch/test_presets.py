@@ -6,21 +6,27 @@ import pytest
 
 from mtjax import options, suites
 from mtjax.launch import presets, resolve
+from mtjax.learners.config import PPOConfig, SACConfig
+from mtjax.learners.registry import LEARNERS
 from mtjax.training.config import RunConfig
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.pattern)
+@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: f"{preset.pattern} {preset.learner}")
 def test_every_preset_is_a_valid_configuration(preset):
-    config = options.replace(RunConfig(), preset.options)
+    config = options.replace(RunConfig(), {"learner": preset.learner, **preset.options})
     config.validate()
-    assert config.num_envs * config.ppo.rollout_length % config.ppo.num_minibatches == 0
+    if preset.learner == "ppo":
+        assert config.num_envs * config.hyper.rollout_length % config.hyper.num_minibatches == 0
+    else:
+        assert config.hyper.warm_start < config.hyper.replay_capacity
     assert preset.reason
 
 
 def test_every_registered_suite_with_a_family_has_a_preset():
     for name in suites.names():
         if name.split("-")[0] in ("gridworld", "control", "hidden", "goals", "bodies", "metaworld"):
-            assert presets.find(name), name
+            for learner in LEARNERS:
+                assert presets.find(name, learner).pattern != "*", (name, learner)
 
 
 def test_the_longest_pattern_wins(monkeypatch):
@@ -30,20 +36,36 @@ def test_the_longest_pattern_wins(monkeypatch):
     assert presets.find("a-bc") == one
     assert presets.find("a-c") == family
     assert presets.find("c") is None
-    assert presets.find("a-bc", "none") is None
-    assert presets.find("c", "a-*") == family
+    assert presets.find("a-bc", choice="none") is None
+    assert presets.find("c", choice="a-*") == family
+
+
+def test_each_learner_has_its_own_presets():
+    """SAC with PPO's learning rate and a million environments would only look broken."""
+    ppo, sac = (presets.configure("hidden-hopper", learner=name) for name in ("ppo", "sac"))
+    assert type(ppo.hyper) is PPOConfig and type(sac.hyper) is SACConfig
+    assert sac.network.activation == "relu" and ppo.network.activation == "tanh"
+    assert presets.find("unheard-of", "sac").pattern == "*" and presets.find("unheard-of", "ppo") is None
+    with pytest.raises(ValueError, match="preset 'brc' is for the learner sac; the learner here is ppo"):
+        presets.configure("hidden-hopper", preset="brc")
+
+
+def test_a_named_preset_lies_on_top_of_the_suites():
+    plain, brc = (presets.configure("hidden-hopper", learner="sac", preset=name) for name in ("auto", "brc"))
+    assert brc.num_envs == plain.num_envs and brc.hyper.learning_rate == plain.hyper.learning_rate
+    assert brc.hyper.critic_head == "categorical" and plain.hyper.critic_head == "scalar"
 
 
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(ValueError, match="unknown preset 'gridwold-.*; did you mean gridworld-"):
-        presets.find("gridworld-two-rooms", "gridwold-*")
+        presets.find("gridworld-two-rooms", choice="gridwold-*")
 
 
 def test_flags_beat_the_preset_and_the_preset_beats_defaults():
     resolved = resolve.resolve({"suite": "gridworld-maze", "learning_rate": 0.5})
-    assert resolved.config.ppo.learning_rate == 0.5
+    assert resolved.config.hyper.learning_rate == 0.5
     assert resolved.config.network.activation == "relu"
-    assert resolved.config.ppo.discount == RunConfig().ppo.discount
+    assert resolved.config.hyper.discount == RunConfig().hyper.discount
     assert resolved.sources["learning_rate"] == "flag"
     assert resolved.sources["activation"] == "preset"
 
@@ -65,4 +87,5 @@ def test_a_few_lines_of_python_are_what_the_command_runs():
 def test_list_presets(command):
     result = command("--list_presets")
     assert result.code == 0
-    assert all(f"{preset.pattern}: {preset.reason}\n" in result.out for preset in presets.PRESETS)
+    for preset in presets.PRESETS:
+        assert f"{preset.pattern} (--learner={preset.learner}): {preset.reason}\n" in result.out

@@ -38,7 +38,7 @@ CONFIG = RunConfig(
     checkpoint_every=2 * STEPS,
     evaluation_episodes=2,
     final_evaluation_episodes=4,
-    ppo=PPOConfig(rollout_length=8, num_epochs=2, num_minibatches=2),
+    hyper=PPOConfig(rollout_length=8, num_epochs=2, num_minibatches=2),
     network=NetworkConfig(hidden_sizes=(8,)),
 )
 

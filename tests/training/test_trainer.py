@@ -23,7 +23,7 @@ CONFIG = RunConfig(
     total_steps=2 * 4 * 8 * 10,
     num_envs=4,
     seed=3,
-    ppo=PPOConfig(rollout_length=8, num_epochs=2, num_minibatches=2, learning_rate=1e-2),
+    hyper=PPOConfig(rollout_length=8, num_epochs=2, num_minibatches=2, learning_rate=1e-2),
     network=NetworkConfig(hidden_sizes=(8,)),
 )
 UPDATES = 3

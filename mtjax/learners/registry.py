@@ -1,0 +1,60 @@
+"""The learners by name. Free of jax, so that a command line answers at once: a learner is imported when made."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mtjax.learners.config import PPOConfig, SACConfig
+from mtjax.networks.config import NetworkConfig
+
+if TYPE_CHECKING:
+    from mtjax.learners.base import Learner, TaskSpec
+
+
+class Kind(NamedTuple):
+    """A kind of learner.
+
+    Attributes:
+        config: dataclass of its options; "rollout_length", the steps between two updates, is always one.
+        maker: "module:function". The function takes what ``make`` takes after the name.
+    """
+
+    config: type
+    maker: str
+
+
+LEARNERS = {
+    "ppo": Kind(PPOConfig, "mtjax.learners.ppo:make_ppo"),
+    "sac": Kind(SACConfig, "mtjax.learners.sac:make_sac"),
+}
+
+
+def make(
+    name: str,
+    config: Any,
+    network: NetworkConfig,
+    method: Any,
+    spec: TaskSpec,
+    *,
+    num_envs: int,
+    num_updates: int,
+) -> Learner:
+    """Build a learner.
+
+    Args:
+        name: of ``LEARNERS``.
+        config: its options.
+        network: arrangement and sizes of its networks.
+        method: a method of mtjax.grads, e.g. ``grads.pcgrad()``.
+        spec: tasks and spaces.
+        num_envs: E, environments of one task.
+        num_updates: updates of the whole run, for schedules.
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+    module, function = LEARNERS[name].maker.split(":")
+    return getattr(importlib.import_module(module), function)(
+        config, network, method, spec, num_envs=num_envs, num_updates=num_updates
+    )
