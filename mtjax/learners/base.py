@@ -20,12 +20,14 @@ class TaskSpec(NamedTuple):
         observation_size: numbers in one observation.
         action: the action space.
         action_sizes: [T] real sizes of padded actions, or None if no task's action is padded.
+        contexts: [T, D] embeddings of the tasks' descriptions, or None if the networks do without.
     """
 
     num_tasks: int
     observation_size: int
     action: ActionSpec
     action_sizes: tuple[int, ...] | None = None
+    contexts: Array | None = None
 
 
 class Transitions(NamedTuple):
@@ -57,8 +59,9 @@ class Learner(NamedTuple):
             "finite" [T] bool are always there; "finite" is False for the tasks whose loss was not finite when
             that first happened to any.
         policy: (state, observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...]. For
-            evaluation. ``unseen`` False: N = T training tasks. True: N tasks that were never trained on,
-            acted for by the mean of what belongs to single tasks (zero-shot).
+            evaluation. ``unseen`` None: N = T training tasks. [N, D]: N tasks that were never trained on, by
+            the embeddings of their descriptions (D = 0 without), acted for zero-shot with the mean of what
+            belongs to single tasks.
         generalises: False if the learner has nothing to say about unseen tasks.
     """
 

@@ -24,6 +24,7 @@ from mtjax.learners.returns import discounted_sums, generalized_advantages
 from mtjax.networks.arrangements import Network, Parameters, make_network, of_unseen_task
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.policy import Policy, make_policy
+from mtjax.networks.task import Task, training_tasks, unseen_tasks
 
 Array = jax.Array
 MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
@@ -103,7 +104,7 @@ class _PPO:
             sizes=network.value_hidden_sizes or network.hidden_sizes,
             gain=1.0,
         )
-        self.codes = jnp.eye(spec.num_tasks, dtype=jnp.float32)
+        self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
         self.masks = action_masks(spec)
         self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
         self.method = method
@@ -154,7 +155,7 @@ class _PPO:
         p = state.params["policy"]
         normalized = self._normalize(state.observations, observation)
         apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
-        distribution = apply(p.shared, p.private, self.codes, normalized)
+        distribution = apply(p.shared, p.private, self.tasks, normalized)
         family = self.policy.distribution
         keys = jax.random.split(key, self.spec.num_tasks)
         raw = jax.vmap(family.sample)(distribution, self.masks, keys)
@@ -163,19 +164,19 @@ class _PPO:
         return family.to_action(raw), extras
 
     def evaluation_policy(
-        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: bool = False
+        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Array | None = None
     ) -> Array:
         p, number = state.params["policy"], observation.shape[0]
-        statistics, private, codes, masks = state.observations, p.private, self.codes, self.masks
-        if unseen:
+        statistics, private, tasks, masks = state.observations, p.private, self.tasks, self.masks
+        if unseen is not None:
             statistics = normalization.pooled(statistics)
             private = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), of_unseen_task(p))
-            codes = jnp.full((number, self.spec.num_tasks), 1.0 / self.spec.num_tasks, jnp.float32)
+            tasks = unseen_tasks(self.spec.num_tasks, unseen)
             masks = jnp.ones((number, masks.shape[1]), jnp.float32)
             statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
         normalized = self._normalize(statistics, observation)
         distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
-            p.shared, private, codes, normalized
+            p.shared, private, tasks, normalized
         )
         family = self.policy.distribution
         sampled = jax.vmap(family.sample)(distribution, masks, jax.random.split(key, number))
@@ -247,7 +248,7 @@ class _PPO:
     def _values(self, p: Parameters, observation: Array) -> Array:
         """Values [T, B] of normalised observations [T, B, obs]."""
         apply = jax.vmap(self.value.apply, in_axes=(None, 0, 0, 0))
-        return apply(p.shared, p.private, self.codes, observation)[..., 0]
+        return apply(p.shared, p.private, self.tasks, observation)[..., 0]
 
     def _old_distribution(self, state: PPOState, observation: Array) -> Any:
         """Distribution that acted, needed in full only for an exact KL penalty."""
@@ -255,7 +256,7 @@ class _PPO:
             return ()
         p = state.params["policy"]
         apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
-        old = apply(p.shared, p.private, self.codes, observation)
+        old = apply(p.shared, p.private, self.tasks, observation)
         widen = jax.vmap(lambda leaf, like: jnp.broadcast_to(leaf, like.shape))
         like = jax.tree.leaves(old)[0]
         return jax.tree.map(lambda leaf: widen(leaf[:, None] if leaf.ndim == 2 else leaf, like), old)
@@ -299,7 +300,7 @@ class _PPO:
         value_and_grad = jax.value_and_grad(self.task_loss, argnums=(0, 1), has_aux=True)
         (_, aux), (shared_grads, private_grads) = jax.vmap(
             value_and_grad, in_axes=(None, 0, 0, 0, 0, None, None)
-        )(shared, private, self.codes, self.masks, minibatch, state.hyper, key)
+        )(shared, private, self.tasks, self.masks, minibatch, state.hyper, key)
         direction, grads_state, diagnostics = self._combine(state.grads, shared, shared_grads, aux)
         step, shared_optimizer = self.optimizer.update(direction, state.shared_optimizer, shared)
         private_step, private_optimizer = jax.vmap(self.optimizer.update, axis_size=self.spec.num_tasks)(
@@ -342,7 +343,7 @@ class _PPO:
         self,
         shared: Mapping[str, Any],
         private: Mapping[str, Any],
-        code: Array,
+        task: Task,
         mask: Array,
         batch: Minibatch,
         hyper: Hyper,
@@ -350,7 +351,7 @@ class _PPO:
     ) -> tuple[Array, Mapping[str, Array]]:
         """The loss of ONE task on its minibatch [B, ...], and its parts by name."""
         config, family = self.config, self.policy.distribution
-        p = self.policy.apply(shared["policy"], private["policy"], code, batch.observation)
+        p = self.policy.apply(shared["policy"], private["policy"], task, batch.observation)
         log_ratio = family.log_prob(p, mask, batch.raw_action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)
@@ -360,7 +361,7 @@ class _PPO:
         if config.kl_cost:
             policy_loss += config.kl_cost * family.kl(batch.distribution, p, mask).mean()
 
-        value = self.value.apply(shared["value"], private["value"], code, batch.observation)[..., 0]
+        value = self.value.apply(shared["value"], private["value"], task, batch.observation)[..., 0]
         error = jnp.square(value - batch.target)
         if config.value_clip:
             near = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)

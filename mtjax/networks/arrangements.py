@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mtjax.networks.components import Head, Trunk
 from mtjax.networks.config import NetworkConfig
+from mtjax.networks.task import Task
 
 Array = jax.Array
 
@@ -36,12 +37,11 @@ class Network(NamedTuple):
 
     Attributes:
         init: key -> Parameters.
-        apply: (shared, private of ONE task, task code [T], inputs [..., in]) -> outputs [..., out]. The task
-            code is the one-hot index of a training task, or the uniform mixture for an unseen one.
+        apply: (shared, private of ONE task, the task, inputs [..., in]) -> outputs [..., out].
     """
 
     init: Callable[[Array], Parameters]
-    apply: Callable[[Any, Any, Array, Array], Array]
+    apply: Callable[[Any, Any, Task, Array], Array]
 
 
 def make_network(
@@ -71,11 +71,11 @@ def make_network(
             vector = vector / jnp.maximum(jnp.linalg.norm(vector), 1e-6)
         return vector
 
-    def describe(private: Any, code: Array, x: Array) -> Array:
+    def describe(private: Any, task: Task, x: Array) -> Array:
         """Append what the network may know of the task."""
         if not (with_code or with_embedding):
             return x
-        extra = code if with_code else embedding(private)
+        extra = task.code if with_code else embedding(private)
         return jnp.concatenate([x, jnp.broadcast_to(extra, x.shape[:-1] + extra.shape)], axis=-1)
 
     def init(key: Array) -> Parameters:
@@ -103,9 +103,9 @@ def make_network(
             )
         return Parameters({"trunk": init_trunk(trunk_key), "head": init_head(head_key)}, private)
 
-    def apply(shared: Any, private: Any, code: Array, x: Array) -> Array:
+    def apply(shared: Any, private: Any, task: Task, x: Array) -> Array:
         parts = {**shared, **private}
-        return head.apply(parts["head"], trunk.apply(parts["trunk"], describe(private, code, x)))
+        return head.apply(parts["head"], trunk.apply(parts["trunk"], describe(private, task, x)))
 
     return Network(init, apply)
 

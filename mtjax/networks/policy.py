@@ -18,6 +18,7 @@ from mtjax.networks.distributions import (
     Normal,
     distribution,
 )
+from mtjax.networks.task import Task
 
 Array = jax.Array
 
@@ -27,12 +28,12 @@ class Policy(NamedTuple):
 
     Attributes:
         init: key -> Parameters.
-        apply: (shared, private of one task, task code [T], observation [..., obs]) -> distribution parameters.
+        apply: (shared, private of one task, task, observation [..., obs]) -> distribution parameters.
         distribution: what those parameters mean.
     """
 
     init: Callable[[Array], Parameters]
-    apply: Callable[[Any, Any, Array, Array], Any]
+    apply: Callable[[Any, Any, Task, Array], Any]
     distribution: Distribution
 
 
@@ -57,8 +58,8 @@ def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_t
         log_scale = jnp.full((num_tasks, action.size), config.initial_log_scale, jnp.float32)
         return parameters._replace(private={**parameters.private, "log_scale": log_scale})
 
-    def apply(shared: Any, private: Any, code: Array, observation: Array) -> Any:
-        output = network.apply(shared, private, code, observation)
+    def apply(shared: Any, private: Any, task: Task, observation: Array) -> Any:
+        output = network.apply(shared, private, task, observation)
         if action.kind == "discrete":
             return output
         if free_scale:

@@ -23,13 +23,24 @@ class Evaluator:
         episodes: E, episodes of a task in one round.
         num_seeds: S.
         seed: folded into nothing else; host simulators take it.
+        contexts: embeddings [N, D] of the tasks' descriptions by split, for learners that read them.
     """
 
-    def __init__(self, learner: Learner, suite: Suite, *, episodes: int, num_seeds: int, seed: int):
+    def __init__(
+        self,
+        learner: Learner,
+        suite: Suite,
+        *,
+        episodes: int,
+        num_seeds: int,
+        seed: int,
+        contexts: Mapping[str, Array] | None = None,
+    ):
         self.learner, self.suite = learner, suite
+        self.contexts = contexts or {}
         self.episodes, self.num_seeds, self.seed = episodes, num_seeds, seed
         self._envs: dict[str, VectorEnv] = {}
-        self._run = jax.jit(self._evaluate, static_argnums=4)
+        self._run = jax.jit(self._evaluate)
 
     def __call__(
         self, states: Any, *, split: str = "train", deterministic: bool = True, key: Array, rounds: int = 1
@@ -38,7 +49,7 @@ class Evaluator:
 
         Args:
             states: learner states [S, ...].
-            split: which tasks; those outside "train" are acted for zero-shot.
+            split: which tasks; those outside "train" are acted for zero-shot, by their descriptions.
             deterministic: take the policy's mode instead of a sample.
             key: typed key; equal keys give equal episodes on device suites.
             rounds: how often to repeat, with fresh keys.
@@ -46,13 +57,21 @@ class Evaluator:
         Returns:
             "return", "length", "success_any", "success_last": [S, N] means over episodes, float32.
         """
-        env = self._env(split)
-        flag = jnp.asarray(deterministic)
+        env = self._env(split)  # says so if there is no such split
+        flag, unseen = jnp.asarray(deterministic), self._unseen(split)
         results = [
-            self._run(env, states, jax.random.fold_in(key, index), flag, split != "train")
+            self._run(env, states, jax.random.fold_in(key, index), flag, unseen)
             for index in range(rounds)
         ]
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
+
+    def _unseen(self, split: str) -> Array | None:
+        """None for the training tasks; else what is known of the tasks of this split, [N, D]."""
+        if split == "train":
+            return None
+        if split in self.contexts:
+            return self.contexts[split]
+        return jnp.zeros((len(self.suite.splits[split]), 0), jnp.float32)
 
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:
@@ -60,7 +79,7 @@ class Evaluator:
             self._envs[split] = traceable(env)
         return self._envs[split]
 
-    def _evaluate(self, env: VectorEnv, states: Any, key: Array, deterministic: Array, unseen: bool):
+    def _evaluate(self, env: VectorEnv, states: Any, key: Array, deterministic: Array, unseen: Array | None):
         reset, step = over_seeds(env)
         reset_key, step_key = jax.random.split(key)
         env_state, observation = reset(jax.random.split(reset_key, self.num_seeds))

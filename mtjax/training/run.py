@@ -127,7 +127,12 @@ def evaluate(
         raise ValueError(f"{run_dir} has {what}{why}; nothing can be evaluated")
     step, state, host = found
     evaluator = Evaluator(
-        trainer.learner, suite, episodes=episodes, num_seeds=config.num_seeds, seed=config.seed + seed + 1
+        trainer.learner,
+        suite,
+        episodes=episodes,
+        num_seeds=config.num_seeds,
+        seed=config.seed + seed + 1,
+        contexts=trainer.contexts,
     )
     key = jax.random.fold_in(jax.random.key(seed), STREAM_EVALUATION)
     results: dict[str, dict[str, Any]] = {}
@@ -172,6 +177,7 @@ class Session:
             episodes=config.evaluation_episodes,
             num_seeds=config.num_seeds,
             seed=config.seed + 1,
+            contexts=trainer.contexts,
         )
 
     @property
@@ -407,7 +413,7 @@ def draw_videos(
     trainer: Trainer, suite: Suite, state: TrainState, run_dir: pathlib.Path, split: str, results: Mapping
 ) -> None:
     """Draw an episode of every task of a split by the first seed's deterministic policy."""
-    unseen = split != "train"
+    unseen = None if split == "train" else trainer.contexts[split]
     learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
     number = len(suite.splits[split])
 

@@ -43,6 +43,7 @@ class Trainer:
 
     Attributes:
         learner: the learner.
+        contexts: [N, D] float32 by split: embeddings of the tasks' descriptions, D = 0 if nobody reads them.
         env: the training environments.
         steps_per_update: environment steps of one seed in one update (a Python int: it never overflows).
         num_updates: updates of the whole run.
@@ -53,6 +54,7 @@ class Trainer:
         self.config, self.suite = config, suite
         self.steps_per_update = suite.num_tasks * config.num_envs * config.hyper.rollout_length
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
+        self.contexts = task_contexts(config, suite)
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
         env = suite.vector_env(config.num_envs, seed=config.seed)
         if isinstance(env, HostVectorEnv):  # episodes of one length would otherwise all end at once
@@ -122,7 +124,8 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
     Raises:
         ValueError: a gradient method that does not exist, or sizes that do not fit.
     """
-    spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes)
+    contexts = task_contexts(config, suite)["train"]
+    spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes, contexts)
     method = gradient_method(config)
     return registry.make(
         config.learner,
@@ -133,6 +136,12 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
         num_envs=config.num_envs,
         num_updates=num_updates,
     )
+
+
+def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
+    """What is known of every split's tasks besides their number: [N, D] float32, D = 0 so far."""
+    del config
+    return {label: jnp.zeros((len(split), 0), jnp.float32) for label, split in suite.splits.items()}
 
 
 def gradient_method(config: RunConfig) -> grads.Method:

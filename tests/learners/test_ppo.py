@@ -110,7 +110,7 @@ def test_loss_against_numpy(kind):
     for t in range(T):
         b, mask = _task(batch, t), np.ones(agent.masks.shape[1])
         loss, parts = task_loss(
-            shared, _task(private, t), agent.codes[t], agent.masks[t], b, state.hyper, KEY
+            shared, _task(private, t), _task(agent.tasks, t), agent.masks[t], b, state.hyper, KEY
         )
         x = np.concatenate([b.observation, np.tile(np.eye(T)[t], (H * E, 1))], axis=1)
         out, value = _mlp(shared["policy"], x), _mlp(shared["value"], x)[:, 0]
@@ -159,7 +159,7 @@ def test_first_minibatch_has_ratio_one(network):
         batch, _, _ = agent._targets(state, _rollout(agent, state))
         axes = (None, 0, 0, 0, 0, None, None)
         trees = ppo.split(state.params)
-        return jax.vmap(agent.task_loss, axes)(*trees, agent.codes, agent.masks, batch, state.hyper, KEY)
+        return jax.vmap(agent.task_loss, axes)(*trees, agent.tasks, agent.masks, batch, state.hyper, KEY)
 
     _, parts = losses(state)
     assert (parts["clip_fraction"] == 0).all() and np.abs(parts["kl"]).max() < 1e-5
@@ -226,7 +226,7 @@ def test_gradients_are_those_of_each_task_alone_and_mean_is_the_average_loss():
     def loss(shared, private, t):
         part = _task(private, t)
         return agent.task_loss(
-            shared, part, agent.codes[t], agent.masks[t], _task(batch, t), state.hyper, KEY
+            shared, part, _task(agent.tasks, t), agent.masks[t], _task(batch, t), state.hyper, KEY
         )[0]
 
     alone = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))(shared, private, jnp.arange(T))
@@ -500,7 +500,7 @@ def test_policy_for_evaluation(kind):
     drawn = agent.evaluation_policy(state, observation, KEY, no)
     assert (drawn != agent.evaluation_policy(state, observation, other, no)).any()
     few = jnp.broadcast_to(observation[:1, :1], (5, E, OBS))
-    unseen = agent.evaluation_policy(state, few, KEY, yes, unseen=True)
+    unseen = agent.evaluation_policy(state, few, KEY, yes, unseen=jnp.zeros((5, 0)))
     assert unseen.shape == (5, E, *action.shape)
     np.testing.assert_array_equal(unseen[0], unseen[4])
 

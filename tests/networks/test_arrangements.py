@@ -11,10 +11,11 @@ from mtjax.networks.arrangements import Parameters, make_network, of_unseen_task
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import Normal
 from mtjax.networks.policy import make_policy
+from mtjax.networks.task import training_tasks
 
 T, B, IN, OUT = 3, 5, 4, 2
 ARRANGEMENTS = ("one_hot", "embedding", "multi_head", "none", "independent")
-CODES = jnp.eye(T)
+TASKS = training_tasks(T)
 X = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, IN)), jnp.float32)
 
 
@@ -25,7 +26,7 @@ def _network(arrangement, **options):
 
 
 def _forward(network, p, x=X):
-    return jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, CODES, x)
+    return jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, TASKS, x)
 
 
 def _task(tree, t):

@@ -46,10 +46,10 @@ class Countdown:
 
 def _policy(state, observation, key, deterministic, unseen):
     """Deterministic: the state's number (plus 5 if unseen). Stochastic: 0 or 9."""
-    assert isinstance(unseen, bool)
+    assert unseen is None or unseen.shape == (observation.shape[0], 0)
     shape = observation.shape[:2]
     drawn = 9 * jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32)
-    return jnp.where(deterministic, jnp.full(shape, state + 5 * unseen, jnp.int32), drawn)
+    return jnp.where(deterministic, jnp.full(shape, state + 5 * (unseen is not None), jnp.int32), drawn)
 
 
 def _evaluator(has_success=True, num_seeds=S):
