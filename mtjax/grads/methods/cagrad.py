@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from mtjax.grads.base import Array, State, Weighting, stateless, uniform
-from mtjax.grads.solvers import barrier_newton
+from mtjax.grads.solvers.simplex import barrier_newton
 
 
 def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:

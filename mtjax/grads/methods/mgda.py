@@ -12,7 +12,7 @@ from mtjax.grads.base import (
     presence,
     stateless,
 )
-from mtjax.grads.solvers import simplex_newton
+from mtjax.grads.solvers.simplex import simplex_newton
 
 
 def mgda(normalize: str | None = None) -> Weighting:

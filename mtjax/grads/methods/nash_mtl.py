@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, stateless
-from mtjax.grads.solvers import power_newton
+from mtjax.grads.solvers.bargaining import power_newton
 
 
 def nash_mtl(max_norm: float | None = None) -> Weighting:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, stateless, uniform
-from mtjax.grads.solvers import dual_cone
+from mtjax.grads.solvers.cone import dual_cone
 
 
 def upgrad(preference: Array | None = None) -> Weighting:
