@@ -134,7 +134,7 @@ def normalize(method: Method, by: str = "norm") -> Method:
 
     if isinstance(method, Transform):
         return Transform(method.init, of_transform)
-    return method._replace(update=of_weighting, needs_gram=method.needs_gram or by == "norm")
+    return method._replace(update=of_weighting, needs_gram=method.needs_gram or by == "norm", residual=None)
 
 
 class AccumulateState(NamedTuple):

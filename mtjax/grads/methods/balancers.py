@@ -175,7 +175,7 @@ def dwa(temperature: float = 2.0, window: int = 1) -> Weighting:
 
 
 def rlw(distribution: str = "normal") -> Weighting:
-    """Random loss weighting (Lin et al., TMLR 2022, arXiv 2111.10603).
+    """Random loss weighting (Lin et al., TMLR 2022, arXiv 2111.10603, Algorithm 2).
 
     Fresh weights at every call: softmax of standard normals, or a flat Dirichlet.
 
@@ -241,7 +241,7 @@ def stch(
     preference: Sequence[float] | Array | None = None,
     ideal: Sequence[float] | Array | None = None,
 ) -> Weighting:
-    """Smooth Tchebycheff scalarisation (Lin et al., ICML 2024, arXiv 2402.19078, equation 6).
+    """Smooth Tchebycheff scalarisation (Lin et al., ICML 2024, arXiv 2402.19078, g^(STCH)_μ).
 
     Minimises μ log Σ exp(λ_i (L_i − z_i)/μ); its gradient has weights λ_i softmax(λ (L − z)/μ)_i.
     μ → 0 is the worst task alone.

@@ -10,9 +10,7 @@ from mtjax.grads.base import Array, Transform, default_float, presence
 from mtjax.grads.gram import accumulator
 
 
-def graddrop(
-    leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None
-) -> Transform:
+def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None) -> Transform:
     """GradDrop (Chen et al., NeurIPS 2020, arXiv 2010.06808, Algorithm 1, lines 10 to 15).
 
     For each parameter, with P = ½(1 + Σg/Σ|g|) and U uniform: if f(P) > U the positive parts are
