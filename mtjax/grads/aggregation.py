@@ -20,8 +20,7 @@ from mtjax.grads.base import (
     presence,
     seeded,
 )
-
-Predicate = Callable[[str], bool]
+from mtjax.grads.layout import Layout, arrange, check, drop_absent
 
 
 class AggregateState(NamedTuple):
@@ -43,21 +42,11 @@ class AggregateState(NamedTuple):
     group_weights: Array
 
 
-class _Layout(NamedTuple):
-    """How the flattened leaves are used; Python values only."""
-
-    shared: list[bool]
-    seen: list[bool]  # by the method's Gram (`Weighting.leaves`)
-    group: list[int]  # of each leaf; 0 for private ones
-    num_groups: int
-    axes: list[Any]  # mesh axis over which a leaf is sharded, or None
-
-
 def aggregate(
     method: Method,
     *,
     num_tasks: int,
-    shared: Predicate | Any | None = None,
+    shared: Callable[[str], bool] | Any | None = None,
     groups: str | Callable[[str], Any] = "global",
     seed: int | Array = 0,
     track_gram: bool = False,
@@ -74,8 +63,9 @@ def aggregate(
     see in place of the gradients' own (a cross Gram of two samples, or that of a shared
     representation).
 
-    A task whose squared gradient norm is not finite in the Gram's dtype (norms beyond about 1e17 in
-    float32) counts as absent in that step, so that one task's blow-up does not reach the others.
+    A task whose squared gradient norm overflows the Gram's dtype (norms beyond about 1e17 in
+    float32) counts as absent in that step, so that one task's blow-up does not reach the others. A
+    NaN does reach the update: hiding it would hide a bug.
 
     Args:
       method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.
@@ -110,8 +100,8 @@ def aggregate(
     if isinstance(method, Transform) and groups != "global":
         raise ValueError("groups apply to methods that see the Gram; this one works on the gradients")
 
-    def layout(tree: Any) -> tuple[list[Array], Any, _Layout]:
-        return _arrange(tree, method, shared, groups, params_axis)
+    def layout(tree: Any) -> tuple[list[Array], Any, Layout]:
+        return arrange(tree, method, shared, groups, params_axis)
 
     def init(params: Any) -> AggregateState:
         leaves, _, plan = layout(params)
@@ -135,8 +125,8 @@ def aggregate(
     ) -> tuple[Any, AggregateState]:  # fmt: skip
         del params
         leaves, structure, plan = layout(updates)
-        _check(leaves, num_tasks, losses, method, gram)
-        leaves, losses = _drop_absent(leaves, losses, mask)
+        check(leaves, num_tasks, losses, method, gram)
+        leaves, losses = drop_absent(leaves, losses, mask)
         if batch_axis is not None:
             leaves = [lax.pmean(g, batch_axis) for g in leaves]
         step = _transform_step if isinstance(method, Transform) else _weighting_step
@@ -144,56 +134,6 @@ def aggregate(
         return jax.tree.unflatten(structure, leaves), state
 
     return aggregating.Aggregator(init, update)
-
-
-def _arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any) -> tuple[list[Array], Any, _Layout]:
-    """Flattens a tree and decides, from the paths, what each leaf is for."""
-    items, structure = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
-    if shared is None:
-        use = [True] * len(paths)
-    elif callable(shared):
-        use = [bool(shared(path)) for path in paths]
-    else:
-        use = [bool(flag) for flag in structure.flatten_up_to(shared)]
-    if not any(use):
-        raise ValueError(f"no leaf is shared; the paths are {paths}")
-    sees = getattr(method, "leaves", None) or (lambda path: True)
-    seen = [flag and bool(sees(path)) for flag, path in zip(use, paths, strict=False)]
-    if not any(seen):
-        raise ValueError(f"the method's `leaves` matches no shared leaf; the paths are {paths}")
-    naming = {"global": lambda path: "", "leaf": lambda path: path}.get(groups, groups)
-    if not callable(naming):
-        raise ValueError(f'groups must be "global", "leaf" or a function of the path, not {groups!r}')
-    labels = [naming(path) for path in paths]
-    names = list(dict.fromkeys(name for name, flag in zip(labels, use, strict=False) if flag))
-    index = [names.index(name) if flag else 0 for name, flag in zip(labels, use, strict=False)]
-    axes = [params_axis(path) if callable(params_axis) else params_axis for path in paths]
-    plan = _Layout(shared=use, seen=seen, group=index, num_groups=len(names), axes=axes)
-    return [leaf for _, leaf in items], structure, plan
-
-
-def _check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gram: Any) -> None:
-    for leaf in leaves:
-        if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
-            raise ValueError(f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}")
-    if losses is not None and jnp.shape(losses) != (num_tasks,):
-        raise ValueError(f"losses must have shape ({num_tasks},), not {jnp.shape(losses)}")
-    if getattr(method, "on_representation", False) and gram is None:
-        raise ValueError(
-            "mgda_ub needs the Gram matrix of the shared representation's gradients: call "
-            "tx.update(task_grads, state, gram=gram_matrix(representation_grads))"
-        )
-
-
-def _drop_absent(leaves: list[Array], losses: Array | None, mask: Array | None) -> tuple[list[Array], Array | None]:
-    """Zeroes whatever stands in the rows of absent tasks, which may be NaN."""
-    losses = None if losses is None else lax.stop_gradient(jnp.asarray(losses, default_float()))
-    if mask is None:
-        return leaves, losses
-    here = presence(mask.shape[0], mask) > 0
-    rows = [jnp.where(here.reshape((-1,) + (1,) * (g.ndim - 1)), g, 0) for g in leaves]
-    return rows, None if losses is None else jnp.where(here, losses, 1)
 
 
 def _finite(gram: Array, mask: Array | None) -> tuple[Array, Array | None, Array]:
@@ -211,7 +151,16 @@ def _leaf_grams(leaves: list[Array], axes: list[Any]) -> list[Array]:
     return [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, axes, strict=False)]
 
 
-def _group_grams(leaves: list[Array], plan: _Layout) -> tuple[Array, Array]:
+class _MeshGram(NamedTuple):
+    """What a `Transform` sees of the mesh: the Gram of its leaves, and the axis over which each is sharded."""
+
+    axes: list[Any]
+
+    def __call__(self, task_grads: list[Array]) -> Array:
+        return grams.sum_parts(_leaf_grams(task_grads, self.axes))
+
+
+def _group_grams(leaves: list[Array], plan: Layout) -> tuple[Array, Array]:
     """Gram over all shared leaves [T, T], and the one that each group's method sees [K, T, T]."""
     picked = [n for n, flag in enumerate(plan.shared) if flag]
     parts = _leaf_grams([leaves[n] for n in picked], [plan.axes[n] for n in picked])
@@ -224,7 +173,7 @@ def _group_grams(leaves: list[Array], plan: _Layout) -> tuple[Array, Array]:
 
 
 def _weighting_step(
-    method: Weighting, leaves: list[Array], state: AggregateState, plan: _Layout,
+    method: Weighting, leaves: list[Array], state: AggregateState, plan: Layout,
     losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
     """Gram, then T×T work, then one weighted sum."""
@@ -263,7 +212,7 @@ def _weighting_step(
 
 
 def _transform_step(
-    method: Transform, leaves: list[Array], state: AggregateState, plan: _Layout,
+    method: Transform, leaves: list[Array], state: AggregateState, plan: Layout,
     losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
     """Lets the method rewrite the shared gradients, then takes the weighted sum."""
@@ -272,17 +221,17 @@ def _transform_step(
     axes = [plan.axes[n] for n in picked]
     mine = [leaves[n] for n in picked]
 
-    def gram_of(task_grads: list[Array]) -> Array:
-        return grams.sum_parts(_leaf_grams(task_grads, axes))
-
+    gram_of = _MeshGram(axes)
     options = {} if mask is None else {"mask": mask}
     changed, weights, inner = method.update(mine, state.inner, gram_of, losses=losses, **options)
     inner = jax.tree.map(_like, inner, state.inner)
     weights = weights.astype(state.weights.dtype)
     ones = presence(state.weights.shape[0], mask)
-    summed = [grams.weighted_sum(ones, g) for g in leaves]
-    for n, g in zip(picked, changed, strict=False):
-        summed[n] = grams.weighted_sum(weights, g).astype(leaves[n].dtype)
+    changes = dict(zip(picked, changed, strict=True))
+    summed = [
+        grams.fused_sum(weights, changes[n]).astype(g.dtype) if n in changes else grams.weighted_sum(ones, g)
+        for n, g in enumerate(leaves)
+    ]
     every = gram_of(mine) if track_gram else jnp.zeros_like(state.gram)
     return summed, _advance(state, inner, every, weights[None])
 

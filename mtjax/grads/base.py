@@ -38,6 +38,8 @@ class Weighting(NamedTuple):
       every: recompute the weights on one call in `every`; set by `every_k`, carried out by
         `aggregate`.
       on_representation: the Gram must come from the gradient of a shared representation (MGDA-UB).
+      residual: optional `(gram, weights, *, losses=None, mask=None) -> []`, for methods with a solver: how far the
+        weights are from the method's equations (see `mtjax.grads.residual`).
     """
 
     init: Callable[[int], State]
@@ -47,6 +49,7 @@ class Weighting(NamedTuple):
     needs_gram: bool = True
     every: int = 1
     on_representation: bool = False
+    residual: Callable[..., Array] | None = None
 
 
 class Transform(NamedTuple):
@@ -57,8 +60,8 @@ class Transform(NamedTuple):
       update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T],
         state)`. `task_grads` is
         a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T] (and sums over
-        the mesh where the parameters are sharded). The direction is the weighted sum of the
-        returned gradients.
+        the mesh where the parameters are sharded; `gram.axes` names the mesh axis of each leaf, or
+        None). The direction is the weighted sum of the returned gradients.
     """
 
     init: Callable[[int, list[Array]], State]
@@ -89,6 +92,29 @@ def uniform(num_tasks: int, mask: Array | None, dtype: Any = None) -> Array:
     """1/T for every present task, 0 for the others [T]."""
     here = presence(num_tasks, mask, dtype)
     return here / jnp.maximum(jnp.sum(here), 1)
+
+
+def restrict(weights: Array, here: Array) -> tuple[Array, Array]:
+    """The point of the simplex of the present tasks that is proportional to `weights` [T], and their mass [].
+
+    Methods whose state is a point of the simplex compute on the restriction and put it back times
+    its mass, so that the absent tasks keep their share. Only proportions matter.
+    """
+    count = jnp.maximum(jnp.sum(here), 1)
+    total = jnp.sum(weights * here)
+    inside = jnp.where(total > 0, weights * here / jnp.where(total > 0, total, 1), here / count)
+    return inside, jnp.where(total > 0, total, count / here.shape[0])
+
+
+def keep_absent(new: State, old: State, here: Array) -> State:
+    """`new`, with the entries of absent tasks taken from `old`, in every leaf [T, ...] of a state."""
+
+    def keep(a: Array, b: Array) -> Array:
+        if jnp.ndim(a) < 1 or jnp.shape(a)[0] != here.shape[0]:
+            return a
+        return jnp.where(here.reshape((-1,) + (1,) * (jnp.ndim(a) - 1)) > 0, a, b)
+
+    return jax.tree.map(keep, new, old)
 
 
 def safe_divide(a: Array, b: Array) -> Array:

@@ -18,6 +18,7 @@ from mtjax.grads.base import (
     norms,
     positive,
     presence,
+    uniform,
 )
 from mtjax.grads.gram import accumulator
 
@@ -40,7 +41,7 @@ def every_k(method: Weighting, k: int) -> Weighting:
 
 
 class SmoothState(NamedTuple):
-    """Smoothed weights [T], whether there are any, and the wrapped method's state."""
+    """Smoothed weights [T], which tasks have any [T], and the wrapped method's state."""
 
     weights: Array
     started: Array
@@ -56,9 +57,11 @@ def cr_mogm(method: Weighting, alpha: float = 0.9) -> Weighting:
 
     Properties: permutation equivariant where the method is; may conflict. Cost: the method's.
 
+    Use when: gradients are noisy, and a method's weights jump from call to call.
+
     Args:
       method: a `Weighting`, such as `mgda()`.
-      alpha: smoothing.
+      alpha: smoothing; the paper's theory lets it rise to 1 as the learning rate falls.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,20 +76,22 @@ def cr_mogm(method: Weighting, alpha: float = 0.9) -> Weighting:
 
     def init(num_tasks: int) -> SmoothState:
         weights = jnp.full(num_tasks, 1 / num_tasks, default_float())
-        return SmoothState(weights, jnp.array(False), method.init(num_tasks))
+        return SmoothState(weights, jnp.zeros(num_tasks, bool), method.init(num_tasks))
 
     def update(gram, state, *, losses=None, mask=None):
         options = {} if mask is None else {"mask": mask}
         fresh, inner = method.update(gram, state.inner, losses=losses, **options)
         here = presence(gram.shape[-1], mask, gram.dtype)
-        mixed = alpha * state.weights + (1 - alpha) * fresh
+        before = jnp.where(state.started, state.weights, uniform(gram.shape[-1], mask, gram.dtype))
+        mixed = alpha * before + (1 - alpha) * fresh
         weights = jnp.where(here > 0, mixed, state.weights).astype(state.weights.dtype)
-        return weights * here, SmoothState(weights, jnp.array(True), inner)
+        return weights * here, SmoothState(weights, state.started | (here > 0), inner)
 
     def observe(losses_after: Array, state: SmoothState) -> SmoothState:
         return state._replace(inner=method.observe(losses_after, state.inner))
 
-    return method._replace(init=init, update=update, observe=observe if method.observe is not None else None)
+    watches = observe if method.observe is not None else None
+    return method._replace(init=init, update=update, observe=watches, residual=None)
 
 
 def normalize(method: Method, by: str = "norm") -> Method:
@@ -129,7 +134,7 @@ def normalize(method: Method, by: str = "norm") -> Method:
 
     if isinstance(method, Transform):
         return Transform(method.init, of_transform)
-    return method._replace(update=of_weighting, needs_gram=method.needs_gram or by == "norm")
+    return method._replace(update=of_weighting, needs_gram=method.needs_gram or by == "norm", residual=None)
 
 
 class AccumulateState(NamedTuple):

@@ -12,6 +12,7 @@ from mtjax.grads.base import (
     State,
     Weighting,
     default_float,
+    keep_absent,
     need_losses,
     positive,
     presence,
@@ -43,7 +44,7 @@ def _learned(name: str, optimizer, gradient, weight) -> Weighting:
         slope = here * jnp.clip(gradient(state.scales, losses), -1e6, 1e6)
         step, inner = optimizer.update(slope, state.optimizer, state.scales)
         scales = jnp.clip(optax.apply_updates(state.scales, step), -_LIMIT, _LIMIT)
-        return weight(state.scales) * here, LearnedScale(scales, inner)
+        return weight(state.scales) * here, keep_absent(LearnedScale(scales, inner), state, here)
 
     return Weighting(init, update, needs_gram=False)
 
@@ -108,11 +109,14 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
 
 
 class AveragesState(NamedTuple):
-    """Sum of the current window's losses [T], the averages of the last two windows [T], and calls."""
+    """For each task [T]: the current window's sum of losses and its calls, the averages of the last two
+    windows, and how many windows are over; and the calls so far []."""
 
     total: Array
+    calls: Array
     last: Array
     before: Array
+    windows: Array
     count: Array
 
 
@@ -120,10 +124,12 @@ def dwa(temperature: float = 2.0, window: int = 1) -> Weighting:
     """Dynamic weight average (Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704, equation 7).
 
     r_i = L_i(t−1)/L_i(t−2), with L_i(t) the average loss of epoch t; w = T softmax(r/temperature);
-    w = 1 in the first two epochs.
+    r = 1 in the first two epochs.
 
     Properties: permutation equivariant; invariant to the scale of each loss; may conflict. Cost:
     O(T), no Gram. Losses must be positive; others count as 1e-8.
+
+    Use when: supervised losses fall at unlike rates, and gradients are too dear to look at.
 
     Args:
       temperature: larger is more even; the paper uses 2.
@@ -142,22 +148,26 @@ def dwa(temperature: float = 2.0, window: int = 1) -> Weighting:
 
     def init(num_tasks: int) -> AveragesState:
         zero = jnp.zeros(num_tasks, default_float())
-        return AveragesState(zero, zero + 1, zero + 1, jnp.zeros((), jnp.int32))
+        none = jnp.zeros(num_tasks, jnp.int32)
+        return AveragesState(zero, none, zero + 1, zero + 1, none, jnp.zeros((), jnp.int32))
 
     def update(gram, state, *, losses=None, mask=None):
         losses = positive(need_losses("dwa", losses)).astype(state.total.dtype)
         here = presence(losses.shape[0], mask)
-        rate = jnp.minimum(state.last / state.before, 1e6)
-        early = state.count < 2 * window
-        weights = jax.nn.softmax(jnp.where(early, 0, rate) / temperature) * losses.shape[0]
-        count = state.count + 1
-        total = state.total + losses / window
-        over = count % window == 0
+        rate = jnp.where(state.windows < 2, 1, jnp.minimum(state.last / state.before, 1e6))
+        logits = jnp.where(here > 0, rate / temperature, -jnp.inf)
+        weights = jnp.sum(here) * jax.nn.softmax(logits)
+        total, calls = state.total + here * losses, state.calls + (here > 0)
+        average = jnp.minimum(total / jnp.maximum(calls, 1), 1e15)
+        over = (state.count + 1) % window == 0
+        heard = over & (calls > 0)  # a task that was absent all along keeps its averages
         new = AveragesState(
-            jnp.where(over, 0, total),
-            jnp.where(over, jnp.minimum(total, 1e15), state.last),
-            jnp.where(over, state.last, state.before),
-            count,
+            total=jnp.where(over, 0, total),
+            calls=jnp.where(over, 0, calls),
+            last=jnp.where(heard, average, state.last),
+            before=jnp.where(heard, state.last, state.before),
+            windows=state.windows + heard,
+            count=state.count + 1,
         )
         return weights * here, new
 
@@ -165,7 +175,7 @@ def dwa(temperature: float = 2.0, window: int = 1) -> Weighting:
 
 
 def rlw(distribution: str = "normal") -> Weighting:
-    """Random loss weighting (Lin et al., TMLR 2022, arXiv 2111.10603).
+    """Random loss weighting (Lin et al., TMLR 2022, arXiv 2111.10603, Algorithm 2).
 
     Fresh weights at every call: softmax of standard normals, or a flat Dirichlet.
 
@@ -231,7 +241,7 @@ def stch(
     preference: Sequence[float] | Array | None = None,
     ideal: Sequence[float] | Array | None = None,
 ) -> Weighting:
-    """Smooth Tchebycheff scalarisation (Lin et al., ICML 2024, arXiv 2402.19078, equation 6).
+    """Smooth Tchebycheff scalarisation (Lin et al., ICML 2024, arXiv 2402.19078, g^(STCH)_μ).
 
     Minimises μ log Σ exp(λ_i (L_i − z_i)/μ); its gradient has weights λ_i softmax(λ (L − z)/μ)_i.
     μ → 0 is the worst task alone.

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax.grads.base import Array, State, Weighting, default_float, need_losses, positive, presence
+from mtjax.grads.base import (
+    Array,
+    State,
+    Weighting,
+    default_float,
+    keep_absent,
+    need_losses,
+    positive,
+    presence,
+)
 
 
 class FamoState(NamedTuple):
@@ -18,7 +27,7 @@ class FamoState(NamedTuple):
     optimizer: State
 
 
-def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0.01) -> Weighting:
+def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0.001) -> Weighting:
     """FAMO (Liu et al., NeurIPS 2023, arXiv 2306.03792, Algorithm 1).
 
     z = softmax(ξ) and w_i = c z_i/L_i with c = (Σ z_i/L_i)⁻¹: the gradient of Σ z_i log L_i, scaled.
@@ -34,7 +43,7 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0
 
     Args:
       optimizer: for ξ; default SGD with rate 0.025, as printed (the authors' code uses Adam).
-      gamma: decay of ξ.
+      gamma: decay of ξ; 0.001 in the paper (the authors' code: 0.01 as Adam's weight decay).
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,9 +72,11 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0
         after = positive(losses_after).astype(state.logits.dtype)
         after = jnp.where(state.present > 0, after, state.losses)
         progress = jnp.log(state.losses) - jnp.log(after)
-        z = jax.nn.softmax(state.logits)
+        z = jax.nn.softmax(jnp.where(state.present > 0, state.logits, -jnp.inf))
+        z = jnp.where(state.present > 0, z, 0)
         slope = z * (progress - jnp.dot(z, progress)) + gamma * state.logits
         step, inner = optimizer.update(slope, state.optimizer, state.logits)
-        return state._replace(logits=optax.apply_updates(state.logits, step), optimizer=inner)
+        new = state._replace(logits=optax.apply_updates(state.logits, step), optimizer=inner)
+        return keep_absent(new, state, state.present)
 
     return Weighting(init, update, observe=observe, needs_gram=False)

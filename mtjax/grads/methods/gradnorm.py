@@ -12,6 +12,7 @@ from mtjax.grads.base import (
     State,
     Weighting,
     default_float,
+    keep_absent,
     need_losses,
     norms,
     positive,
@@ -94,9 +95,9 @@ def gradnorm(
         target, norm = target_norms(state.weights, norms(gram), losses / initial, alpha, here)
         gradient = here * norm * jnp.sign(state.weights * norm - target)
         step, inner = optimizer.update(gradient, state.optimizer, state.weights)
-        moved = jnp.where(here > 0, optax.apply_updates(state.weights, step), state.weights)
-        new = GradNormState(renormalise(moved), initial, state.started | (here > 0), inner)
-        return state.weights * here, new
+        moved = renormalise(optax.apply_updates(state.weights, step), state.weights, here)
+        new = GradNormState(moved, initial, state.started | (here > 0), inner)
+        return state.weights * here, keep_absent(new, state, here)
 
     return Weighting(init, update, leaves=leaves)
 
@@ -112,7 +113,11 @@ def target_norms(weights: Array, norm: Array, ratios: Array, alpha: float, here:
     return average * jnp.minimum(rates**alpha, big), norm
 
 
-def renormalise(weights: Array, floor: float = 1e-4) -> Array:
-    """Weights clamped above 0, then scaled to sum to T [T]."""
+def renormalise(weights: Array, before: Array, here: Array, floor: float = 1e-4) -> Array:
+    """Weights [T] clamped above 0, then scaled so that the present tasks keep their sum; all sum to T.
+
+    T less the absent tasks' weights, not the present ones' own sum, which rounding would let drift.
+    """
     weights = jnp.maximum(weights, floor)
-    return weights * (weights.shape[0] / jnp.sum(weights))
+    sum_to = weights.shape[0] - jnp.sum((1 - here) * before)
+    return weights * (sum_to / jnp.maximum(jnp.sum(here * weights), floor))

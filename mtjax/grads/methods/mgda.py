@@ -6,13 +6,15 @@ from mtjax.grads.base import (
     Array,
     State,
     Weighting,
+    cosines,
     need_losses,
     norms,
     positive,
     presence,
+    safe_divide,
     stateless,
 )
-from mtjax.grads.solvers import simplex_newton
+from mtjax.grads.solvers.simplex import simplex_newton
 
 
 def mgda(normalize: str | None = None) -> Weighting:
@@ -41,7 +43,7 @@ def mgda(normalize: str | None = None) -> Weighting:
     if normalize not in (None, "l2", "loss", "loss+"):
         raise ValueError(f'normalize must be None, "l2", "loss" or "loss+", not {normalize!r}')
 
-    def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
+    def divided(gram: Array, losses: Array | None) -> Array:
         scale = jnp.ones(gram.shape[-1], gram.dtype)
         if normalize in ("loss", "loss+"):
             losses = need_losses(f"mgda(normalize={normalize!r})", losses)
@@ -49,10 +51,15 @@ def mgda(normalize: str | None = None) -> Weighting:
         if normalize in ("l2", "loss+"):
             norm = norms(gram)
             scale = scale * jnp.where(norm > 0, norm, 1)
-        scaled = gram / scale[:, None] / scale[None, :]
-        return min_norm(scaled, presence(gram.shape[-1], mask, gram.dtype)), state
+        return gram / scale[:, None] / scale[None, :]
 
-    return Weighting(stateless, update)
+    def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
+        return min_norm(divided(gram, losses), presence(gram.shape[-1], mask, gram.dtype)), state
+
+    def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
+        return duality_gap(divided(gram, losses), weights, presence(gram.shape[-1], mask, gram.dtype))
+
+    return Weighting(stateless, update, residual=residual)
 
 
 def mgda_ub(normalize: str | None = None) -> Weighting:
@@ -63,7 +70,12 @@ def mgda_ub(normalize: str | None = None) -> Weighting:
     the Gram of ∂L_i/∂Z, then differentiate Σ_i w_i L_i. Inside `aggregate`, pass that Gram:
     `tx.update(task_grads, state, gram=gram_matrix(representation_grads))`.
 
-    Properties: those of `mgda`, where ∂Z/∂θ has full row rank. Arguments: as `mgda`.
+    Properties: those of `mgda`, where ∂Z/∂θ has full row rank. Cost: as `mgda`, on [T, T] only.
+
+    Use when: one encoder feeds all tasks, and T backward passes through it are too dear.
+
+    Args:
+      normalize: as for `mgda`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,3 +103,12 @@ def min_norm(gram: Array, here: Array) -> Array:
     weights = simplex_newton(lambda w, mu: (gram @ w, gram), start) * here
     total = jnp.sum(weights)
     return weights / jnp.where(total > 0, total, 1)
+
+
+def duality_gap(gram: Array, weights: Array, here: Array) -> Array:
+    """wᵀGw − min_i (Gw)_i over the tasks present, relative to wᵀ diag(G) w: 0 at the minimum []."""
+    norm = norms(gram) * here
+    scaled = weights * norm
+    image = norm * (cosines(gram) @ scaled)
+    gap = jnp.dot(weights, image) - jnp.min(jnp.where(here > 0, image, jnp.inf))
+    return safe_divide(jnp.maximum(gap, 0), jnp.dot(scaled, scaled))

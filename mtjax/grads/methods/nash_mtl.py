@@ -3,11 +3,11 @@
 import jax.numpy as jnp
 
 from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, stateless
-from mtjax.grads.solvers import power_newton
+from mtjax.grads.solvers.bargaining import power_newton
 
 
 def nash_mtl(max_norm: float | None = None) -> Weighting:
-    """Nash-MTL (Navon et al., ICML 2022, arXiv 2202.01017, equation 3).
+    """Nash-MTL (Navon et al., ICML 2022, arXiv 2202.01017, Claim 3.1 and Algorithm 1).
 
     The Nash bargaining solution: α > 0 with α∘(Gα) = 1, the stationarity of the strictly convex
     ½αᵀGα − Σ log α, so damped Newton in cosine space replaces the paper's convex-concave loop. Each
@@ -21,8 +21,9 @@ def nash_mtl(max_norm: float | None = None) -> Weighting:
     Use when: losses have unlike scales and every task matters.
 
     Args:
-      max_norm: the most ‖Jᵀα‖ may be; the published runs use 1. None is the algorithm as printed.
-        (For the published update_weights_every, wrap in `every_k`.)
+      max_norm: the most ‖Jᵀα‖ may be; the authors' code clips to 1. None is the algorithm as printed.
+        (For its update_weights_every, wrap in `every_k`. That code also solves for the Gram divided
+        by its norm and keeps the solution's scale: another constant in the learning rate.)
 
     Example:
       >>> import jax.numpy as jnp
@@ -36,11 +37,11 @@ def nash_mtl(max_norm: float | None = None) -> Weighting:
         here = presence(gram.shape[-1], mask, gram.dtype)
         return _clip(gram, alpha_fair(gram, 1.0, here), max_norm), state
 
-    return Weighting(stateless, update)
+    return Weighting(stateless, update, residual=_residual(1.0, max_norm))
 
 
 def fairgrad(alpha: float = 1.0, max_norm: float | None = None) -> Weighting:
-    """FairGrad (Ban and Ji, ICML 2024, arXiv 2402.15638, equation 5).
+    """FairGrad (Ban and Ji, ICML 2024, arXiv 2402.15638, equation 4 and Algorithm 1).
 
     α-fair utility of the tasks' rates: G w = w^(−1/α), w > 0. α → 0 is the sum, 1 is proportional
     fairness (Nash-MTL), 2 minimises potential delay, α → ∞ is max-min. Newton as in `nash_mtl`.
@@ -51,7 +52,7 @@ def fairgrad(alpha: float = 1.0, max_norm: float | None = None) -> Weighting:
     Use when: as `nash_mtl`, with a dial between efficiency and fairness.
 
     Args:
-      alpha: fairness; the paper's default in its code is 1 (2 in some experiments).
+      alpha: fairness; 1 is the default of the authors' code (the paper tunes it).
       max_norm: the most ‖Jᵀw‖ may be; None is the algorithm as printed.
 
     Example:
@@ -68,7 +69,7 @@ def fairgrad(alpha: float = 1.0, max_norm: float | None = None) -> Weighting:
         here = presence(gram.shape[-1], mask, gram.dtype)
         return _clip(gram, alpha_fair(gram, 1.0 / alpha, here), max_norm), state
 
-    return Weighting(stateless, update)
+    return Weighting(stateless, update, residual=_residual(alpha, max_norm))
 
 
 def alpha_fair(gram: Array, power: float, here: Array) -> Array:
@@ -87,6 +88,20 @@ def alpha_fair(gram: Array, power: float, here: Array) -> Array:
     scale = jnp.clip(relative ** (power - 1), 1e-12, 1e12)
     unit = power_newton(cosine, scale, power)
     return here * unit / relative * jnp.exp(-2 * centre / (1 + power))
+
+
+def _residual(alpha: float, max_norm: float | None):
+    """max |w_i (Gw)_i^α − 1| over the tasks with a gradient; of the rates over their mean where a clip may act."""
+
+    def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
+        norm = norms(gram)
+        here = (presence(gram.shape[-1], mask, gram.dtype) > 0) & (norm > 0)
+        image = norm * (cosines(gram) @ (weights * norm))
+        rates = jnp.where(here, weights * jnp.maximum(image, 0) ** alpha, 0)
+        level = 1.0 if max_norm is None else jnp.sum(rates) / jnp.maximum(jnp.sum(here), 1)
+        return jnp.max(jnp.where(here, jnp.abs(rates / jnp.where(level == 0, 1, level) - 1), 0))
+
+    return residual
 
 
 def _clip(gram: Array, weights: Array, max_norm: float | None) -> Array:

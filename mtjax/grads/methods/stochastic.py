@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Weighting, default_float, presence, uniform
-from mtjax.grads.solvers import project_simplex
+from mtjax.grads.base import Array, Weighting, default_float, presence, restrict, uniform
+from mtjax.grads.solvers.simplex import project_simplex
 
 
 def _start(num_tasks: int) -> Array:
     return jnp.full(num_tasks, 1 / num_tasks, default_float())
 
 
-def _onto_simplex(w: Array, here: Array) -> Array:
+def onto_simplex(w: Array, here: Array) -> Array:
     """Projection on the simplex of the tasks present."""
     return project_simplex(jnp.where(here > 0, w, -jnp.inf)) * here
 
@@ -20,9 +20,11 @@ def sdmgrad(lam: float = 0.3, step_size: float = 0.1, steps: int = 20) -> Weight
     """SDMGrad (Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409, Algorithm 1).
 
     Steps w ← Π(w − β (Gw + λ G w₀)) on the simplex, w₀ = 1/T, warm-started from the last call; the
-    direction is J ᵀ(w + λ w₀): between MGDA (λ = 0) and the mean (λ → ∞). The paper's estimate is
+    direction is Jᵀ(w + λ w₀): between MGDA (λ = 0) and the mean (λ → ∞). The paper's estimate is
     unbiased with three independent samples: pass the cross Gram of two of them,
-    `tx.update(task_grads, state, gram=gram_matrix(grads_1, grads_2))`.
+    `tx.update(task_grads, state, gram=gram_matrix(grads_1, grads_2))`. (The authors' code divides
+    the Gram by the mean gradient norm's square, takes β = 10 with momentum 0.5 and divides the
+    direction by 1 + λ; here the algorithm is as printed. `normalize` scales gradients first.)
 
     Properties: permutation equivariant; not homogeneous (the step size has a scale). Cost:
     `steps` products [T, T]·[T].
@@ -30,9 +32,9 @@ def sdmgrad(lam: float = 0.3, step_size: float = 0.1, steps: int = 20) -> Weight
     Use when: gradients are noisy, and MGDA's exact minimum would follow the noise.
 
     Args:
-      lam: λ, the pull to the mean.
+      lam: λ, the pull to the mean; 0.3 in the authors' experiments.
       step_size: β; to converge it must be below 2 over the largest eigenvalue of G.
-      steps: S, inner steps a call.
+      steps: S, inner steps a call; 20 in the authors' code.
 
     Example:
       >>> import jax.numpy as jnp
@@ -46,18 +48,21 @@ def sdmgrad(lam: float = 0.3, step_size: float = 0.1, steps: int = 20) -> Weight
     def update(gram: Array, state: Array, *, losses=None, mask=None) -> tuple[Array, Array]:
         here = presence(gram.shape[-1], mask, gram.dtype)
         goal = lam * uniform(gram.shape[-1], mask, gram.dtype)
-        step = lambda _, w: _onto_simplex(w - step_size * (gram @ (w + goal)), here)  # noqa: E731
-        w = lax.fori_loop(0, steps, step, _onto_simplex(state, here))
-        return w + goal, w
+        start, mass = restrict(state, here)
+        step = lambda _, w: onto_simplex(w - step_size * (gram @ (w + goal)), here)  # noqa: E731
+        w = lax.fori_loop(0, steps, step, start)
+        return w + goal, jnp.where(here > 0, mass * w, state)
 
     return Weighting(_start, update)
 
 
 def modo(step_size: float = 0.1, rho: float = 0.0) -> Weighting:
-    """MoDo (Chen et al., NeurIPS 2023, "Three-way trade-off in multi-objective learning", Alg. 2).
+    """MoDo (Chen, Fernando, Ying and Chen, "Three-way trade-off in multi-objective learning", NeurIPS
+    2023 and JMLR 25, 2024, equations 2.9a and 2.9b of the latter).
 
     One step λ ← Π(λ − γ (J₁J₂ᵀ λ + ρλ)) a call, on the simplex, with two independent samples (pass
-    their cross Gram as `gram=gram_matrix(grads_1, grads_2)`); the direction is Jᵀλ.
+    their cross Gram as `gram=gram_matrix(grads_1, grads_2)`); the direction is Jᵀλ, with λ already
+    updated.
 
     Properties: permutation equivariant; not homogeneous. Cost: one product [T, T]·[T].
 
@@ -65,7 +70,7 @@ def modo(step_size: float = 0.1, rho: float = 0.0) -> Weighting:
 
     Args:
       step_size: γ; to converge it must be below 2 over the largest eigenvalue of G.
-      rho: ρ, regularisation.
+      rho: ρ, regularisation; 0 as in NeurIPS, 0.1 in the authors' code.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,8 +83,8 @@ def modo(step_size: float = 0.1, rho: float = 0.0) -> Weighting:
 
     def update(gram: Array, state: Array, *, losses=None, mask=None) -> tuple[Array, Array]:
         here = presence(gram.shape[-1], mask, gram.dtype)
-        moved = state - step_size * (gram @ (state * here) + rho * state)
-        w = _onto_simplex(moved, here)
-        return w, jnp.where(here > 0, w, state)
+        start, mass = restrict(state, here)
+        w = onto_simplex(start - step_size * (gram @ start + rho * start), here)
+        return w, jnp.where(here > 0, mass * w, state)
 
     return Weighting(_start, update)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from mtjax.grads.base import (
@@ -12,10 +13,11 @@ from mtjax.grads.base import (
     norms,
     positive,
     presence,
+    restrict,
     safe_divide,
 )
 from mtjax.grads.gram import accumulator
-from mtjax.grads.solvers import project_simplex
+from mtjax.grads.methods.stochastic import onto_simplex
 
 
 class TrackedState(NamedTuple):
@@ -43,10 +45,11 @@ def _bounded(y: Array) -> Array:
 
 
 def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
-    """MoCo (Fernando et al., ICLR 2023, "Mitigating gradient bias in multi-objective learning").
+    """MoCo (Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1).
 
-    Tracked gradients y_i ← y_i − β (y_i − g_i); one projected step on the simplex,
-    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ.
+    Tracked gradients y_i ← y_i − β (y_i − g_i), from 0; one projected step on the simplex,
+    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ, of the new Y and λ as in the authors' code (which
+    has β = γ = ρ = 0.1; LibMTL's differs: a softmax for the projection, gradients scaled by L_i/‖g_i‖).
 
     Properties: permutation equivariant; has memory, so may conflict with the present gradients.
     Cost: one Gram, and [T, P] of state.
@@ -75,18 +78,19 @@ def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
         tracked = [
             y + beta * _rows(here, y) * (g.astype(y.dtype) - y) for y, g in zip(state.tracked, task_grads, strict=True)
         ]
-        matrix = gram(tracked) + rho * jnp.eye(here.shape[0], dtype=here.dtype)
-        weights = project_simplex(state.weights - gamma * (matrix @ state.weights))
-        return tracked, weights * here, TrackedState(tracked, weights, state.count + 1)
+        start, mass = restrict(state.weights, here)
+        weights = onto_simplex(start - gamma * (gram(tracked) @ start + rho * start), here)
+        kept = jnp.where(here > 0, mass * weights, state.weights)
+        return tracked, weights, TrackedState(tracked, kept, state.count + 1)
 
     return Transform(init, update)
 
 
-def db_mtl(beta: float = 0.9, beta_decay: float = 0.5) -> Transform:
-    """DB-MTL (Lin et al., 2023, arXiv 2308.12029, Algorithm 1).
+def db_mtl(beta: float = 0.9, beta_decay: float = 0.0) -> Transform:
+    """DB-MTL (Lin et al., 2023, arXiv 2308.12029, Algorithm 1; defaults of the authors' LibMTL).
 
     Balances losses by log L_i, whose gradient is g_i/L_i; tracks ĝ_i ← β_k ĝ_i + (1−β_k) g_i/L_i
-    with β_k = β/k^`beta_decay`; and scales every task to the largest norm:
+    from 0, with β_k = β/k^`beta_decay`; and scales every task to the largest norm:
     d = max_j ‖ĝ_j‖ Σ_i ĝ_i/‖ĝ_i‖.
 
     Properties: permutation equivariant; invariant to the scale of each task's loss (until the
@@ -96,8 +100,8 @@ def db_mtl(beta: float = 0.9, beta_decay: float = 0.5) -> Transform:
     Use when: supervised losses of unlike scale.
 
     Args:
-      beta: the first forgetting rate.
-      beta_decay: exponent of its decay with the calls k = 1, 2, ….
+      beta: forgetting rate; tuned in steps of 0.1 in the paper.
+      beta_decay: exponent of its decay with the calls k = 1, 2, …; 0 is constant, 0.5 the other choice.
 
     Example:
       >>> import jax.numpy as jnp
@@ -134,20 +138,20 @@ def _squares(leaves: list[Array], gram) -> Array:
     return jnp.diagonal(gram(leaves))
 
 
-def excess_mtl(step_size: float = 1.0, relative: bool = True) -> Transform:
-    """ExcessMTL (He et al., ICML 2024, arXiv 2402.02009, Algorithm 1).
+def excess_mtl(step_size: float = 0.01, relative: bool = True) -> Transform:
+    """ExcessMTL (He et al., ICML 2024, arXiv 2402.02009, equations 6, 7 and 9).
 
     Excess risk of task i by a second-order estimate with a diagonal, Adagrad-like curvature,
     E_i = g_iᵀ diag(Σ_t g_i²)^(−½) g_i; weights follow multiplicatively, w_i ∝ w_i exp(η E_i), on the
-    simplex; the direction is Jᵀw.
+    simplex, from 1/T; the direction is Jᵀw. (The authors' code scales the weights to sum to T.)
 
     Properties: permutation equivariant; may conflict. Cost: O(TP), no Gram, and [T, P] of state.
 
     Use when: label noise differs between tasks, so that large losses mislead.
 
     Args:
-      step_size: η.
-      relative: divide E_i by its first value, the paper's scale processing.
+      step_size: η; 0.01 in the authors' code.
+      relative: divide E_i by its first value, the scale processing of section 3.2.
 
     Example:
       >>> import jax.numpy as jnp
@@ -163,8 +167,9 @@ def excess_mtl(step_size: float = 1.0, relative: bool = True) -> Transform:
         return state, jnp.zeros(num_tasks, default_float())
 
     def update(task_grads, state, gram, *, losses=None, mask=None):
-        (sums, weights, count), first = state
-        here = presence(weights.shape[0], mask)
+        (sums, kept, count), first = state
+        here = presence(kept.shape[0], mask)
+        weights, mass = restrict(kept, here)
         big = jnp.finfo(here.dtype).max ** 0.25
         wide = [jnp.clip(g.astype(s.dtype), -big, big) for g, s in zip(task_grads, sums, strict=True)]
         sums = [jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)]
@@ -173,9 +178,9 @@ def excess_mtl(step_size: float = 1.0, relative: bool = True) -> Transform:
         excess = jnp.minimum(_squares(parts, gram).astype(here.dtype), big)
         first = jnp.where((first == 0) & (here > 0), excess, first)
         level = jnp.minimum(safe_divide(excess, first), big) if relative else excess
-        logits = jnp.log(weights) + step_size * here * level
-        new = jnp.exp(logits - jnp.max(logits))
-        new = jnp.maximum(new / jnp.sum(new), 1e-12)
-        return task_grads, new * here, (TrackedState(sums, new, count + 1), first)
+        logits = jnp.log(jnp.maximum(weights, 1e-12)) + step_size * level
+        new = jax.nn.softmax(jnp.where(here > 0, logits, -jnp.inf))
+        kept = jnp.where(here > 0, mass * jnp.maximum(new, 1e-12), kept)
+        return task_grads, new * here, (TrackedState(sums, kept, count + 1), first)
 
     return Transform(init, update)

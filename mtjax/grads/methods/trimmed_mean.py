@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, State, Transform, default_float
+from mtjax.grads.base import Array, State, Transform, default_float, presence, uniform
 from mtjax.grads.gram import accumulator
 
 
@@ -15,7 +15,10 @@ def trimmed_mean(trim: int = 1) -> Transform:
     what falls out is added, so nothing large is added and subtracted again.
 
     Properties: elementwise; permutation invariant; homogeneous; may conflict; robust to `trim`
-    outliers. Cost: O(T · trim · P), no sort, no Gram. It takes no mask.
+    outliers. Cost: O(T · trim · P), no sort, no Gram; with a mask, a sort of [T, P]. Of n present
+    tasks with n ≤ 2·trim the median is left.
+
+    Use when: a few tasks' gradients may be corrupt.
 
     Args:
       trim: how many values to drop at each end; 2·trim < T.
@@ -37,14 +40,29 @@ def trimmed_mean(trim: int = 1) -> Transform:
         return ()
 
     def update(task_grads, state, gram, *, losses=None, mask=None):
-        if mask is not None:
-            raise ValueError("trimmed_mean takes no mask: the rank of an absent task is undefined")
         num_tasks = task_grads[0].shape[0]
-        # One row carries the mean; `aggregate` sums over the task axis, here of length 1.
-        middle = [_middle(g, trim)[None] for g in task_grads]
-        return middle, jnp.full(num_tasks, 1 / num_tasks, default_float()), state
+        weights = uniform(num_tasks, mask, default_float())
+        # One row carries the mean: `aggregate` sums it times every weight, and Σ w_i = 1.
+        if mask is None:
+            middle = [_middle(g, trim) for g in task_grads]
+        else:
+            middle = [_middle_of_present(g, trim, presence(num_tasks, mask)) for g in task_grads]
+        return [m[None] for m in middle], weights, state
 
     return Transform(init, update)
+
+
+def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
+    """The same of the rows that are present: sorted, the absent ones last."""
+    dtype = accumulator(g)
+    count = jnp.sum(here > 0)
+    shape = (-1,) + (1,) * (g.ndim - 1)
+    ordered = jnp.sort(jnp.where(here.reshape(shape) > 0, g.astype(dtype), jnp.inf), axis=0)
+    drop = jnp.minimum(trim, jnp.maximum(count - 1, 0) // 2)
+    rank = jnp.arange(g.shape[0])
+    kept = ((rank >= drop) & (rank < count - drop)).reshape(shape)
+    total = jnp.sum(jnp.where(kept, ordered, 0), axis=0)
+    return (total / jnp.maximum(count - 2 * drop, 1)).astype(g.dtype)
 
 
 def _middle(g: Array, trim: int) -> Array:

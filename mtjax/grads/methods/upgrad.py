@@ -2,12 +2,22 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, stateless, uniform
-from mtjax.grads.solvers import dual_cone
+from mtjax.grads.base import (
+    Array,
+    State,
+    Weighting,
+    cosines,
+    norms,
+    presence,
+    safe_divide,
+    stateless,
+    uniform,
+)
+from mtjax.grads.solvers.cone import dual_cone
 
 
 def upgrad(preference: Array | None = None) -> Weighting:
-    """UPGrad (Quinton and Rey, 2024, arXiv 2406.16232, section 3).
+    """UPGrad (Quinton and Rey, "Jacobian descent for multi-objective optimization", arXiv 2406.16232).
 
     Each p_i g_i is projected on the dual cone {d : Jd ≥ 0}, and the projections are summed: for
     each i, min vᵀGv subject to v ≥ p_i e_i, and w = Σ v.
@@ -31,13 +41,20 @@ def upgrad(preference: Array | None = None) -> Weighting:
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         pull = _preference(preference, gram, mask)
-        return _project(gram, jnp.diag(pull), mask), state
+        return jnp.sum(_project(gram, jnp.diag(pull), mask), axis=0), state
 
-    return Weighting(stateless, update)
+    def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
+        pulls = jnp.diag(_preference(preference, gram, mask))
+        apart = _project(gram, pulls, mask)  # the sum does not say how exact its terms are: solve again
+        norm = norms(gram)
+        far = jnp.max(jnp.abs(jnp.sum(apart, axis=0) - weights) * norm)
+        return jnp.maximum(_violation(gram, apart, pulls, mask), safe_divide(far, jnp.max(jnp.abs(pulls) @ norm)))
+
+    return Weighting(stateless, update, residual=residual)
 
 
 def dualproj(preference: Array | None = None) -> Weighting:
-    """DualProj (Lopez-Paz and Ranzato's GEM, arXiv 1706.08840; arXiv 2406.16232, section 4).
+    """DualProj (Lopez-Paz and Ranzato's GEM, NeurIPS 2017, arXiv 1706.08840, equation 11).
 
     The mean gradient, projected on the dual cone {d : Jd ≥ 0}: min vᵀGv subject to v ≥ p.
 
@@ -59,9 +76,12 @@ def dualproj(preference: Array | None = None) -> Weighting:
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         pull = _preference(preference, gram, mask)
-        return _project(gram, pull[None], mask), state
+        return _project(gram, pull[None], mask)[0], state
 
-    return Weighting(stateless, update)
+    def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
+        return _violation(gram, weights[None], _preference(preference, gram, mask)[None], mask)
+
+    return Weighting(stateless, update, residual=residual)
 
 
 def _preference(preference: Array | None, gram: Array, mask: Array | None) -> Array:
@@ -72,7 +92,7 @@ def _preference(preference: Array | None, gram: Array, mask: Array | None) -> Ar
 
 
 def _project(gram: Array, pulls: Array, mask: Array | None) -> Array:
-    """Σ over the rows of `pulls` [N, T] of their projections' weights [T], solved in cosine space."""
+    """Weights of the projection of each row of `pulls` [N, T], solved in cosine space [N, T]."""
     norm = norms(gram)
     here = presence(gram.shape[-1], mask, gram.dtype) * (norm > 0)
     both = here[:, None] * here[None, :]
@@ -80,6 +100,14 @@ def _project(gram: Array, pulls: Array, mask: Array | None) -> Array:
     top = jnp.max(norm)
     relative = jnp.where(here > 0, norm / jnp.where(top > 0, top, 1), 1)
     solution = dual_cone(cosine, pulls * here * relative) / relative
-    # Rounding must not take a weight below what the constraint v ≥ p says.
-    zero_gradients = jnp.sum(pulls, axis=0) * (1 - here)
-    return jnp.sum(jnp.maximum(solution, pulls), axis=0) * here + zero_gradients
+    # Rounding must not take a weight below what the constraint v ≥ p says; a zero gradient keeps its p.
+    return jnp.maximum(solution * here, pulls)
+
+
+def _violation(gram: Array, weights: Array, pulls: Array, mask: Array | None) -> Array:
+    """How far min vᵀGv over v ≥ p is from solved: the largest |min(v − p, Gv)|, in cosine space, over ‖p‖ []."""
+    norm = norms(gram)
+    here = (presence(gram.shape[-1], mask, gram.dtype) > 0) & (norm > 0)
+    slack, image = (weights - pulls) * norm, (weights * norm) @ cosines(gram)
+    wrong = jnp.where(here, jnp.abs(jnp.minimum(slack, image)), 0)
+    return safe_divide(jnp.max(wrong), jnp.max(jnp.abs(pulls) * norm))

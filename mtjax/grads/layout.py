@@ -1,0 +1,69 @@
+"""What the leaves of a gradient are for: shared or private, in which group, sharded over which axis."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mtjax.grads.base import Array, Method, default_float, presence
+
+
+class Layout(NamedTuple):
+    """How the flattened leaves are used; Python values only."""
+
+    shared: list[bool]
+    seen: list[bool]  # by the method's Gram (`Weighting.leaves`)
+    group: list[int]  # of each leaf; 0 for private ones
+    num_groups: int
+    axes: list[Any]  # mesh axis over which a leaf is sharded, or None
+
+
+def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any) -> tuple[list[Array], Any, Layout]:
+    """Flattens a tree and decides, from the paths, what each leaf is for."""
+    items, structure = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
+    if shared is None:
+        use = [True] * len(paths)
+    elif callable(shared):
+        use = [bool(shared(path)) for path in paths]
+    else:
+        use = [bool(flag) for flag in structure.flatten_up_to(shared)]
+    if not any(use):
+        raise ValueError(f"no leaf is shared; the paths are {paths}")
+    sees = getattr(method, "leaves", None) or (lambda path: True)
+    seen = [flag and bool(sees(path)) for flag, path in zip(use, paths, strict=False)]
+    if not any(seen):
+        raise ValueError(f"the method's `leaves` matches no shared leaf; the paths are {paths}")
+    naming = {"global": lambda path: "", "leaf": lambda path: path}.get(groups, groups)
+    if not callable(naming):
+        raise ValueError(f'groups must be "global", "leaf" or a function of the path, not {groups!r}')
+    labels = [naming(path) for path in paths]
+    names = list(dict.fromkeys(name for name, flag in zip(labels, use, strict=False) if flag))
+    index = [names.index(name) if flag else 0 for name, flag in zip(labels, use, strict=False)]
+    axes = [params_axis(path) if callable(params_axis) else params_axis for path in paths]
+    plan = Layout(shared=use, seen=seen, group=index, num_groups=len(names), axes=axes)
+    return [leaf for _, leaf in items], structure, plan
+
+
+def check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gram: Any) -> None:
+    for leaf in leaves:
+        if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
+            raise ValueError(f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}")
+    if losses is not None and jnp.shape(losses) != (num_tasks,):
+        raise ValueError(f"losses must have shape ({num_tasks},), not {jnp.shape(losses)}")
+    if getattr(method, "on_representation", False) and gram is None:
+        raise ValueError(
+            "mgda_ub needs the Gram matrix of the shared representation's gradients: call "
+            "tx.update(task_grads, state, gram=gram_matrix(representation_grads))"
+        )
+
+
+def drop_absent(leaves: list[Array], losses: Array | None, mask: Array | None) -> tuple[list[Array], Array | None]:
+    """Zeroes whatever stands in the rows of absent tasks, which may be NaN."""
+    losses = None if losses is None else lax.stop_gradient(jnp.asarray(losses, default_float()))
+    if mask is None:
+        return leaves, losses
+    here = presence(mask.shape[0], mask) > 0
+    rows = [jnp.where(here.reshape((-1,) + (1,) * (g.ndim - 1)), g, 0) for g in leaves]
+    return rows, None if losses is None else jnp.where(here, losses, 1)

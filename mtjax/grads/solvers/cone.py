@@ -1,0 +1,136 @@
+"""Projections on the dual cone of the gradients: UPGrad and DualProj."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_solve
+
+from mtjax.grads.base import Array
+from mtjax.grads.solvers.steps import cholesky, longest_step
+
+
+def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3) -> Array:
+    """Solves min vᵀCv subject to v ≥ l, for many l at once.
+
+    ADMM on s = v − l ≥ 0 with one shared inverse, (C + ρ)⁻¹, so a step is one matrix product for
+    all right-hand sides; then the active set is read off and solved exactly (`rounds` times),
+    which is kept where it lowers the residual ‖min(s, Cv)‖∞. What is still inexact (nearly
+    degenerate cones) goes to an interior point, one Cholesky for each l and step.
+
+    Args:
+      cosine: C [T, T], positive semi-definite with unit diagonal.
+      lower: l [N, T].
+
+    Returns:
+      v [N, T].
+    """
+    num_tasks = cosine.shape[0]
+    eye = jnp.eye(num_tasks, dtype=cosine.dtype)
+    epsilon = float(jnp.finfo(cosine.dtype).eps)
+    matrix = cosine + 16 * epsilon * eye
+    size = jnp.maximum(jnp.max(jnp.abs(lower), axis=1, keepdims=True), jnp.finfo(cosine.dtype).tiny)
+    lower = lower / size
+    linear = lower @ matrix
+
+    def residual(s: Array) -> Array:
+        return jnp.max(jnp.abs(jnp.minimum(s, s @ matrix + linear)), axis=1)
+
+    s = _admm(matrix, linear, residual, steps, 64 * epsilon)
+    s, worst = _polish(matrix, linear, residual, s, rounds)
+    s = _interior(matrix, linear, residual, s, worst, 64 * epsilon)
+    return (lower + s) * size
+
+
+def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], steps: int, tolerance: float) -> Array:
+    """Over-relaxed ADMM for min ½sᵀCs + qᵀs, s ≥ 0: rows of s [N, T]; ten steps per check."""
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+
+    def inverse(rho: Array) -> Array:
+        return cho_solve((cholesky(matrix + rho * eye), True), eye)
+
+    def inner(_: Array, carry: tuple) -> tuple:
+        z, u, gap, rho, solve = carry
+        x = (rho * (z - u) - linear) @ solve
+        mixed = 1.6 * x - 0.6 * z + u
+        new = jnp.maximum(mixed, 0)
+        return new, mixed - new, (jnp.max(jnp.abs(x - new)), jnp.max(jnp.abs(new - z))), rho, solve
+
+    def advance(carry: tuple) -> tuple:
+        step, z, u, rho, solve, _ = carry
+        zero = (jnp.zeros((), z.dtype), jnp.zeros((), z.dtype))
+        z, u, (primal, dual), _, _ = lax.fori_loop(0, 10, inner, (z, u, zero, rho, solve))
+        ratio = jnp.sqrt((primal + 1e-30) / (rho * dual + 1e-30))
+        change = jnp.where((ratio > 3) | (ratio < 1 / 3), jnp.clip(ratio, 0.1, 10), 1)
+        new = jnp.clip(rho * change, 1e-4, 1e2)
+        solve = lax.cond(new != rho, inverse, lambda _: solve, new)
+        return step + 10, z, u * (rho / new), new, solve, jnp.max(residual(z))
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < steps) & (carry[-1] > tolerance)
+
+    rho = jnp.full((), 0.3, matrix.dtype)
+    zero = jnp.zeros_like(linear)
+    start = (0, zero, zero, rho, inverse(rho), jnp.max(residual(zero)))
+    return lax.while_loop(unfinished, advance, start)[1]
+
+
+def _interior(
+    matrix: Array, linear: Array, residual: Callable[[Array], Array], s: Array, worst: Array,
+    tolerance: float,
+) -> Array:  # fmt: skip
+    """Primal-dual interior point for s ≥ 0, y = Cs + q ≥ 0, s∘y = 0; takes no step when s is exact."""
+
+    def one(s: Array, y: Array, q: Array) -> tuple[Array, Array]:
+        mu = jnp.dot(s, y) / s.shape[0]
+        gap = matrix @ s + q - y
+        factor = (cholesky(matrix + jnp.diag(y / s)), True)
+        ds = cho_solve(factor, -gap - y)
+        room = jnp.minimum(jnp.minimum(longest_step(s, ds), longest_step(y, -y - y / s * ds)), 1)
+        target = jnp.maximum((1 - room) ** 2, 1e-3) * mu / s
+        ds = cho_solve(factor, -gap - y + target)
+        dy = target - y - y / s * ds
+        size = jnp.minimum(0.98 * jnp.minimum(longest_step(s, ds), longest_step(y, dy)), 1)
+        tiny = jnp.finfo(s.dtype).tiny
+        return jnp.maximum(s + size * ds, tiny), jnp.maximum(y + size * dy, tiny)
+
+    def advance(carry: tuple) -> tuple:
+        step, inner, y, best, worst = carry
+        inner, y = jax.vmap(one)(inner, y, linear)
+        after = residual(inner)
+        better = after < worst
+        best = jnp.where(better[:, None], inner, best)
+        return step + 1, inner, y, best, jnp.where(better, after, worst)
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < 30) & (jnp.max(carry[-1]) > tolerance)
+
+    ones = jnp.ones_like(linear)
+    start = (0, ones, jnp.maximum(ones @ matrix + linear, 1), s, worst)
+    return lax.while_loop(unfinished, advance, start)[3]
+
+
+def _polish(
+    matrix: Array, linear: Array, residual: Callable[[Array], Array], s: Array, rounds: int
+) -> tuple[Array, Array]:
+    """Solves on the free set {s > Cs + q} exactly; keeps what lowers the residual."""
+    epsilon = float(jnp.finfo(matrix.dtype).eps)
+
+    def solve_free(s: Array, q: Array) -> Array:
+        free = (s > s @ matrix + q).astype(s.dtype)
+        block = matrix * free[:, None] * free[None, :] + jnp.diag(1 - free)
+        return jnp.maximum(-cho_solve((cholesky(block), True), free * q) * free, 0)
+
+    def again(carry: tuple) -> tuple:
+        step, s, worst, _ = carry
+        new = jax.vmap(solve_free)(s, linear)
+        after = residual(new)
+        better = after < worst
+        return step + 1, jnp.where(better[:, None], new, s), jnp.where(better, after, worst), jnp.any(better)
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < rounds) & carry[-1] & (jnp.max(carry[2]) > 64 * epsilon)
+
+    carry = (0, s, residual(s), jnp.array(True))
+    return lax.while_loop(unfinished, again, carry)[1:3]
