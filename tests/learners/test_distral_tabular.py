@@ -163,7 +163,7 @@ def test_memory_keeps_the_dynamics():
 
 
 def test_the_distilled_policy_keeps_its_direction_in_the_corridor():
-    """The paper's section 4.1: goals lie on both sides, so place alone does not tell where to go, the last action does."""
+    """Section 4.1: goals lie on both sides, so place alone does not tell where to go, the last action does."""
     suite = suites.make("gridworld-two-rooms")
     cells, width = 7 * 17, 17
     corridor = jnp.asarray([3 * width + column for column in range(7, 10)], jnp.int32)
