@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mtjax.envs.base import ActionSpec
+
+if TYPE_CHECKING:
+    from mtjax.learners.replay import Buffer
 
 Array = jax.Array
 
@@ -63,6 +67,7 @@ class Learner(NamedTuple):
             the embeddings of their descriptions (D = 0 without), acted for zero-shot with the mean of what
             belongs to single tasks.
         generalises: False if the learner has nothing to say about unseen tasks.
+        replay: the replay that its state holds, or None: who runs it states its memory before it is taken.
     """
 
     init: Callable[[Array], Any]
@@ -70,3 +75,10 @@ class Learner(NamedTuple):
     update: Callable[[Any, Transitions, Array], tuple[Any, Mapping[str, Array]]]
     policy: Callable[..., Array]
     generalises: bool = True
+    replay: Buffer | None = None
+
+
+def action_masks(spec: TaskSpec) -> Array:
+    """[T, A] float32: 1 where an entry (or choice) of a padded action is real."""
+    sizes = spec.action_sizes or (spec.action.size,) * spec.num_tasks
+    return (jnp.arange(spec.action.size)[None] < jnp.asarray(sizes)[:, None]).astype(jnp.float32)

@@ -18,7 +18,7 @@ import optax
 
 from mtjax import grads
 from mtjax.learners import normalization
-from mtjax.learners.base import Learner, TaskSpec, Transitions
+from mtjax.learners.base import Learner, TaskSpec, Transitions, action_masks
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.returns import discounted_sums, generalized_advantages
 from mtjax.networks.arrangements import Network, Parameters, make_network, of_unseen_task
@@ -435,12 +435,6 @@ def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, A
 def join(shared: Mapping[str, Any], private: Mapping[str, Any]) -> dict[str, Parameters]:
     """The inverse of :func:`split`."""
     return {k: Parameters(shared[k], private[k]) for k in shared}
-
-
-def action_masks(spec: TaskSpec) -> Array:
-    """[T, A] float32: 1 where an entry (or choice) of a padded action is real."""
-    sizes = spec.action_sizes or (spec.action.size,) * spec.num_tasks
-    return (jnp.arange(spec.action.size)[None] < jnp.asarray(sizes)[:, None]).astype(jnp.float32)
 
 
 def task_grads_like(shared: Any) -> Any:

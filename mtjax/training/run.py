@@ -120,7 +120,7 @@ def evaluate(
     with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
         if checkpoint is not None:
             warnings.simplefilter("ignore")  # there is nothing else to fall back on, and it is said below
-        found = saver.restore(jax.eval_shape(trainer.init), checkpoint)
+        found = saver.restore(trainer.abstract(), checkpoint)
     if found is None:
         what = "no usable checkpoint" if checkpoint is None else f"no usable checkpoint {checkpoint}"
         why = f" ({'; '.join(problem for _, problem in saver.skipped)})" if saver.skipped else ""
@@ -194,6 +194,8 @@ class Session:
 
     def open(self, *, resume: bool, tensorboard: bool, stack: contextlib.ExitStack) -> None:
         """Restore or start, and compile."""
+        if self.trainer.learner.replay:
+            self.bar.message(self.trainer.learner.replay.describe(self.config.num_seeds))
         messages = self._restore() if resume else []
         if resume and (self.run_dir / record.FILE).exists():
             record.truncate_after(self.run_dir, self.step)
@@ -210,11 +212,12 @@ class Session:
     def _restore(self) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was skipped is said below
-            found = self.saver.restore(jax.eval_shape(self.trainer.init))
+            found = self.saver.restore(self.trainer.abstract())
         messages = [f"checkpoint {step} is damaged and was set aside: {why}" for step, why in self.saver.skipped]
         if found is None:
             return [*messages, "no usable checkpoint: starting from the beginning"]
         step, self.state, host = found
+        self.state = self.trainer.restored(self.state)
         self.update, self.seconds_before = host["update"], host["seconds"]
         if not self.suite.on_device:
             self.state = self.trainer.restart(self.state)
@@ -316,7 +319,7 @@ class Session:
             return
         self._check(metrics, self.step)
         self.recorder.sync()
-        self.saver.save(self.step, self.state, {"update": self.update, "seconds": self.seconds})
+        self.saver.save(self.step, self.trainer.saved(self.state), {"update": self.update, "seconds": self.seconds})
 
     # ------------------------------------------------------------------------------------ evaluation
 

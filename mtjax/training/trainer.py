@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mtjax import grads
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.envs.host import HostVectorEnv
-from mtjax.learners import registry
+from mtjax.learners import registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.suites.base import Suite
 from mtjax.training.config import RunConfig
@@ -56,6 +56,8 @@ class Trainer:
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.contexts = task_contexts(config, suite)
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
+        if self.learner.replay:
+            self.learner.replay.require_memory(config.num_seeds)
         env = suite.vector_env(config.num_envs, seed=config.seed)
         if isinstance(env, HostVectorEnv):  # episodes of one length would otherwise all end at once
             env = dataclasses.replace(env, stagger=True)
@@ -69,7 +71,22 @@ class Trainer:
         seeds = jnp.arange(self.config.num_seeds, dtype=jnp.int32) + self.config.seed
         keys = jax.vmap(jax.random.key)(seeds)
         state = jax.jit(self._init)(self.env, keys)
-        return jax.tree.map(jnp.copy, state)  # leaves that alias cannot be donated
+        # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
+        return jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), state, is_leaf=replay.is_replay)
+
+    def saved(self, state: TrainState) -> TrainState:
+        """What of the state a checkpoint holds: everything, unless the replay is to be left out."""
+        buffer = self.learner.replay
+        return state if buffer is None or buffer.saved else replay.emptied(state)
+
+    def abstract(self) -> TrainState:
+        """Shapes and dtypes of a checkpoint."""
+        return jax.eval_shape(lambda: self.saved(self.init()))
+
+    def restored(self, state: TrainState) -> TrainState:
+        """The state that a checkpoint's continues with: a replay that was left out is there again, and empty."""
+        buffer = self.learner.replay
+        return state if buffer is None or buffer.saved else replay.refilled(state, jax.eval_shape(self.init))
 
     def restart(self, state: TrainState) -> TrainState:
         """Start all environments anew: a simulator on the host cannot be put back to where it was."""
@@ -165,6 +182,6 @@ def _fold(keys: Array, stream: int) -> Array:
 
 
 def _all_finite(tree: Any) -> Array:
-    """[S] True where every number of a seed's state is finite."""
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    """[S] True where every number of a seed's state is finite; its learner looks after what a replay takes in."""
+    floats = [leaf for leaf in replay.without(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in floats]).all(axis=0)

@@ -1,0 +1,169 @@
+"""Critics: an ensemble of networks, and the two ways in which they speak of a return.
+
+A *head* gives outputs a meaning: ``scalar`` is the mean of the return, ``categorical`` its distribution over
+atoms (C51, arXiv 1707.06887). Both see the actions of a state as C candidates with probabilities: one that was
+drawn if actions are continuous, all of them if discrete. So there is one loss for both kinds of actions:
+
+    soft value of a state = Σ_c π(c) (Q(c) − α log π(c))
+
+Shapes here are of ONE task: N critics, B transitions, C candidates, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.envs.base import ActionSpec
+from mtjax.networks.arrangements import Network, Parameters
+
+Array = jax.Array
+
+
+class Candidates(NamedTuple):
+    """The actions of B states that an expectation runs over.
+
+    Attributes:
+        action: [B, A] one action that was drawn; None if actions are discrete: the candidates are all choices.
+        probability: [B, C] π(c); 1 for an action that was drawn.
+        log_prob: [B, C] log π(c).
+    """
+
+    action: Array | None
+    probability: Array
+    log_prob: Array
+
+
+class Head(NamedTuple):
+    """What the outputs of a critic mean.
+
+    Attributes:
+        size: K, outputs for one candidate.
+        value: outputs [..., K] -> mean return [...].
+        target: (outputs [N, B, C, K], candidates, temperature [], reward [B], discount [B]) -> [B, K'], what the
+            critics should say of the transition. ``discount`` is 0 at terminal steps.
+        loss: (outputs [N, B, K], target [B, K']) -> [N, B].
+    """
+
+    size: int
+    value: Callable[[Array], Array]
+    target: Callable[..., Array]
+    loss: Callable[[Array, Array], Array]
+
+
+def make_head(kind: str, *, reduction: str, num_atoms: int, value_range: float) -> Head:
+    """The head that ``critic_head`` names; ``reduction`` ("min" or "mean") makes one answer of N."""
+    return scalar(reduction) if kind == "scalar" else categorical(reduction, num_atoms, value_range)
+
+
+def reduce_values(values: Array, reduction: str) -> Array:
+    """One value [...] of N critics' [N, ...]: the smallest, or the mean."""
+    return values.min(axis=0) if reduction == "min" else values.mean(axis=0)
+
+
+def scalar(reduction: str) -> Head:
+    """The mean of the return, by squared error (arXiv 1812.05905, eq. 5 and 6)."""
+
+    def target(outputs: Array, candidates: Candidates, temperature: Array, reward: Array, discount: Array) -> Array:
+        soft = reduce_values(outputs[..., 0], reduction) - temperature * candidates.log_prob
+        return (reward + discount * (candidates.probability * soft).sum(axis=1))[:, None]
+
+    return Head(
+        size=1,
+        value=lambda outputs: outputs[..., 0],
+        target=target,
+        loss=lambda outputs, target: 0.5 * jnp.square(outputs[..., 0] - target[:, 0]),
+    )
+
+
+def categorical(reduction: str, num_atoms: int, value_range: float) -> Head:
+    """The distribution of the return over equally spaced atoms within ± ``value_range``, by cross-entropy.
+
+    "mean" mixes the N distributions; "min" takes, for each candidate, the one of lowest mean.
+    """
+    atoms = jnp.linspace(-value_range, value_range, num_atoms, dtype=jnp.float32)
+
+    def value(outputs: Array) -> Array:
+        return jax.nn.softmax(outputs, axis=-1) @ atoms
+
+    def one_of(outputs: Array) -> Array:
+        """Probabilities [B, C, K] of N critics' outputs."""
+        probabilities = jax.nn.softmax(outputs, axis=-1)
+        if reduction == "mean":
+            return probabilities.mean(axis=0)
+        lowest = jnp.argmin(value(outputs), axis=0)[None, ..., None]
+        return jnp.take_along_axis(probabilities, lowest, axis=0)[0]
+
+    def target(outputs: Array, candidates: Candidates, temperature: Array, reward: Array, discount: Array) -> Array:
+        bonus = -temperature * candidates.log_prob  # [B, C]
+        positions = reward[:, None, None] + discount[:, None, None] * (atoms + bonus[..., None])
+        mass = candidates.probability[..., None] * one_of(outputs)  # [B, C, K]
+        rows = mass.shape[0]
+        return project(positions.reshape(rows, -1), mass.reshape(rows, -1), atoms)
+
+    def loss(outputs: Array, target: Array) -> Array:
+        return -(target * jax.nn.log_softmax(outputs, axis=-1)).sum(axis=-1)
+
+    return Head(num_atoms, value, target, loss)
+
+
+def project(positions: Array, mass: Array, atoms: Array) -> Array:
+    """Move mass to the atoms beside it (arXiv 1707.06887, eq. 7): the mean stays, where no atom is passed.
+
+    Args:
+        positions: [B, M] where mass lies; clipped to the atoms' range.
+        mass: [B, M].
+        atoms: [K] equally spaced, ascending.
+
+    Returns:
+        Mass [B, K] on the atoms, as much as before.
+    """
+    spacing = atoms[1] - atoms[0]
+    place = (jnp.clip(positions, atoms[0], atoms[-1]) - atoms[0]) / spacing
+    index = jnp.arange(atoms.shape[0], dtype=place.dtype)
+    share = jnp.clip(1.0 - jnp.abs(place[..., None] - index), 0.0, 1.0)  # [B, M, K]
+    return jnp.einsum("bm,bmk->bk", mass, share)
+
+
+class Critic(NamedTuple):
+    """An ensemble of N critics that share an architecture and nothing else.
+
+    Attributes:
+        init: key -> Parameters; shared leaves are [N, ...], private ones [T, N, ...].
+        apply: (shared, private of one task, task code, observation [B, obs], action [B, A] or None)
+            -> outputs [N, B, C, K].
+    """
+
+    init: Callable[[Array], Parameters]
+    apply: Callable[..., Array]
+
+
+def inputs_and_outputs(observation_size: int, action: ActionSpec, head: Head) -> tuple[int, int]:
+    """Sizes of a critic's network: a continuous action is an input, discrete ones are outputs."""
+    if action.kind == "continuous":
+        return observation_size + action.size, head.size
+    return observation_size, action.size * head.size
+
+
+def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> Critic:
+    """``number`` critics of a network that has the sizes of ``inputs_and_outputs``."""
+
+    def init(key: Array) -> Parameters:
+        return jax.vmap(network.init, out_axes=Parameters(0, 1))(jax.random.split(key, number))
+
+    def apply(shared: Any, private: Any, code: Any, observation: Array, taken: Array | None) -> Array:
+        x = observation if taken is None else jnp.concatenate([observation, taken], axis=-1)
+        outputs = jax.vmap(network.apply, in_axes=(0, 0, None, None))(shared, private, code, x)
+        return outputs.reshape(*outputs.shape[:-1], -1, head.size)
+
+    return Critic(init, apply)
+
+
+def of_action(outputs: Array, action: ActionSpec, taken: Array) -> Array:
+    """Outputs [N, B, K] for the actions that were taken, of outputs [N, B, C, K] for all candidates."""
+    if action.kind == "continuous":
+        return outputs[:, :, 0]
+    return jnp.take_along_axis(outputs, taken[None, :, None, None], axis=2)[:, :, 0]

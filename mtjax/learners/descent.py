@@ -1,0 +1,100 @@
+"""One gradient per task in, one step of a network's parameters out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax import grads
+from mtjax.networks.arrangements import Parameters
+
+Array = jax.Array
+
+
+class DescentState(NamedTuple):
+    """State of the descent of one network.
+
+    Attributes:
+        shared: optimiser state of the shared parameters.
+        private: that of the private ones; leaves lead with [T].
+        grads: state of the gradient transform; () if nothing is shared.
+    """
+
+    shared: Any
+    private: Any
+    grads: Any
+
+
+class Descent:
+    """The pure functions that move one network's parameters. Holds no state.
+
+    The tasks' gradients of shared parameters are combined by a method of :mod:`mtjax.grads`; private
+    parameters have no conflict, and each task's are moved by their own optimiser.
+
+    Args:
+        method: of mtjax.grads.
+        num_tasks: T.
+        optimizer: an optax transform without its learning rate.
+    """
+
+    def __init__(self, method: Any, num_tasks: int, optimizer: optax.GradientTransformation):
+        self.method, self.num_tasks, self.optimizer = method, num_tasks, optimizer
+
+    def _transform(self, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
+        # One task has nothing to conflict with.
+        return grads.aggregate(self.method, num_tasks=self.num_tasks, seed=key, track_gram=self.num_tasks > 1)
+
+    def init(self, parameters: Parameters, key: Array) -> DescentState:
+        """The state before the first step; ``key`` is for methods that draw."""
+        shares = bool(jax.tree.leaves(parameters.shared))
+        return DescentState(
+            shared=self.optimizer.init(parameters.shared),
+            private=jax.vmap(self.optimizer.init, axis_size=self.num_tasks)(parameters.private),
+            grads=self._transform(key).init(parameters.shared) if shares else (),
+        )
+
+    def step(
+        self, parameters: Parameters, state: DescentState, task_grads: Parameters, losses: Array, rate: Array
+    ) -> tuple[Parameters, DescentState, dict[str, Array]]:
+        """Take one step.
+
+        Args:
+            parameters: of the network.
+            state: of the descent.
+            task_grads: every leaf [T, ...]: each task's gradient of the shared parameters, and of its own.
+            losses: [T], for methods that look at them.
+            rate: [] learning rate.
+
+        Returns:
+            (parameters, state, what is known of the conflict: "cosine" [T, T], "conflict" [], "norm" [T], "weight"
+            [T]; nothing if nothing is shared).
+        """
+        direction, transform, known = parameters.shared, (), {}
+        if state.grads != ():
+            direction, transform = self._transform().update(
+                task_grads.shared, state.grads, parameters.shared, losses=losses
+            )
+            conflict = grads.conflict(transform.gram)
+            known = {"cosine": conflict["cosine"], "conflict": conflict["conflicting"], "norm": conflict["norms"]}
+            known["weight"] = transform.weights
+        step, shared = self.optimizer.update(direction, state.shared, parameters.shared)
+        private_step, private = jax.vmap(self.optimizer.update, axis_size=self.num_tasks)(
+            task_grads.private, state.private, parameters.private
+        )
+        moved = jax.tree.map(lambda p, s: p - rate * s, parameters, Parameters(step, private_step))
+        return moved, DescentState(shared, private, transform), known
+
+
+def optimizer(*, max_grad_norm: float, epsilon: float, weight_decay: float) -> optax.GradientTransformation:
+    """Clipping (0 is none), Adam, decoupled weight decay (0 is none), without a learning rate."""
+    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity()
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    return optax.chain(clip, optax.scale_by_adam(eps=epsilon), decay)
+
+
+def polyak(targets: Any, parameters: Any, share: Array) -> Any:
+    """Targets that have taken over ``share`` of the parameters."""
+    return jax.tree.map(lambda old, new: old + share * (jnp.asarray(new) - old), targets, parameters)

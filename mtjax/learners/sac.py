@@ -1,0 +1,467 @@
+"""Soft actor-critic (arXiv 1812.05905) over the whole task axis: MTSAC; for discrete actions arXiv 1910.07207.
+
+One update, top to bottom: `_take_in` stores a rollout, `_learn` makes gradient steps, and `_step` is one of them:
+a batch with equally many transitions of every task, one loss and one gradient per task for the critics, then for
+the policy, each combined with a transform of :mod:`mtjax.grads`; one temperature a task; targets that follow.
+
+A loss sees ONE task's batch. There is one code path: plain averaging is the weighting 1/T, one agent per task is
+the arrangement that shares nothing, and one task is T = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax import grads
+from mtjax.learners import critics, normalization
+from mtjax.learners.base import Learner, TaskSpec, Transitions, action_masks
+from mtjax.learners.config import SACConfig
+from mtjax.learners.critics import Candidates
+from mtjax.learners.descent import Descent, DescentState, optimizer, polyak
+from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
+from mtjax.learners.scaling import RewardScale, make_reward_scaling
+from mtjax.networks.arrangements import Parameters, make_network, of_unseen_task
+from mtjax.networks.bro import make_bro
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.policy import Policy, make_policy
+
+Array = jax.Array
+OF_TASK = Parameters(None, 0)  # how vmap hands a network to one task: what is shared as it is, and its own slice
+
+
+class Hyper(NamedTuple):
+    """Hyper-parameters that are leaves of the state, so that they vmap beside the seeds. All [] float32."""
+
+    learning_rate: Array
+    critic_learning_rate: Array
+    temperature_learning_rate: Array
+    discount: Array
+    polyak: Array
+    target_entropy_scale: Array
+    discrete_entropy_scale: Array
+
+
+class SACState(NamedTuple):
+    """State of one seed.
+
+    Attributes:
+        params: {"policy": Parameters, "critic": Parameters}; the critics' leaves are [N, ...] and [T, N, ...].
+        targets: Parameters of the target critics.
+        log_temperature: [T].
+        descent: {"policy": DescentState, "critic": DescentState}.
+        temperature_optimizer: optax state.
+        observations: running statistics [T, obs].
+        rewards: what scales each task's rewards.
+        replay: see Replay.
+        seen: [] int32, transitions of each task that were ever stored.
+        hyper: see Hyper.
+        updates: [] int32, rollouts learnt from.
+    """
+
+    params: dict[str, Parameters]
+    targets: Parameters
+    log_temperature: Array
+    descent: dict[str, DescentState]
+    temperature_optimizer: Any
+    observations: normalization.Statistics
+    rewards: RewardScale
+    replay: Replay
+    seen: Array
+    hyper: Hyper
+    updates: Array
+
+
+class Batch(NamedTuple):
+    """What a gradient step sees: leaves are [T, B, ...] outside, [B, ...] inside a loss of one task.
+
+    Attributes:
+        observation, next_observation: normalised; the next one is that before any reset.
+        action: what was done.
+        reward: scaled.
+        discount: γ, and 0 where the step was terminal.
+    """
+
+    observation: Array
+    action: Array
+    reward: Array
+    discount: Array
+    next_observation: Array
+
+
+class Known(NamedTuple):
+    """What a loss knows of its task, beside the batch; leaves lead with [T] outside.
+
+    Attributes:
+        code: task code [T].
+        mask: [A] real entries (or choices) of the action.
+        temperature: [] α.
+        weight: [] of this task's loss among the others'.
+        key: for drawing actions.
+    """
+
+    code: Array
+    mask: Array
+    temperature: Array
+    weight: Array
+    key: Array
+
+
+class _SAC:
+    """The pure functions of one configuration. Holds no state."""
+
+    def __init__(self, config: SACConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
+        self.config, self.spec = config, spec
+        arriving = config.rollout_length * num_envs
+        self.num_envs, self.arriving = num_envs, arriving
+        self.num_steps = max(1, round(config.update_to_data * arriving))
+        self.buffer = Buffer(
+            spec,
+            capacity=config.replay_capacity,
+            arriving=arriving,
+            limit=config.replay_limit * GIGABYTE,
+            saved=config.checkpoint_replay,
+        )
+        network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
+        self.policy: Policy = make_policy(
+            network, inputs=spec.observation_size, action=spec.action, num_tasks=spec.num_tasks
+        )
+        self.head = critics.make_head(
+            config.critic_head,
+            reduction=config.critic_reduction,
+            num_atoms=config.num_atoms,
+            value_range=config.value_range,
+        )
+        self.critic = self._make_critic(network)
+        self.codes = jnp.eye(spec.num_tasks, dtype=jnp.float32)
+        self.masks = action_masks(spec)
+        self.rewards = make_reward_scaling(config.return_scaling, value_range=config.value_range)
+        adam = optimizer(
+            max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
+        )
+        critic_method = grads.get(config.critic_grads) if config.critic_grads else method
+        self.descent = {
+            "policy": Descent(method, spec.num_tasks, adam),
+            "critic": Descent(critic_method, spec.num_tasks, adam),
+        }
+        self.temperature_optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
+
+    def _make_critic(self, network: NetworkConfig) -> critics.Critic:
+        config, spec = self.config, self.spec
+        inputs, outputs = critics.inputs_and_outputs(spec.observation_size, spec.action, self.head)
+        if config.critic_body == "bro":
+            body = make_bro(
+                network,
+                inputs=inputs,
+                outputs=outputs,
+                num_tasks=spec.num_tasks,
+                width=config.bro_width,
+                depth=config.bro_depth,
+            )
+        else:
+            sizes = network.value_hidden_sizes or network.hidden_sizes
+            body = make_network(
+                network, inputs=inputs, outputs=outputs, num_tasks=spec.num_tasks, sizes=sizes, gain=1.0
+            )
+        return critics.ensemble(body, config.num_critics, spec.action, self.head)
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def init(self, key: Array) -> SACState:
+        policy_key, critic_key, *grads_keys = jax.random.split(key, 4)
+        params = {"policy": self.policy.init(policy_key), "critic": self.critic.init(critic_key)}
+        tasks, config = self.spec.num_tasks, self.config
+        log_temperature = jnp.full((tasks,), jnp.log(config.initial_temperature), jnp.float32)
+        return SACState(
+            params=params,
+            targets=jax.tree.map(jnp.copy, params["critic"]),
+            log_temperature=log_temperature,
+            descent={
+                part: self.descent[part].init(params[part], key)
+                for part, key in zip(("policy", "critic"), grads_keys, strict=True)
+            },
+            temperature_optimizer=self.temperature_optimizer.init(log_temperature),
+            observations=normalization.init(tasks, (self.spec.observation_size,)),
+            rewards=self.rewards.init(tasks, self.num_envs),
+            replay=self.buffer.init(),
+            seen=jnp.zeros((), jnp.int32),
+            hyper=Hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hyper._fields)),
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    def _normalize(self, statistics: normalization.Statistics, observation: Array) -> Array:
+        if not self.config.normalize_observations:
+            return observation
+        return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
+
+    def target_entropy(self, hyper: Hyper) -> Array:
+        """[T] the entropy that each task's temperature keeps: −scale · dim(A), or scale · log(choices)."""
+        sizes = self.masks.sum(axis=1)
+        if self.spec.action.kind == "continuous":
+            return -hyper.target_entropy_scale * sizes
+        return hyper.discrete_entropy_scale * jnp.log(sizes)
+
+    # ------------------------------------------------------------------------------------------ acting
+
+    def act(self, state: SACState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
+        p, family = state.params["policy"], self.policy.distribution
+        normalized = self._normalize(state.observations, observation)
+        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
+            p.shared, p.private, self.codes, normalized
+        )
+        keys = jax.random.split(key, (2, self.spec.num_tasks))
+        drawn = family.to_action(jax.vmap(family.sample)(distribution, self.masks, keys[0]))
+        anything = jax.vmap(self._any_action, in_axes=(0, 0, None))(keys[1], self.masks, observation.shape[1])
+        action = jnp.where(state.seen < self.config.warm_start, anything, drawn)
+        return action, {"action": action}
+
+    def _any_action(self, key: Array, mask: Array, number: int) -> Array:
+        """Uniformly random actions [number, ...] of one task."""
+        if self.spec.action.kind == "continuous":
+            return jax.random.uniform(key, (number, self.spec.action.size), jnp.float32, -1.0, 1.0) * mask
+        logits = jnp.where(mask > 0, 0.0, -jnp.inf)
+        return jax.random.categorical(key, logits, shape=(number,)).astype(jnp.int32)
+
+    def evaluation_policy(
+        self, state: SACState, observation: Array, key: Array, deterministic: Array, unseen: bool = False
+    ) -> Array:
+        p, number = state.params["policy"], observation.shape[0]
+        statistics, private, codes, masks = state.observations, p.private, self.codes, self.masks
+        if unseen:
+            statistics = normalization.pooled(statistics)
+            private = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), of_unseen_task(p))
+            codes = jnp.full((number, self.spec.num_tasks), 1.0 / self.spec.num_tasks, jnp.float32)
+            masks = jnp.ones((number, masks.shape[1]), jnp.float32)
+            statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
+        normalized = self._normalize(statistics, observation)
+        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, private, codes, normalized)
+        family = self.policy.distribution
+        sampled = jax.vmap(family.sample)(distribution, masks, jax.random.split(key, number))
+        mode = jax.vmap(family.mode)(distribution, masks)
+        return family.to_action(jnp.where(deterministic, mode, sampled))
+
+    # ------------------------------------------------------------------------------------------ learning
+
+    def update(self, state: SACState, rollout: Transitions, key: Array) -> tuple[SACState, Mapping[str, Array]]:
+        state = self._take_in(state, rollout)
+        state, metrics = self._learn(state, key)
+        arrived = jnp.isfinite(rollout.reward) & jnp.isfinite(rollout.final_observation).all(axis=-1)
+        arrived = arrived.all(axis=(0, 2))  # a NaN in the replay is blamed on its task before it is ever drawn
+        metrics["finite"] = jnp.where(arrived.all(), metrics["finite"], arrived)
+        metrics["replay/size"] = state.replay.size.astype(jnp.float32)
+        metrics["learning_rate"] = state.hyper.learning_rate
+        return state._replace(updates=state.updates + 1), metrics
+
+    def _take_in(self, state: SACState, rollout: Transitions) -> SACState:
+        """Store a rollout [H, T, E, ...] as it is, and let the running statistics see it."""
+        observations = state.observations
+        if self.config.normalize_observations:
+            observations = normalization.update(observations, rollout.observation, axes=(0, 2))
+        return state._replace(
+            observations=observations,
+            rewards=self.rewards.update(
+                state.rewards,
+                rollout.reward * self.config.reward_scale,
+                rollout.terminated | rollout.truncated,
+                rollout.truncated,
+                state.hyper.discount,
+            ),
+            replay=self.buffer.insert(state.replay, rollout, rollout.extras["action"]),
+            seen=state.seen + self.arriving,
+        )
+
+    def _learn(self, state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
+        """Make the gradient steps that follow a rollout; none is kept before the warm start is over."""
+        replay, config = state.replay, self.config
+        ready = replay.size >= min(config.warm_start, self.buffer.capacity)
+
+        def visit(state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
+            sample_key, step_key = jax.random.split(key)
+            batch = self._prepare(state, self.buffer.sample(replay, sample_key, config.batch_size))
+            return self._step(state, batch, step_key)
+
+        before = state._replace(replay=None)  # of which the loop needs no copy
+        after, metrics = jax.lax.scan(visit, before, jax.random.split(key, self.num_steps))
+        state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), after, before)
+        finite = jnp.isfinite(metrics["loss"])  # [steps, T]
+        metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
+        # Shared parameters carry a NaN to every task at once: only the first step tells whose it was.
+        metrics["finite"] = finite[jnp.argmin(finite.all(axis=1))]
+        return state._replace(replay=replay), metrics
+
+    def _prepare(self, state: SACState, sample: Sample) -> Batch:
+        """Normalise and scale raw transitions with the statistics of now."""
+        temperature = jnp.exp(state.log_temperature)
+        bonus = jnp.abs(temperature * self.target_entropy(state.hyper))
+        reward = self.rewards.apply(
+            state.rewards, sample.reward * self.config.reward_scale, bonus, state.hyper.discount
+        )
+        return Batch(
+            observation=self._normalize(state.observations, sample.observation),
+            action=sample.action,
+            reward=reward,
+            discount=jnp.where(sample.terminated, 0.0, state.hyper.discount),
+            next_observation=self._normalize(state.observations, sample.final_observation),
+        )
+
+    def _step(self, state: SACState, batch: Batch, key: Array) -> tuple[SACState, dict[str, Array]]:
+        """One gradient step of critics, policy and temperatures, and of the targets after them."""
+        policy, critic, hyper = state.params["policy"], state.params["critic"], state.hyper
+        known = self._known(state, key)
+        target = jax.vmap(self.task_target, in_axes=(OF_TASK, OF_TASK, 0, 0))(policy, state.targets, known, batch)
+
+        critic_grad = jax.value_and_grad(self.critic_loss, has_aux=True)
+        (_, critic_metrics), task_grads = jax.vmap(critic_grad, in_axes=(OF_TASK, 0, 0, 0))(
+            critic, known, batch, target
+        )
+        critic, critic_descent, critic_conflict = self.descent["critic"].step(
+            critic,
+            state.descent["critic"],
+            task_grads,
+            critic_metrics["loss/value"],
+            _or(hyper.critic_learning_rate, hyper.learning_rate),
+        )
+
+        policy_grad = jax.value_and_grad(self.policy_loss, has_aux=True)
+        (_, policy_metrics), task_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
+            policy, critic, known, batch
+        )
+        policy, policy_descent, policy_conflict = self.descent["policy"].step(
+            policy,
+            state.descent["policy"],
+            task_grads,
+            policy_metrics["loss/policy"],
+            hyper.learning_rate,
+        )
+
+        log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"])
+        state = state._replace(
+            params={"policy": policy, "critic": critic},
+            targets=polyak(state.targets, critic, hyper.polyak),
+            log_temperature=log_temperature,
+            descent={"policy": policy_descent, "critic": critic_descent},
+            temperature_optimizer=temperature_optimizer,
+        )
+        metrics = {**critic_metrics, **policy_metrics, "temperature": known.temperature, "weight": known.weight}
+        metrics["loss"] = metrics["loss/policy"] + metrics["loss/value"]
+        metrics |= {f"grads/{name}": value for name, value in policy_conflict.items()}
+        metrics |= {f"grads/{name}/value": value for name, value in critic_conflict.items()}
+        return state, metrics
+
+    def _known(self, state: SACState, key: Array) -> Known:
+        temperature = jnp.exp(state.log_temperature)
+        tasks = self.spec.num_tasks
+        weights = task_weights(self.config.task_weights, temperature)
+        return Known(self.codes, self.masks, temperature, weights, jax.random.split(key, (tasks, 2)))
+
+    def task_target(self, policy: Parameters, targets: Parameters, known: Known, batch: Batch) -> Array:
+        """What the critics of ONE task should say of its transitions [B]: [B, K'] (see critics.Head).
+
+        The next action is drawn from the policy at the observation before any reset, so that a truncated step
+        bootstraps from where it got to; a terminal one has nothing to bootstrap from.
+        """
+        candidates = self._candidates(policy, known, batch.next_observation, known.key[0])
+        outputs = self.critic.apply(*targets, known.code, batch.next_observation, candidates.action)
+        return self.head.target(outputs, candidates, known.temperature, batch.reward, batch.discount)
+
+    def critic_loss(
+        self, critic: Parameters, known: Known, batch: Batch, target: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The critics' loss of ONE task: a sum over the ensemble, a mean over the batch."""
+        continuous = self.spec.action.kind == "continuous"
+        outputs = self.critic.apply(*critic, known.code, batch.observation, batch.action if continuous else None)
+        outputs = critics.of_action(outputs, self.spec.action, batch.action)
+        loss = self.head.loss(outputs, target).mean(axis=1).sum()
+        return known.weight * loss, {"loss/value": loss, "value": self.head.value(outputs).mean()}
+
+    def policy_loss(
+        self, policy: Parameters, critic: Parameters, known: Known, batch: Batch
+    ) -> tuple[Array, dict[str, Array]]:
+        """The policy's loss of ONE task: E[Σ π (α log π − Q)] over its observations."""
+        candidates = self._candidates(policy, known, batch.observation, known.key[1])
+        outputs = self.critic.apply(*critic, known.code, batch.observation, candidates.action)
+        values = critics.reduce_values(self.head.value(outputs), self.config.critic_reduction)
+        cost = candidates.probability * (known.temperature * candidates.log_prob - values)
+        loss = cost.sum(axis=1).mean()
+        entropy = -(candidates.probability * candidates.log_prob).sum(axis=1).mean()
+        return known.weight * loss, {"loss/policy": loss, "entropy": entropy}
+
+    def _candidates(self, policy: Parameters, known: Known, observation: Array, key: Array) -> Candidates:
+        """The actions that an expectation over the policy of ONE task runs over, at [B, obs]."""
+        family = self.policy.distribution
+        p = self.policy.apply(*policy, known.code, observation)
+        if self.spec.action.kind == "continuous":
+            raw = family.sample(p, known.mask, key)
+            log_prob = family.log_prob(p, known.mask, raw)[:, None]
+            return Candidates(family.to_action(raw), jnp.ones_like(log_prob), log_prob)
+        log_prob = jax.nn.log_softmax(jnp.where(known.mask > 0, p, -1e9), axis=-1)
+        # A choice that is none has probability 0, and no logarithm.
+        return Candidates(None, jnp.exp(log_prob) * known.mask, jnp.where(known.mask > 0, log_prob, 0.0))
+
+    def _heat(self, state: SACState, entropy: Array) -> tuple[Array, Any]:
+        """Move each task's temperature so that its entropy [T] nears its target: the loss is α (H − H̄), in log α."""
+        if not self.config.learn_temperature:
+            return state.log_temperature, state.temperature_optimizer
+        gradient = jnp.exp(state.log_temperature) * (entropy - self.target_entropy(state.hyper))
+        step, optimizer = self.temperature_optimizer.update(gradient, state.temperature_optimizer)
+        rate = _or(state.hyper.temperature_learning_rate, state.hyper.learning_rate)
+        return state.log_temperature - rate * step, optimizer
+
+
+def task_weights(kind: str, temperature: Array) -> Array:
+    """Weights [T] of the tasks' losses, of mean 1, by their temperatures [T].
+
+    "exponential" is exp(−α_i) over the mean, as arXiv 2003.13661 prints it (times T, since losses are averaged);
+    "inverse" is its authors' code, T · softmax(−log α), which is 1/α over the mean.
+    """
+    if kind == "equal":
+        return jnp.ones_like(temperature)
+    logits = -temperature if kind == "exponential" else -jnp.log(temperature)
+    return temperature.shape[0] * jax.nn.softmax(logits)
+
+
+def _or(rate: Array, default: Array) -> Array:
+    """A rate, or the default where it is 0."""
+    return jnp.where(rate > 0, rate, default)
+
+
+def make_sac(
+    config: SACConfig,
+    network: NetworkConfig,
+    method: Any,
+    spec: TaskSpec,
+    *,
+    num_envs: int,
+    num_updates: int,
+) -> Learner:
+    """SAC as a Learner.
+
+    Args:
+        config: hyper-parameters.
+        network: arrangement and sizes of policy and critics. Continuous actions are squashed, whatever it says.
+        method: a method of mtjax.grads, e.g. ``grads.pcgrad()``, for the policy; and for the critics, unless
+            ``config.critic_grads`` names another.
+        spec: tasks and spaces.
+        num_envs: E, environments of one task.
+        num_updates: updates of the whole run; unused, as there are no schedules.
+
+    Raises:
+        ValueError: nothing could ever be learnt, or ``critic_grads`` names no method.
+    """
+    del num_updates
+    if config.return_scaling == "range" and config.discount >= 1:
+        raise ValueError("return_scaling: 'range' needs a discount below 1, not 1.0")
+    sac = _SAC(config, network, method, spec, num_envs=num_envs)
+    return Learner(
+        sac.init,
+        sac.act,
+        sac.update,
+        sac.evaluation_policy,
+        network.arrangement != "independent",
+        sac.buffer,
+    )

@@ -1,0 +1,93 @@
+"""What scales each task's rewards before a critic sees them: tasks of a thousandfold reward share a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.learners import normalization
+
+Array = jax.Array
+MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
+SMALLEST = 1e-6
+
+
+class RewardScale(NamedTuple):
+    """What has been seen of rewards. Of running episodes [T, E], of tasks [T].
+
+    Attributes:
+        sums: [T, E] discounted sum of the episode's rewards so far.
+        totals: [T, E] their plain sum.
+        lengths: [T, E] float32, their number.
+        returns: running statistics [T] of the discounted sums.
+        largest: [T] the largest discounted return in absolute value.
+    """
+
+    sums: Array
+    totals: Array
+    lengths: Array
+    returns: normalization.Statistics
+    largest: Array
+
+
+class RewardScaling(NamedTuple):
+    """A way to scale rewards, as pure functions.
+
+    Attributes:
+        init: (T, E) -> RewardScale.
+        update: (RewardScale, reward [H, T, E], ended [H, T, E] (terminated or truncated), truncated [H, T, E],
+            discount []) -> RewardScale.
+        apply: (RewardScale, reward [T, B], bonus [T], discount []) -> scaled reward [T, B]. ``bonus`` is the
+            temperature times the entropy that a step is expected to earn on top of its reward, as a size.
+    """
+
+    init: Callable[[int, int], RewardScale]
+    update: Callable[..., RewardScale]
+    apply: Callable[[RewardScale, Array, Array, Array], Array]
+
+
+def make_reward_scaling(kind: str, *, value_range: float) -> RewardScaling:
+    """What ``return_scaling`` names: "none", "running" or "range".
+
+    "range" is the normaliser of arXiv 2505.23150 (eq. 2): rewards are multiplied so that the largest return seen, and
+    the entropy bonus of an endless episode, come to ``value_range``. An episode that was cut counts as if it had
+    gone on for ever with its mean reward. Where the paper looks ahead from every step of a finished episode, this
+    looks back, with the same geometric weights: nothing but the running sums must be kept.
+    """
+
+    def apply(scale: RewardScale, reward: Array, bonus: Array, discount: Array) -> Array:
+        if kind == "none":
+            return reward
+        if kind == "running":
+            scaled = reward * jax.lax.rsqrt(scale.returns.variance + 1e-6)[:, None]
+            return jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
+        endless = 0.5 * bonus / jnp.maximum(1.0 - discount, 1e-3)
+        return reward * (value_range / jnp.maximum(scale.largest + endless, SMALLEST))[:, None]
+
+    return RewardScaling(_init, _update, apply)
+
+
+def _init(num_tasks: int, num_envs: int) -> RewardScale:
+    sums, totals, lengths = (jnp.zeros((num_tasks, num_envs), jnp.float32) for _ in range(3))
+    return RewardScale(sums, totals, lengths, normalization.init(num_tasks), jnp.zeros((num_tasks,), jnp.float32))
+
+
+def _update(scale: RewardScale, reward: Array, ended: Array, truncated: Array, discount: Array) -> RewardScale:
+    def forwards(carry: tuple[Array, Array, Array], step: tuple[Array, Array, Array]):
+        sums, totals, lengths = carry
+        reward, ended, truncated = step
+        sums, totals, lengths = discount * sums + reward, totals + reward, lengths + 1.0
+        going_on = discount**lengths * totals / lengths / jnp.maximum(1.0 - discount, 1e-3)
+        size = jnp.abs(sums + jnp.where(truncated, going_on, 0.0))
+        kept = tuple(jnp.where(ended, 0.0, x) for x in (sums, totals, lengths))
+        return kept, (sums, size)
+
+    kept, (sums, sizes) = jax.lax.scan(forwards, scale[:3], (reward, ended, truncated))
+    return RewardScale(
+        *kept,
+        returns=normalization.update(scale.returns, sums, axes=(0, 2)),
+        largest=jnp.maximum(scale.largest, sizes.max(axis=(0, 2))),
+    )
