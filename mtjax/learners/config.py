@@ -56,6 +56,33 @@ class PPOConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistralConfig(PPOConfig):
+    """Hyper-parameters of Distral. Those of PPO, and the costs that tie the tasks' policies to the distilled one."""
+
+    entropy_cost: float = option(
+        0.0, "Weight of PPO's entropy bonus, beside distral_entropy_cost. [vmapped]", low=0
+    )
+    distral_kl_cost: float = option(
+        0.02, "c_KL: cost of a task's policy for leaving the distilled one, in (scaled) reward per nat.", low=0
+    )
+    distral_entropy_cost: float = option(
+        0.01, "c_Ent: cost of a task's policy for being certain, in (scaled) reward per nat.", low=0
+    )
+    columns: int = option(
+        2,
+        "2: a task's policy is the distilled one times a column of its own; 1: it is a network of its own.",
+        low=1,
+        high=2,
+    )
+
+    @property
+    def alpha(self) -> float:
+        """α = c_KL / (c_KL + c_Ent), the share of the distilled policy in a task's."""
+        total = self.distral_kl_cost + self.distral_entropy_cost
+        return self.distral_kl_cost / total if total else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class SACConfig:
     """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value a seed."""
 

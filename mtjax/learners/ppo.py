@@ -80,7 +80,13 @@ class Minibatch(NamedTuple):
 
 
 class _PPO:
-    """The pure functions of one configuration. Holds no state."""
+    """The pure functions of one configuration. Holds no state.
+
+    A learner that differs from PPO in its policy, its reward or a further loss replaces `_make_policy`,
+    `_shape_reward` or `_further_loss`.
+    """
+
+    hyper = Hyper  # which of the configuration's numbers are leaves of the state
 
     def __init__(
         self,
@@ -93,9 +99,7 @@ class _PPO:
         num_updates: int,
     ):
         self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
-        self.policy: Policy = make_policy(
-            network, inputs=spec.observation_size, action=spec.action, num_tasks=spec.num_tasks
-        )
+        self.policy = self._make_policy(network)
         self.value: Network = make_network(
             network,
             inputs=spec.observation_size,
@@ -110,6 +114,10 @@ class _PPO:
         self.method = method
         clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
         self.optimizer = optax.chain(clip, optax.scale_by_adam(eps=config.adam_epsilon))
+
+    def _make_policy(self, network: NetworkConfig) -> Policy:
+        spec = self.spec
+        return make_policy(network, inputs=spec.observation_size, action=spec.action, num_tasks=spec.num_tasks)
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -131,7 +139,7 @@ class _PPO:
             observations=normalization.init(tasks, (self.spec.observation_size,)),
             returns=normalization.init(tasks),
             return_sums=jnp.zeros((tasks, envs), jnp.float32),
-            hyper=Hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hyper._fields)),
+            hyper=self.hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in self.hyper._fields)),
             rate_factor=jnp.ones((), jnp.float32),
             updates=jnp.zeros((), jnp.int32),
         )
@@ -216,34 +224,39 @@ class _PPO:
             returns = normalization.update(returns, sums, axes=(0, 2))
             scaled = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
             reward = jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
-        observation = self._normalize(state.observations, _task_major(rollout.observation))
-        final = self._normalize(state.observations, _task_major(rollout.final_observation))
+        observation = self._normalize(state.observations, task_major(rollout.observation))
+        reward = self._shape_reward(state, rollout, observation, reward)
+        final = self._normalize(state.observations, task_major(rollout.final_observation))
         shape = reward.shape
         value = self._values(state.params["value"], observation)
         next_value = self._values(state.params["value"], final)
         advantage, target = generalized_advantages(
             reward,
-            _time_major(value, shape),
-            _time_major(next_value, shape),
+            time_major(value, shape),
+            time_major(next_value, shape),
             rollout.terminated,
             rollout.truncated,
             discount=hyper.discount,
             gae_lambda=hyper.gae_lambda,
         )
-        advantage = _task_major(advantage)
+        advantage = task_major(advantage)
         if config.normalize_advantages:
             centred = advantage - advantage.mean(axis=1, keepdims=True)
             advantage = centred / (advantage.std(axis=1, keepdims=True) + 1e-8)
         batch = Minibatch(
             observation=observation,
-            raw_action=_task_major(rollout.extras["raw_action"]),
-            log_prob=_task_major(rollout.extras["log_prob"]),
+            raw_action=task_major(rollout.extras["raw_action"]),
+            log_prob=task_major(rollout.extras["log_prob"]),
             distribution=self._old_distribution(state, observation),
             advantage=advantage,
-            target=_task_major(target),
+            target=task_major(target),
             value=value,
         )
         return batch, returns, return_sums
+
+    def _shape_reward(self, state: PPOState, rollout: Transitions, observation: Array, reward: Array) -> Array:
+        """What is learnt from in place of the scaled reward [H, T, E]; ``observation`` [T, H·E, obs] is normalised."""
+        return reward
 
     def _values(self, p: Parameters, observation: Array) -> Array:
         """Values [T, B] of normalised observations [T, B, obs]."""
@@ -323,12 +336,12 @@ class _PPO:
         """One gradient per task [T, ...] in, one direction out, and what is known of their conflict."""
         if not states:  # nothing is shared, nothing can conflict
             return task_grads_like(shared), {}, {}
-        by_part = {"policy": losses["loss/policy"], "value": losses["loss/value"], "all": losses["loss"]}
-        directions, new_states, diagnostics = {}, {}, {}
         params, gradients = self._parts(shared), self._parts(task_grads)
+        directions = {part: tree for part, tree in params.items() if part not in states}  # empty trees
+        new_states, diagnostics = {}, {}
         for part in states:
             directions[part], new_states[part] = self._transform().update(
-                gradients[part], states[part], params[part], losses=by_part[part]
+                gradients[part], states[part], params[part], losses=losses["loss" if part == "all" else f"loss/{part}"]
             )
             conflict = grads.conflict(new_states[part].gram)
             suffix = "" if part in ("all", "policy") else f"/{part}"
@@ -360,6 +373,8 @@ class _PPO:
         policy_loss = surrogate - hyper.entropy_cost * entropy
         if config.kl_cost:
             policy_loss += config.kl_cost * family.kl(batch.distribution, p, mask).mean()
+        further, known = self._further_loss(shared, p, mask, batch, hyper)
+        policy_loss += further
 
         value = self.value.apply(shared["value"], private["value"], task, batch.observation)[..., 0]
         error = jnp.square(value - batch.target)
@@ -375,7 +390,14 @@ class _PPO:
             "entropy": entropy,
             "kl": (ratio - 1.0 - log_ratio).mean(),
             "clip_fraction": (jnp.abs(ratio - 1.0) > hyper.clip).mean(dtype=jnp.float32),
+            **known,
         }
+
+    def _further_loss(
+        self, shared: Mapping[str, Any], p: Any, mask: Array, batch: Minibatch, hyper: Any
+    ) -> tuple[Array | float, Mapping[str, Array]]:
+        """A loss of ONE task to add to its policy's, given its distribution ``p`` [B, ...], and metrics by name."""
+        return 0.0, {}
 
     def _learning_rate(self, state: PPOState) -> Array:
         progress = state.updates.astype(jnp.float32) / self.num_updates
@@ -416,15 +438,20 @@ def make_ppo(
     Raises:
         ValueError: the rollout cannot be cut into the minibatches asked for.
     """
+    check_minibatches(config, num_envs)
+    ppo = _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
+    return Learner(
+        ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.arrangement != "independent"
+    )
+
+
+def check_minibatches(config: PPOConfig, num_envs: int) -> None:
+    """Raise ValueError if a rollout cannot be cut into the minibatches asked for."""
     if config.rollout_length * num_envs % config.num_minibatches:
         raise ValueError(
             f"num_minibatches: {config.num_minibatches} does not divide rollout_length × num_envs = "
             f"{config.rollout_length} × {num_envs} = {config.rollout_length * num_envs}"
         )
-    ppo = _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
-    return Learner(
-        ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.arrangement != "independent"
-    )
 
 
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -462,13 +489,13 @@ def _pack(batch: Minibatch) -> tuple[Array, Callable[[Array], Minibatch]]:
     return jnp.concatenate(columns, axis=2), unpack
 
 
-def _task_major(x: Array) -> Array:
+def task_major(x: Array) -> Array:
     """[H, T, E, ...] → [T, H·E, ...]."""
     x = jnp.moveaxis(x, 1, 0)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _time_major(x: Array, shape: tuple[int, ...]) -> Array:
+def time_major(x: Array, shape: tuple[int, ...]) -> Array:
     """[T, H·E] → [H, T, E]."""
     length, tasks, envs = shape
     return jnp.moveaxis(x.reshape(tasks, length, envs), 0, 1)

@@ -1,0 +1,147 @@
+"""Distral (arXiv 1707.04175) with networks: a policy for every task, drawn to one distilled policy π₀.
+
+The paper's policy gradient (section 3, equations 8 to 10), with PPO's clipped surrogate and advantages:
+
+* each task maximises its regularised return, R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), in which the
+  paper's α/β is c_KL and its 1/β is c_KL + c_Ent;
+* π₀ maximises c_KL Σ_i E_{π_i} log π₀(a|s): the states are those of the tasks' own experience, the expectation over
+  actions is exact, and the divergence is KL(π_i ‖ π₀), never the other way round;
+* with two columns π_i ∝ π₀^α · exp(f_i), so that what the tasks have in common is acted on at once and f_i learns
+  only what is special to its task (equation 8; β f_i is one network here). For Gaussians the product of π₀^α and a
+  Gaussian of the task's own, which is a Gaussian again.
+
+Everything else (advantages, minibatches, surgery on the gradients of π₀, vmapped seeds) is :mod:`mtjax.learners.ppo`.
+`mtjax.learners.distral_tabular` solves the same objective exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.learners import normalization
+from mtjax.learners.base import Learner, TaskSpec, Transitions
+from mtjax.learners.config import DistralConfig
+from mtjax.learners.ppo import _PPO, Minibatch, PPOState, check_minibatches, task_major, time_major
+from mtjax.networks.arrangements import Parameters
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.distributions import MAX_LOG_SCALE, MIN_LOG_SCALE, Normal
+from mtjax.networks.policy import Policy, make_policy
+from mtjax.networks.task import Task, training_tasks
+
+Array = jax.Array
+
+
+class _Distral(_PPO):
+    """PPO whose policies are regularised by, and distilled into, a policy that knows no task."""
+
+    def _make_policy(self, network: NetworkConfig) -> Policy:
+        """Parameters: shared {"prior": π₀, "task": what the tasks' networks share}, private {"task": the rest}."""
+        spec, alpha = self.spec, self.config.alpha
+        sizes = {"inputs": spec.observation_size, "action": spec.action}
+        blind = make_policy(dataclasses.replace(network, arrangement="none"), num_tasks=1, **sizes)
+        column = make_policy(network, num_tasks=spec.num_tasks, **sizes)
+        nobody = jax.tree.map(lambda leaf: leaf[0], training_tasks(1))
+
+        def init(key: Array) -> Parameters:
+            prior_key, task_key = jax.random.split(key)
+            prior, task = blind.init(prior_key), column.init(task_key)
+            of_nobody = jax.tree.map(lambda leaf: leaf[0], prior.private)
+            shared = {"prior": {"network": prior.shared, "own": of_nobody}, "task": task.shared}
+            return Parameters(shared, {"task": task.private})
+
+        def apply_prior(shared: Any, observation: Array) -> Any:
+            return blind.apply(shared["prior"]["network"], shared["prior"]["own"], nobody, observation)
+
+        def apply(shared: Any, private: Any, task: Task, observation: Array) -> Any:
+            own = column.apply(shared["task"], private["task"], task, observation)
+            if self.config.columns == 1:
+                return own
+            return product(apply_prior(shared, observation), own, alpha)
+
+        self.prior = apply_prior
+        return Policy(init, apply, column.distribution)
+
+    def _shape_reward(self, state: PPOState, rollout: Transitions, observation: Array, reward: Array) -> Array:
+        """R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), with the policies that acted."""
+        shared = state.params["policy"].shared
+        prior = jax.vmap(self.prior, in_axes=(None, 0))(shared, observation)
+        raw = task_major(rollout.extras["raw_action"])
+        log_prior = jax.vmap(self.policy.distribution.log_prob)(prior, self.masks, raw)
+        kl, entropy = self.config.distral_kl_cost, self.config.distral_entropy_cost
+        log_prior = time_major(log_prior, reward.shape)
+        return reward + kl * log_prior - (kl + entropy) * rollout.extras["log_prob"]
+
+    def _further_loss(
+        self, shared: Mapping[str, Any], p: Any, mask: Array, batch: Minibatch, hyper: Any
+    ) -> tuple[Array, Mapping[str, Array]]:
+        """c_KL · KL(π_i ‖ π₀), of which only π₀ is moved: the maximum likelihood of what the task does."""
+        prior = self.prior(shared["policy"], batch.observation)
+        divergence = self.policy.distribution.kl(jax.lax.stop_gradient(p), prior, mask).mean()
+        return self.config.distral_kl_cost * divergence, {"kl/prior": divergence}
+
+    def evaluation_policy(
+        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Array | None = None
+    ) -> Array:
+        """As PPO's; a task that was not trained on is acted for by π₀."""
+        if unseen is None:
+            return super().evaluation_policy(state, observation, key, deterministic)
+        number, family = observation.shape[0], self.policy.distribution
+        statistics = normalization.pooled(state.observations)
+        statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
+        normalized = self._normalize(statistics, observation)
+        prior = jax.vmap(self.prior, in_axes=(None, 0))(state.params["policy"].shared, normalized)
+        masks = jnp.ones((number, self.masks.shape[1]), jnp.float32)
+        sampled = jax.vmap(family.sample)(prior, masks, jax.random.split(key, number))
+        return family.to_action(jnp.where(deterministic, jax.vmap(family.mode)(prior, masks), sampled))
+
+
+def product(prior: Any, own: Any, alpha: Array | float) -> Any:
+    """π_i ∝ π₀^α · exp(f_i) (equation 8).
+
+    Args:
+        prior: parameters of π₀: logits [..., A], or a Normal.
+        own: those of the task's own column.
+        alpha: α in [0, 1]; 0 leaves the own column alone.
+    """
+    if not isinstance(own, Normal):
+        return alpha * prior + own
+    precision_prior = alpha * jnp.exp(-2.0 * prior.log_scale)
+    precision_own = jnp.exp(-2.0 * own.log_scale)
+    precision = precision_prior + precision_own
+    mean = (precision_prior * prior.mean + precision_own * own.mean) / precision
+    return Normal(mean, jnp.clip(-0.5 * jnp.log(precision), MIN_LOG_SCALE, MAX_LOG_SCALE))
+
+
+def make_distral(
+    config: DistralConfig,
+    network: NetworkConfig,
+    method: Any,
+    spec: TaskSpec,
+    *,
+    num_envs: int,
+    num_updates: int,
+) -> Learner:
+    """Distral as a Learner.
+
+    Args:
+        config: hyper-parameters.
+        network: sizes of all networks, and the arrangement of the tasks' own policies and values; the paper's is
+            "independent". π₀ is one network that is not told the task.
+        method: a method of mtjax.grads for the gradients of π₀ (and of whatever else the arrangement shares).
+        spec: tasks and spaces.
+        num_envs: E, environments of one task.
+        num_updates: updates of the whole run, for learning-rate schedules.
+
+    Raises:
+        ValueError: the rollout cannot be cut into the minibatches asked for, or both costs are 0.
+    """
+    check_minibatches(config, num_envs)
+    if not config.distral_kl_cost + config.distral_entropy_cost:
+        raise ValueError("distral_kl_cost and distral_entropy_cost: one of them must be above 0")
+    distral = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
+    return Learner(distral.init, distral.act, distral.update, distral.evaluation_policy)

@@ -1,0 +1,181 @@
+"""Distral with networks: its answers against the exact ones, its two columns, and where its gradients go."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax import grads
+from mtjax.envs import Step, discrete, vectorize
+from mtjax.envs.gridworld import TransitionTable
+from mtjax.learners import distral, distral_tabular
+from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.config import DistralConfig
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.distributions import Normal, gaussian
+
+REWARDS = np.asarray([[1.0, 0.6, 0.0], [0.0, 0.7, 1.0]], np.float32)  # [T, A]: the middle arm is good for both
+ENVS, UPDATES = 64, 300
+CONFIG = DistralConfig(
+    learning_rate=1e-2,
+    learning_rate_schedule="linear",
+    rollout_length=8,
+    num_epochs=2,
+    num_minibatches=2,
+    return_scaling="none",
+    normalize_observations=False,
+    normalize_advantages=False,
+    distral_kl_cost=0.3,
+    distral_entropy_cost=0.1,
+)
+NETWORK = NetworkConfig(arrangement="independent", hidden_sizes=(8,))
+
+
+class Arms:
+    """One choice among three, then the end. The task is the arms' rewards."""
+
+    observation_size = 1
+    action = discrete(3)
+
+    def reset(self, task, key):
+        return jnp.zeros((), jnp.int32), jnp.ones(1)
+
+    def step(self, task, state, action, key):
+        yes = jnp.ones((), bool)
+        return state, Step(jnp.ones(1), task[action], yes, ~yes, jnp.ones(1), {})
+
+
+def make_agent(config=CONFIG, network=NETWORK, updates=UPDATES):
+    spec = TaskSpec(2, 1, Arms.action)
+    return distral._Distral(config, network, grads.sum(), spec, num_envs=ENVS, num_updates=updates)
+
+
+def learn(agent):
+    """Train in one program. Returns the state."""
+    env = vectorize(Arms(), jnp.asarray(REWARDS), ENVS, horizon=10)
+
+    def act(state, carry, key):
+        env_state, observation = carry
+        keys = jax.random.split(key)
+        action, extras = agent.act(state, observation, keys[0])
+        env_state, step = env.step(env_state, action, keys[1])
+        known = (observation, step.reward, step.terminated, step.truncated, step.final_observation)
+        return (env_state, step.observation), Transitions(*known, extras)
+
+    def update(carry, key):
+        state, where = carry
+        keys = jax.random.split(key, agent.config.rollout_length + 1)
+        where, rollout = jax.lax.scan(functools.partial(act, state), where, keys[1:])
+        state, metrics = agent.update(state, rollout, keys[0])
+        return (state, where), metrics["kl/prior"]
+
+    @jax.jit
+    def run(key):
+        keys = jax.random.split(key, 3)
+        start = agent.init(keys[0]), env.reset(keys[1])
+        (state, _), divergence = jax.lax.scan(update, start, jax.random.split(keys[2], agent.num_updates))
+        return state, divergence
+
+    return run(jax.random.key(0))
+
+
+def policies(agent, state):
+    """(π_i [T, A], π₀ [A]) at the only observation."""
+    p = state.params["policy"]
+    own = jax.vmap(agent.policy.apply, in_axes=(None, 0, 0, None))(p.shared, p.private, agent.tasks, jnp.ones(1))
+    return jax.nn.softmax(own), jax.nn.softmax(agent.prior(p.shared, jnp.ones(1)))
+
+
+def exact(config):
+    """The same two tasks as tables of two states, solved."""
+    table = TransitionTable(
+        next_state=jnp.ones((2, 2, 3), jnp.int32),
+        reward=jnp.stack([jnp.asarray(REWARDS), jnp.zeros((2, 3))], axis=1),
+        terminal=jnp.asarray([[False, True]] * 2),
+        start=jnp.asarray([[1.0, 0.0]] * 2),
+    )
+    costs = {"kl_cost": config.distral_kl_cost, "entropy_cost": config.distral_entropy_cost}
+    solution = distral_tabular.solve(table, **costs, discount=0.9, iterations=200)
+    return np.exp(solution.tasks.log_policy[:, 0]), np.exp(solution.log_prior[0])
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_answers_are_the_exact_ones(columns):
+    config = DistralConfig(**{**CONFIG.__dict__, "columns": columns})
+    agent = make_agent(config)
+    state, divergence = learn(agent)
+    own, prior = policies(agent, state)
+    exact_own, exact_prior = exact(config)
+    np.testing.assert_allclose(own, exact_own, atol=0.04)
+    np.testing.assert_allclose(prior, exact_prior, atol=0.04)
+    expected = (exact_own * np.log(exact_own / exact_prior)).sum(axis=1)
+    np.testing.assert_allclose(divergence[-20:].mean(axis=0), expected, atol=0.03)
+    # They tell a wrong learner from a right one: without the pull to the prior the tasks hardly share an arm.
+    alone = exact(DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.1))[0]
+    assert np.abs(alone - exact_own).max() > 4 * 0.04
+
+
+def test_the_reward_is_regularised_as_printed():
+    agent = make_agent()
+    state = agent.init(jax.random.key(1))
+    _, extras = agent.act(state, jnp.ones((2, ENVS, 1)), jax.random.key(2))
+    extras = jax.tree.map(lambda leaf: leaf[None], extras)  # [H = 1, T, E]
+    reward = jax.random.normal(jax.random.key(3), (1, 2, ENVS))
+    rollout = Transitions(None, reward, None, None, None, extras)
+    shaped = agent._shape_reward(state, rollout, jnp.ones((2, ENVS, 1)), reward)
+    own, prior = (np.asarray(p, np.float64) for p in policies(agent, state))
+    chosen = np.asarray(extras["raw_action"][0])
+    log_own = np.log(np.take_along_axis(own, chosen, axis=1))
+    expected = np.asarray(reward[0]) + 0.3 * np.log(prior)[chosen] - 0.4 * log_own
+    np.testing.assert_allclose(shaped[0], expected, atol=1e-5)
+
+
+def test_distilling_moves_the_prior_alone():
+    """With one column, the divergence has a gradient for π₀ and none for the tasks' policies."""
+    agent = make_agent(DistralConfig(**{**CONFIG.__dict__, "columns": 1}))
+    p = agent.init(jax.random.key(1)).params["policy"]
+
+    def divergence(shared, private):
+        def of_task(private, task, mask):
+            own = agent.policy.apply(shared, private, task, jnp.ones((4, 1)))
+            batch = distral.Minibatch(jnp.ones((4, 1)), *[None] * 6)
+            return agent._further_loss({"policy": shared}, own, mask, batch, None)[0]
+
+        return jax.vmap(of_task)(private, agent.tasks, agent.masks).sum()
+
+    shared, private = jax.grad(divergence, argnums=(0, 1))(p.shared, p.private)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(shared["prior"])) > 1e-4
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(private))
+
+
+def test_two_columns_of_gaussians_are_a_product_of_densities():
+    prior = Normal(jnp.asarray([[0.3, -1.0]]), jnp.asarray([[-0.2, 0.4]]))
+    own = Normal(jnp.asarray([[-0.5, 0.7]]), jnp.asarray([[0.1, -0.6]]))
+    found, family, mask = distral.product(prior, own, 0.7), gaussian(False), jnp.ones(2)
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)), jnp.float32)
+    log_product = 0.7 * family.log_prob(prior, mask, points) + family.log_prob(own, mask, points)
+    difference = np.asarray(family.log_prob(found, mask, points) - log_product)
+    np.testing.assert_allclose(difference, difference[0], atol=1e-5)  # the constant that normalises
+    alone = distral.product(prior, own, 0.0)
+    np.testing.assert_allclose(alone.mean, own.mean, rtol=1e-6)
+    np.testing.assert_allclose(alone.log_scale, own.log_scale, atol=1e-6)
+
+
+def test_an_unseen_task_is_acted_for_by_the_prior():
+    agent = make_agent()
+    state = agent.init(jax.random.key(1))
+    p = state.params["policy"]
+    head = p.shared["prior"]["network"]["head"]["params"]["Dense_0"]
+    head["bias"] = jnp.asarray([0.0, 0.0, 50.0])
+    observation = jnp.ones((3, 4, 1))
+    unseen = agent.evaluation_policy(state, observation, jax.random.key(0), jnp.asarray(False), jnp.zeros((3, 0)))
+    assert unseen.shape == (3, 4) and (unseen == 2).all()
+
+
+def test_costs_that_are_all_zero_are_refused():
+    config = DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.0)
+    spec = TaskSpec(2, 1, Arms.action)
+    with pytest.raises(ValueError, match="distral_kl_cost and distral_entropy_cost"):
+        distral.make_distral(config, NETWORK, grads.sum(), spec, num_envs=8, num_updates=1)
