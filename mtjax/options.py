@@ -34,7 +34,7 @@ def option(
 
 
 def validate(config: Any) -> None:
-    """Check every option of a configuration dataclass against its bounds.
+    """Check every option of a configuration dataclass against its bounds, then ``config.check()`` if it has one.
 
     Raises:
         ValueError: one line with the option, the value, what was expected and the nearest valid choice.
@@ -44,6 +44,8 @@ def validate(config: Any) -> None:
             problem = explain(field, getattr(config, field.name))
             if problem:
                 raise ValueError(f"{field.name}: {problem}")
+    if hasattr(config, "check"):
+        config.check()
 
 
 def explain(field: dataclasses.Field, value: Any) -> str | None:
