@@ -55,7 +55,7 @@ def fill(config: Any) -> None:
 
 
 def validate(config: Any) -> None:
-    """Check every option of a configuration dataclass against its bounds.
+    """Check every option of a configuration dataclass against its bounds, then ``config.check()`` if it has one.
 
     Raises:
         ValueError: one line with the option, the value, what was expected and the nearest valid choice.
@@ -74,6 +74,8 @@ def validate(config: Any) -> None:
                     f"{field.name}: {field.metadata['by']} {choice!r} takes a {wanted.__name__}, "
                     f"not a {type(value).__name__}"
                 )
+    if hasattr(config, "check"):
+        config.check()
 
 
 def explain(field: dataclasses.Field, value: Any) -> str | None:

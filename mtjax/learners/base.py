@@ -33,6 +33,11 @@ class TaskSpec(NamedTuple):
     action_sizes: tuple[int, ...] | None = None
     contexts: Array | None = None
 
+    @property
+    def context_size(self) -> int:
+        """D, 0 without contexts."""
+        return 0 if self.contexts is None else self.contexts.shape[1]
+
 
 class Transitions(NamedTuple):
     """A rollout: every leaf is [H, T, E, ...] (time, task, environment).
@@ -59,7 +64,7 @@ class Learner(NamedTuple):
     Attributes:
         init: key -> state.
         act: (state, observation [T, E, obs], key) -> (action [T, E, ...], extras). Explores.
-        update: (state, Transitions, key) -> (state, metrics by name: [] or [T] or [T, T]). "loss" [T] and
+        update: (state, Transitions, key) -> (state, metrics by name: [], [T], [T, T] or [T, F]). "loss" [T] and
             "finite" [T] bool are always there; "finite" is False for the tasks whose loss was not finite when
             that first happened to any.
         policy: (state, observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...]. For

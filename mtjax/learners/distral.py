@@ -27,7 +27,7 @@ from mtjax.learners import normalization
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.config import DistralConfig
 from mtjax.learners.ppo import _PPO, Minibatch, PPOState, check_minibatches, task_major, time_major
-from mtjax.networks.arrangements import Parameters
+from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import MAX_LOG_SCALE, MIN_LOG_SCALE, Normal
 from mtjax.networks.policy import Policy, make_policy
@@ -42,8 +42,9 @@ class _Distral(_PPO):
     def _make_policy(self, network: NetworkConfig) -> Policy:
         """Parameters: shared {"prior": π₀, "task": what the tasks' networks share}, private {"task": the rest}."""
         spec, alpha = self.spec, self.config.alpha
-        sizes = {"inputs": spec.observation_size, "action": spec.action}
-        blind = make_policy(dataclasses.replace(network, arrangement="none"), num_tasks=1, **sizes)
+        sizes = {"inputs": spec.observation_size, "action": spec.action, "contexts": spec.context_size}
+        plain = dataclasses.replace(network, arrangement="none", task_input="auto", encoder="auto", head="auto")
+        blind = make_policy(plain, num_tasks=1, **sizes)
         column = make_policy(network, num_tasks=spec.num_tasks, **sizes)
         nobody = jax.tree.map(lambda leaf: leaf[0], training_tasks(1))
 

@@ -21,12 +21,15 @@ from mtjax.learners import normalization
 from mtjax.learners.base import Learner, TaskSpec, Transitions, action_masks
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.returns import discounted_sums, generalized_advantages
-from mtjax.networks.arrangements import Network, Parameters, make_network, of_unseen_task
+from mtjax.networks.arrangements import make_network
+from mtjax.networks.base import Network, Parameters, of_unseen_task
 from mtjax.networks.config import NetworkConfig
+from mtjax.networks.diagnostics import summarize
 from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.task import Task, training_tasks, unseen_tasks
 
 Array = jax.Array
+DIAGNOSED = 64  # observations of each task at which routing is looked at
 MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
 
 
@@ -100,13 +103,15 @@ class _PPO:
     ):
         self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
         self.policy = self._make_policy(network)
+        value = network.of_value()
         self.value: Network = make_network(
-            network,
+            value,
             inputs=spec.observation_size,
             outputs=1,
             num_tasks=spec.num_tasks,
-            sizes=network.value_hidden_sizes or network.hidden_sizes,
+            sizes=value.hidden_sizes,
             gain=1.0,
+            contexts=spec.context_size,
         )
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
         self.masks = action_masks(spec)
@@ -117,7 +122,13 @@ class _PPO:
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
         spec = self.spec
-        return make_policy(network, inputs=spec.observation_size, action=spec.action, num_tasks=spec.num_tasks)
+        return make_policy(
+            network,
+            inputs=spec.observation_size,
+            action=spec.action,
+            num_tasks=spec.num_tasks,
+            contexts=spec.context_size,
+        )
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -204,6 +215,7 @@ class _PPO:
         unexplained = (batch.target - batch.value).var(axis=1) / (batch.target.var(axis=1) + 1e-8)
         metrics["explained_variance"] = 1.0 - unexplained
         metrics["learning_rate"] = self._learning_rate(state)
+        metrics |= self._routing(state, batch.observation[:, :DIAGNOSED])
         state = state._replace(
             observations=observations,
             returns=returns,
@@ -212,6 +224,18 @@ class _PPO:
             updates=state.updates + 1,
         )
         return state, metrics
+
+    def _routing(self, state: PPOState, observation: Array) -> dict[str, Array]:
+        """How each network routes or mixes for each task at observations [T, B, obs]: [T] or [T, F] by name."""
+        metrics = {}
+        for part, network in (("policy", self.policy), ("value", self.value)):
+            p = state.params[part]
+            weights = jax.vmap(network.diagnose, in_axes=(None, 0, 0, 0))(
+                p.shared, p.private, self.tasks, observation
+            )
+            if weights:
+                metrics |= {f"{name}/{part}": value for name, value in jax.vmap(summarize)(weights).items()}
+        return metrics
 
     def _targets(self, state: PPOState, rollout: Transitions):
         """Scale rewards, evaluate the critic, estimate advantages. Returns ([T, H·E] batch, return state)."""
@@ -441,7 +465,7 @@ def make_ppo(
     check_minibatches(config, num_envs)
     ppo = _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
     return Learner(
-        ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.arrangement != "independent"
+        ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.generalises
     )
 
 

@@ -3,6 +3,9 @@
 A network's parameters are two trees. ``shared`` is used by every task: its per-task gradients are what
 gradient surgery works on. ``private`` leads with the task axis, [T, ...]; task t sees only its slice, so its
 gradient has no conflict. "One agent per task" is the arrangement in which everything is private.
+
+Most arrangements are four parts in a row: what is told of the task, an encoder, a body and a head
+(``config.ARRANGEMENTS`` says which); two compose whole networks instead.
 """
 
 from __future__ import annotations
@@ -13,103 +16,171 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax.networks.components import Head, Trunk
-from mtjax.networks.config import NetworkConfig
+from mtjax.networks.base import Body, Network, Parameters, Shape, Weights, of_unseen_task
+from mtjax.networks.care import make_care
+from mtjax.networks.components import Head, Trunk, init_stack, join, last_layer, make_trunk
+from mtjax.networks.config import COMPOSED, NetworkConfig
+from mtjax.networks.experts import make_experts
+from mtjax.networks.film import make_film
+from mtjax.networks.hypernetwork import make_hypernetwork
+from mtjax.networks.moore import make_moore
+from mtjax.networks.paco import make_paco
+from mtjax.networks.soft_modular import make_soft_modular
 from mtjax.networks.task import Task
+from mtjax.networks.task_encoder import TaskEncoder, make_task_encoder
+
+__all__ = ["Network", "Parameters", "last_shared_layer", "make_network", "of_unseen_task"]
 
 Array = jax.Array
 
 
-class Parameters(NamedTuple):
-    """Parameters of a network of T tasks.
-
-    Attributes:
-        shared: pytree, used by all tasks; empty for one agent per task.
-        private: pytree of [T, ...]; task t uses slice t. Empty if everything is shared.
-    """
-
-    shared: Any
-    private: Any
-
-
-class Network(NamedTuple):
-    """A multi-task network as a pair of pure functions.
-
-    Attributes:
-        init: key -> Parameters.
-        apply: (shared, private of ONE task, the task, inputs [..., in]) -> outputs [..., out].
-    """
-
-    init: Callable[[Array], Parameters]
-    apply: Callable[[Any, Any, Task, Array], Array]
-
-
 def make_network(
-    config: NetworkConfig, *, inputs: int, outputs: int, num_tasks: int, sizes: tuple[int, ...], gain: float
+    config: NetworkConfig,
+    *,
+    inputs: int,
+    outputs: int,
+    num_tasks: int,
+    sizes: tuple[int, ...],
+    gain: float,
+    contexts: int = 0,
 ) -> Network:
     """Build the network that ``config.arrangement`` names.
 
     Args:
-        config: arrangement and component options.
+        config: arrangement and component options; ``config.of_value()`` for a value network.
         inputs: size of an observation.
         outputs: size of the output.
         num_tasks: T.
         sizes: widths of the hidden layers.
         gain: gain of the output layer's initialisation.
+        contexts: D, size of the embeddings of the tasks' descriptions; 0 if there are none.
 
     Returns:
-        The network's ``init`` and ``apply``.
+        The network's pure functions.
+
+    Raises:
+        ValueError: options that do not fit together, or the number of tasks; or embeddings are missing.
     """
-    trunk, head = Trunk(sizes, config.activation, config.layer_norm), Head(outputs, gain)
-    with_code = config.arrangement in ("one_hot", "multi_head")
-    with_embedding = config.arrangement == "embedding"
-    width = inputs + (num_tasks if with_code else config.embedding_size if with_embedding else 0)
+    shape = Shape(inputs, outputs, num_tasks, sizes, gain, contexts)
+    tell = make_task_encoder(config, shape)
+    if config.arrangement in COMPOSED:
+        return {"paco": make_paco, "hypernetwork": make_hypernetwork}[config.arrangement](config, shape, tell)
+    return _in_a_row(config, shape, tell)
 
-    def embedding(private: Any) -> Array:
-        vector = private["embedding"]
-        if config.unit_norm_embedding:
-            vector = vector / jnp.maximum(jnp.linalg.norm(vector), 1e-6)
-        return vector
 
-    def describe(private: Any, task: Task, x: Array) -> Array:
-        """Append what the network may know of the task."""
-        if not (with_code or with_embedding):
-            return x
-        extra = task.code if with_code else embedding(private)
-        return jnp.concatenate([x, jnp.broadcast_to(extra, x.shape[:-1] + extra.shape)], axis=-1)
+def last_shared_layer(config: NetworkConfig) -> Callable[[str], bool]:
+    """A predicate over the paths of shared parameters: is it of the last layer that the tasks share?
+
+    For methods that look at this layer alone (GradNorm). It holds for the policy and for the value network.
+    """
+    parts = []
+    for one in (config, config.of_value()):
+        shape = {"inputs": 1, "outputs": 1, "num_tasks": max(1, len(one.clusters)), "contexts": 1}
+        parts.append(make_network(one, sizes=one.hidden_sizes, gain=1.0, **shape).last_shared)
+    return lambda path: any(part in path for part in parts)
+
+
+# ------------------------------------------------------------------------------------ four parts in a row
+
+
+class _Part(NamedTuple):
+    """An encoder or a head: one for all tasks or one for each, or nothing."""
+
+    init: Callable[[Array], Any]  # of one
+    apply: Callable[[Any, Array], Array]
+    kind: str  # "none", "shared" or "private"
+    width: int
+
+
+def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network:
+    encoder = _encoder(config, shape)
+    body = _body(config, shape, inputs=encoder.width, told=tell.size)
+    head = _head(config, shape, body.width)
 
     def init(key: Array) -> Parameters:
-        trunk_key, head_key, embedding_key = jax.random.split(key, 3)
+        body_key, head_key, tell_key, encoder_key = jax.random.split(key, 4)
+        trees = [tell.init(tell_key), body.init(body_key)]
+        for name, part, part_key in (("encoder", encoder, encoder_key), ("head", head, head_key)):
+            if part.kind == "shared":
+                trees.append(Parameters({name: part.init(part_key)}, {}))
+            elif part.kind == "private":
+                trees.append(Parameters({}, {name: init_stack(part.init, part_key, shape.num_tasks)}))
+        shared, private = zip(*trees, strict=True)
+        return Parameters(_merge(shared), _merge(private))
 
-        def init_trunk(key: Array) -> Any:
-            return trunk.init(key, jnp.zeros((width,), jnp.float32))
-
-        def init_head(key: Array) -> Any:
-            return head.init(key, jnp.zeros((sizes[-1] if sizes else width,), jnp.float32))
-
-        def each_task(init: Callable, key: Array) -> Any:
-            return jax.vmap(init)(jax.random.split(key, num_tasks))
-
-        if config.arrangement == "independent":
-            return Parameters(
-                {}, {"trunk": each_task(init_trunk, trunk_key), "head": each_task(init_head, head_key)}
-            )
-        if config.arrangement == "multi_head":
-            return Parameters({"trunk": init_trunk(trunk_key)}, {"head": each_task(init_head, head_key)})
-        private = {}
-        if with_embedding:
-            private["embedding"] = jax.random.normal(
-                embedding_key, (num_tasks, config.embedding_size), jnp.float32
-            )
-        return Parameters({"trunk": init_trunk(trunk_key), "head": init_head(head_key)}, private)
+    def features(shared: Any, private: Any, task: Task, x: Array) -> tuple[Array, Weights]:
+        if encoder.kind != "none":
+            x = encoder.apply((shared if encoder.kind == "shared" else private)["encoder"], x)
+        return body.apply(shared, private, task, tell.apply(shared, private, task), x)
 
     def apply(shared: Any, private: Any, task: Task, x: Array) -> Array:
-        parts = {**shared, **private}
-        return head.apply(parts["head"], trunk.apply(parts["trunk"], describe(private, task, x)))
+        x, _ = features(shared, private, task, x)
+        return head.apply((shared if head.kind == "shared" else private)["head"], x)
 
-    return Network(init, apply)
+    def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
+        return features(shared, private, task, x)[1]
+
+    return Network(init, apply, diagnose, "head/" if head.kind == "shared" else body.last_shared)
 
 
-def of_unseen_task(parameters: Parameters) -> Any:
-    """Private parameters for a task that was not trained on: the mean over the training tasks."""
-    return jax.tree.map(lambda leaf: leaf.mean(axis=0), parameters.private)
+def _merge(trees: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    return {name: value for tree in trees for name, value in tree.items()}
+
+
+def _encoder(config: NetworkConfig, shape: Shape) -> _Part:
+    kind = config.parts.encoder
+    if kind == "none":
+        return _Part(lambda key: {}, lambda p, x: x, kind, shape.inputs)
+    sizes = config.encoder_sizes or shape.sizes[:1]
+    module = Trunk(sizes, config.activation, config.layer_norm)
+    blank = jnp.zeros((shape.inputs,), jnp.float32)
+    return _Part(lambda key: module.init(key, blank), module.apply, kind, sizes[-1] if sizes else shape.inputs)
+
+
+def _head(config: NetworkConfig, shape: Shape, width: int) -> _Part:
+    module = Head(shape.outputs, shape.gain, config.head_sizes, config.activation, config.layer_norm)
+    blank = jnp.zeros((width,), jnp.float32)
+    return _Part(lambda key: module.init(key, blank), module.apply, config.parts.head, shape.outputs)
+
+
+def _body(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
+    return BODIES[config.parts.body](config, shape, inputs=inputs, told=told)
+
+
+def _trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
+    """A trunk on observation and task vector, shared."""
+    module, sizes = make_trunk(config, shape.sizes), shape.sizes
+    blank = jnp.zeros((inputs + told,), jnp.float32)
+
+    def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
+        return module.apply(shared["trunk"], join(x, z)), {}
+
+    last = f"trunk/params/{last_layer(config, sizes)}" if sizes else "encoder/"
+    width = sizes[-1] if sizes else inputs + told
+    return Body(lambda key: Parameters({"trunk": module.init(key, blank)}, {}), apply, width, last)
+
+
+def _private_trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
+    """A trunk for each task."""
+    module, sizes = make_trunk(config, shape.sizes), shape.sizes
+    blank = jnp.zeros((inputs,), jnp.float32)
+
+    def init(key: Array) -> Parameters:
+        return Parameters({}, {"trunk": init_stack(lambda k: module.init(k, blank), key, shape.num_tasks)})
+
+    def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
+        return module.apply(private["trunk"], x), {}
+
+    return Body(init, apply, sizes[-1] if sizes else inputs, "trunk/")
+
+
+# A body is made by (config, shape, inputs=, told=) -> Body.
+BODIES: dict[str, Callable[..., Body]] = {
+    "trunk": _trunk,
+    "private": _private_trunk,
+    "film": make_film,
+    "experts": make_experts,
+    "soft_modular": make_soft_modular,
+    "care": make_care,
+    "moore": make_moore,
+}

@@ -1,10 +1,52 @@
-"""What the tasks share, as a value: the arrangement and its components' sizes."""
+"""What the tasks share, as a value: the arrangement, its components and their sizes. Free of jax."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from mtjax.options import option
+
+
+class Parts(NamedTuple):
+    """What an arrangement is made of where no flag says otherwise.
+
+    Attributes:
+        told: what conditions the network on the task: "none", "one_hot", "embedding" or "context".
+        encoder: "none", "shared" or "private" (one for each task).
+        body: what stands between encoder and head; a name in ``networks.arrangements.BODIES``, or the name of
+            an arrangement that composes whole networks.
+        head: "shared" or "private".
+        about: half a sentence for the help.
+    """
+
+    told: str
+    encoder: str
+    body: str
+    head: str
+    about: str
+
+
+ARRANGEMENTS: dict[str, Parts] = {
+    "one_hot": Parts("one_hot", "none", "trunk", "shared", "fully shared, task index appended to the observation"),
+    "embedding": Parts("embedding", "none", "trunk", "shared", "fully shared, learned task embedding appended"),
+    "context": Parts("context", "none", "trunk", "shared", "fully shared, the task's description appended"),
+    "none": Parts("none", "none", "trunk", "shared", "fully shared and blind to the task"),
+    "multi_head": Parts("one_hot", "none", "trunk", "private", "shared trunk on the one-hot task, a head a task"),
+    "task_encoders": Parts("none", "private", "trunk", "shared", "an encoder a task, shared trunk and head"),
+    "encoders_and_heads": Parts("none", "private", "trunk", "private", "an encoder and a head a task, shared trunk"),
+    "film": Parts("embedding", "none", "film", "shared", "every feature scaled and shifted as the task says"),
+    "experts": Parts("embedding", "none", "experts", "shared", "mixture of experts, see selection"),
+    "soft_modular": Parts("one_hot", "none", "soft_modular", "shared", "layers of modules, softly routed"),
+    "care": Parts("context", "none", "care", "shared", "attention over encoders by the task's description"),
+    "moore": Parts("none", "none", "moore", "private", "mixture of orthogonal experts"),
+    "paco": Parts("none", "none", "paco", "shared", "parameters composed of sets, with weights of the task"),
+    "hypernetwork": Parts("embedding", "none", "hypernetwork", "shared", "parameters computed from the task"),
+    "independent": Parts("none", "none", "private", "private", "one agent per task, nothing shared"),
+}
+COMPOSED = ("paco", "hypernetwork")  # whole networks: no encoder and no head of their own
+MODULES = {"shallow": (2, 2, 256), "deep": (4, 4, 128)}  # layers × modules of a layer × width (2003.13661)
+SELECTIONS = ("gate", "attention", "ensemble", "cluster", "identity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,11 +55,31 @@ class NetworkConfig:
 
     arrangement: str = option(
         "one_hot",
-        "How the tasks share networks: 'one_hot' (fully shared, task index appended to the observation), "
-        "'embedding' (fully shared, learned task embedding appended), 'multi_head' (shared trunk on the "
-        "one-hot task, one output head a task), 'none' (fully shared and blind to the task) or "
-        "'independent' (one agent per task, nothing shared).",
-        choices=("one_hot", "embedding", "multi_head", "none", "independent"),
+        "How the tasks share networks: " + "; ".join(f"'{name}' ({p.about})" for name, p in ARRANGEMENTS.items()) + ".",
+        choices=tuple(ARRANGEMENTS),
+    )
+    task_input: str = option(
+        "auto",
+        "What the network is told of the task: its index, a learned embedding, or the embedding of its description; "
+        "'auto' is what the arrangement usually takes.",
+        choices=("auto", "none", "one_hot", "embedding", "context"),
+    )
+    encoder: str = option(
+        "auto",
+        "An encoder of the observation before the trunk: none, one, or one for each task.",
+        choices=("auto", "none", "shared", "private"),
+    )
+    head: str = option(
+        "auto", "One output head, or one for each task.", choices=("auto", "shared", "private")
+    )
+    trunk: str = option(
+        "mlp",
+        "Kind of trunk: 'mlp', or 'residual' (BroNet: a residual block with layer normalisation for each hidden size, "
+        "all of the first one's width).",
+        choices=("mlp", "residual"),
+    )
+    value_trunk: str = option(
+        "same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual")
     )
     hidden_sizes: tuple[int, ...] = option(
         (256, 256), "Widths of the policy's hidden layers, comma-separated.", low=1
@@ -25,12 +87,48 @@ class NetworkConfig:
     value_hidden_sizes: tuple[int, ...] = option(
         (), "Widths of the value network's hidden layers; empty means those of the policy.", low=1
     )
+    encoder_sizes: tuple[int, ...] = option(
+        (),
+        "Widths of an encoder's layers; empty means one as wide as the first hidden layer (for care: 50,50).",
+        low=1,
+    )
+    head_sizes: tuple[int, ...] = option((), "Widths of hidden layers of the head; empty means none.", low=1)
     activation: str = option(
         "tanh", "Non-linearity of the hidden layers.", choices=("tanh", "relu", "silu", "elu", "gelu")
     )
     layer_norm: bool = option(False, "Layer normalisation before every non-linearity.")
+    value_layer_norm: bool = option(False, "The same in the value network alone.")
     embedding_size: int = option(16, "Size of a learned task embedding.", low=1)
     unit_norm_embedding: bool = option(False, "Scale every task embedding to length one.")
+    task_embeddings: str = option(
+        "shipped",
+        "Embeddings of the tasks' descriptions: 'shipped', or an .npz file with one vector for each task's name.",
+    )
+    context_sizes: tuple[int, ...] = option(
+        (50, 50), "Widths of the layers that turn the embedding of a description into the task's context.", low=1
+    )
+    num_experts: int = option(4, "Experts of experts and moore, encoders of care, parameter sets of paco.", low=1)
+    selection: str = option(
+        "gate",
+        "How experts are mixed: by a 'gate' that sees observation and task, by 'attention' of the task to what they "
+        "say, evenly ('ensemble'), by the task's 'cluster', or one for each task ('identity').",
+        choices=SELECTIONS,
+    )
+    clusters: tuple[int, ...] = option((), "With selection=cluster: the expert of every task, in task order.", low=0)
+    modules: str = option(
+        "shallow", "Modules of soft_modular: 'shallow' (2x2x256), 'deep' (4x4x128) or layers x modules x width."
+    )
+    modular_variant: str = option(
+        "official",
+        "Soft Modularization as in its 'paper' (2003.13661), or as in the 'official' code, which differs.",
+        choices=("paper", "official"),
+    )
+    routing: str = option(
+        "soft",
+        "Routing of soft_modular: 'soft', or 'hard' (every module listens to one; gradients as if it were soft).",
+        choices=("soft", "hard"),
+    )
+    hyper_size: int = option(16, "Directions in which the hypernetwork can move the parameters.", low=1)
     scale: str = option(
         "free",
         "Scale of the Gaussian policy: 'free' (a parameter per action and task, the same in every state) or "
@@ -41,3 +139,128 @@ class NetworkConfig:
         -0.5, "Logarithm of the Gaussian policy's scale at the start.", low=-5, high=2
     )
     squash: bool = option(False, "Squash continuous actions with tanh (log-probabilities corrected).")
+
+    # ---------------------------------------------------------------------------- what follows from them
+
+    @property
+    def parts(self) -> Parts:
+        """The arrangement's parts, after the flags that replace some of them."""
+        parts = ARRANGEMENTS[self.arrangement]
+        if self.arrangement == "experts" and self.selection == "identity":
+            parts = parts._replace(told="none", body="private")
+        given = {"told": self.task_input, "encoder": self.encoder, "head": self.head}
+        return parts._replace(**{name: value for name, value in given.items() if value != "auto"})
+
+    @property
+    def told(self) -> str:
+        """What conditions the network on the task."""
+        return self.parts.told
+
+    @property
+    def generalises(self) -> bool:
+        """False if tasks own a network from the observation on: unseen ones have none."""
+        return self.parts.body != "private" and self.parts.encoder != "private"
+
+    @property
+    def module_sizes(self) -> tuple[int, int, int]:
+        """Layers, modules of a layer and width of soft_modular. ValueError if ``modules`` cannot be read."""
+        sizes = MODULES.get(self.modules) or tuple(
+            int(number) if number.isdigit() else 0 for number in self.modules.split("x")
+        )
+        if len(sizes) != 3 or min(sizes) < 1 or sizes[0] < 2:
+            raise ValueError(
+                f"modules: {self.modules!r} is neither shallow, deep nor layers x modules x width with at least 2 "
+                "layers, e.g. 3x2x128"
+            )
+        return sizes
+
+    @property
+    def own_encoder_sizes(self) -> tuple[int, ...]:
+        """Widths of care's encoders."""
+        return self.encoder_sizes or (50, 50)
+
+    def of_value(self) -> NetworkConfig:
+        """The configuration of the value network: what is said of it alone takes the place of the rest."""
+        return dataclasses.replace(
+            self,
+            trunk=self.trunk if self.value_trunk == "same" else self.value_trunk,
+            hidden_sizes=self.value_hidden_sizes or self.hidden_sizes,
+            layer_norm=self.layer_norm or self.value_layer_norm,
+        )
+
+    # -------------------------------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """Refuse combinations of options that make no sense. Raises ValueError with one line."""
+        self._check_unused()
+        self._check_sizes()
+        parts, name = self.parts, self.arrangement
+        if name == "care" and parts.told != "context":
+            raise ValueError(f"task_input: care attends by the task's description; {parts.told!r} tells it none")
+        if name in COMPOSED and (parts.encoder != "none" or parts.head != "shared"):
+            raise ValueError(f"arrangement {name!r} composes whole networks; it takes neither encoder nor head")
+        if name == "hypernetwork" and parts.told == "none":
+            raise ValueError("task_input: a hypernetwork computes parameters from the task; 'none' tells it nothing")
+        if name in ("film", "soft_modular") and parts.told == "none":
+            raise ValueError(f"task_input: {name} is conditioned on the task; 'none' tells it nothing")
+        if parts.body == "private" and (parts.told != "none" or parts.encoder == "shared"):
+            raise ValueError(f"arrangement {name!r}: every task has a trunk of its own, so it needs no {self._extra()}")
+        if name == "independent" and parts.head == "shared":
+            raise ValueError("head: with arrangement 'independent' nothing is shared")
+        if name in ("film", "soft_modular") and "residual" in (self.trunk, self.of_value().trunk):
+            raise ValueError(f"trunk: {name} has layers of its own, which cannot be residual")
+
+    def _extra(self) -> str:
+        return "task_input" if self.parts.told != "none" else "shared encoder"
+
+    def _check_sizes(self) -> None:
+        if self.arrangement == "soft_modular":
+            _ = self.module_sizes
+        for what, kind, sizes in (
+            ("hidden_sizes", self.trunk, self.hidden_sizes),
+            ("value_hidden_sizes", self.of_value().trunk, self.of_value().hidden_sizes),
+        ):
+            if kind == "residual" and len(set(sizes)) > 1:
+                raise ValueError(f"{what}: a residual trunk has one width; got {sizes}")
+            if not sizes and self.parts.body in ("film", "experts", "moore", "soft_modular"):
+                raise ValueError(f"{what}: arrangement {self.arrangement!r} needs at least one hidden layer")
+        if self.arrangement == "care" and self.own_encoder_sizes[-1] != self.context_sizes[-1]:
+            raise ValueError(
+                f"encoder_sizes: care compares encodings ({self.own_encoder_sizes[-1]}) with the context "
+                f"({self.context_sizes[-1]}); the last of encoder_sizes and of context_sizes must agree"
+            )
+        if self.selection == "cluster" and self.arrangement == "experts":
+            if not self.clusters:
+                raise ValueError("clusters: selection=cluster needs the expert of every task, e.g. --clusters=0,0,1")
+            last = max(self.clusters)
+            if last >= self.num_experts:
+                raise ValueError(f"clusters: expert {last} does not exist; num_experts is {self.num_experts}")
+
+    def _check_unused(self) -> None:
+        """An option that changes nothing is a misunderstanding: say where it belongs."""
+        parts, name = self.parts, self.arrangement
+        used = {
+            "embedding_size": (parts.told == "embedding", "task_input=embedding"),
+            "unit_norm_embedding": (parts.told == "embedding", "task_input=embedding"),
+            "context_sizes": (parts.told == "context", "task_input=context"),
+            "task_embeddings": (parts.told == "context", "task_input=context"),
+            "encoder_sizes": (parts.encoder != "none" or name == "care", "encoder=shared or private, and care"),
+            "head_sizes": (name not in COMPOSED, "arrangements with a head of their own"),
+            "num_experts": (
+                name in ("experts", "care", "moore", "paco") and parts.body != "private",
+                "experts, care, moore and paco",
+            ),
+            "selection": (name == "experts", "arrangement=experts"),
+            "clusters": (name == "experts" and self.selection == "cluster", "arrangement=experts, selection=cluster"),
+            "modules": (name == "soft_modular", "arrangement=soft_modular"),
+            "modular_variant": (name == "soft_modular", "arrangement=soft_modular"),
+            "routing": (name == "soft_modular", "arrangement=soft_modular"),
+            "hyper_size": (name == "hypernetwork", "arrangement=hypernetwork"),
+        }
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            takes, where = used.get(field.name, (True, ""))
+            if value != field.default and not takes:
+                raise ValueError(
+                    f"{field.name}: {value!r} has no effect with arrangement {name!r}; it belongs to {where}"
+                )

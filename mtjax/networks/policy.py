@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mtjax.envs.base import ActionSpec
-from mtjax.networks.arrangements import Network, Parameters, make_network
+from mtjax.networks.arrangements import make_network
+from mtjax.networks.base import Network, Parameters, Weights
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import (
     MAX_LOG_SCALE,
@@ -30,14 +31,18 @@ class Policy(NamedTuple):
         init: key -> Parameters.
         apply: (shared, private of one task, task, observation [..., obs]) -> distribution parameters.
         distribution: what those parameters mean.
+        diagnose: as in Network.
     """
 
     init: Callable[[Array], Parameters]
     apply: Callable[[Any, Any, Task, Array], Any]
     distribution: Distribution
+    diagnose: Callable[[Any, Any, Task, Array], Weights]
 
 
-def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int) -> Policy:
+def make_policy(
+    config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int, contexts: int = 0
+) -> Policy:
     """Build the policy network of ``config`` for one observation size and action space."""
     family = distribution(action, squash=config.squash)
     free_scale = action.kind == "continuous" and config.scale == "free"
@@ -49,6 +54,7 @@ def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_t
         num_tasks=num_tasks,
         sizes=config.hidden_sizes,
         gain=0.01,
+        contexts=contexts,
     )
 
     def init(key: Array) -> Parameters:
@@ -68,4 +74,4 @@ def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_t
         log_scale = jnp.clip(log_scale + config.initial_log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
         return Normal(mean, log_scale)
 
-    return Policy(init, apply, family)
+    return Policy(init, apply, family, network.diagnose)

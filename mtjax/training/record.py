@@ -8,7 +8,8 @@ One JSON object a line, only ever appended to. The first line names the tasks; t
 
 ``step`` counts environment steps of one seed; ``time`` is in seconds since the start, over all resumes.
 Numbers that are not finite are written as null and read as NaN. float32 is written in the fewest digits that
-give the same float32 back; matrices [S, T, T] are rounded to four decimals, for they are large.
+give the same float32 back; matrices [S, T, T] and vectors of a task [S, T, F] are rounded to four decimals, for
+they are large.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Recorder:
             step: environment steps of one seed so far.
             update: updates so far.
             time: seconds since the start.
-            values: arrays by name, of shape (), [S], [S, T] or [S, T, T].
+            values: arrays by name, of shape (), [S], [S, T], [S, T, T] or [S, T, F].
         """
         self._write({"kind": "train", "step": step, "update": update, "time": time, "values": values})
         if self._board:
@@ -256,10 +257,10 @@ class _Board:
             value = np.asarray(value, float)
             if name in MEASURES and value.ndim == 2:
                 self._measure("train", name, step, value, self._names)
-            elif value.ndim == 3:
+            elif value.ndim == 3 and name.startswith("grads/"):
                 off_diagonal = ~np.eye(value.shape[-1], dtype=bool)
                 self._scalar(f"learning/{name}", step, value[:, off_diagonal])
-            elif name != "episodes":
+            elif value.ndim < 3 and name != "episodes":
                 self._scalar(f"learning/{name}", step, value)
 
     def evaluation(self, step: int, split: str, mode: str, values: Mapping[str, Any], names: Sequence[str]) -> None:

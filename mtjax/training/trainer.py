@@ -14,6 +14,8 @@ from mtjax.envs.base import Array, VectorEnv
 from mtjax.envs.host import HostVectorEnv
 from mtjax.learners import registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
+from mtjax.networks.arrangements import last_shared_layer
+from mtjax.suites import descriptions
 from mtjax.suites.base import Suite
 from mtjax.training.config import RunConfig
 from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
@@ -156,9 +158,15 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
 
 
 def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
-    """What is known of every split's tasks besides their number: [N, D] float32, D = 0 so far."""
-    del config
-    return {label: jnp.zeros((len(split), 0), jnp.float32) for label, split in suite.splits.items()}
+    """What the tasks' descriptions say, by split: [N, D] float32; D = 0 if no network asks for it.
+
+    Raises:
+        ValueError: a network asks, and there is no embedding for one of the tasks.
+    """
+    if config.network.told != "context":
+        return {label: jnp.zeros((len(split), 0), jnp.float32) for label, split in suite.splits.items()}
+    found = descriptions.contexts(suite, config.network.task_embeddings)
+    return {label: jnp.asarray(vectors) for label, vectors in found.items()}
 
 
 def gradient_method(config: RunConfig) -> grads.Method:
@@ -171,9 +179,7 @@ def gradient_method(config: RunConfig) -> grads.Method:
     if getattr(method, "on_representation", False):
         raise ValueError(f"grads: {config.grads} needs gradients of a representation, which no learner provides")
     if config.grads.strip().startswith("gradnorm") and method.leaves is None:
-        private_heads = config.network.arrangement == "multi_head"
-        last = f"Dense_{len(config.network.hidden_sizes) - 1}/" if private_heads else "head/"
-        method = method._replace(leaves=lambda path: last in path)
+        method = method._replace(leaves=last_shared_layer(config.network))
     return method
 
 

@@ -1,145 +1,263 @@
-"""Arrangements: what is said to be shared must be shared, and what is private must never leak."""
+"""Arrangements: what is said to be shared is shared, what is private never leaks, what is printed is computed."""
+
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
+import networks_by_hand
 import numpy as np
 import pytest
 
 from mtjax.envs.base import continuous, discrete
-from mtjax.networks.arrangements import Parameters, make_network, of_unseen_task
-from mtjax.networks.config import NetworkConfig
+from mtjax.networks.arrangements import last_shared_layer, make_network
+from mtjax.networks.base import Parameters, of_unseen_task
+from mtjax.networks.config import ARRANGEMENTS, SELECTIONS, NetworkConfig
 from mtjax.networks.distributions import Normal
 from mtjax.networks.policy import make_policy
-from mtjax.networks.task import training_tasks
+from mtjax.networks.task import training_tasks, unseen_tasks
 
-T, B, IN, OUT = 3, 5, 4, 2
-ARRANGEMENTS = ("one_hot", "embedding", "multi_head", "none", "independent")
-TASKS = training_tasks(T)
-X = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, IN)), jnp.float32)
+T, B, IN, OUT, D = 3, 4, 4, 2, 6
+DRAW = np.random.default_rng(0)
+TASKS = training_tasks(T, jnp.asarray(DRAW.normal(size=(T, D)), jnp.float32))
+X = jnp.asarray(DRAW.normal(size=(T, B, IN)), jnp.float32)
+
+# Every arrangement, and what its flags make of it.
+CASES = {
+    **{name: {} for name in ARRANGEMENTS if name not in ("context", "care", "soft_modular", "experts")},
+    "unit_norm": {"arrangement": "embedding", "unit_norm_embedding": True},
+    "residual": {"trunk": "residual", "hidden_sizes": (6, 6), "activation": "relu"},
+    "shared_encoder": {"encoder": "shared", "encoder_sizes": (5,), "head_sizes": (3,), "layer_norm": True},
+    "context": {"context_sizes": (5, 3)},
+    "task_encoders": {"encoder_sizes": (5, 3)},
+    "film_norm": {"arrangement": "film", "layer_norm": True, "head": "private"},
+    **{
+        f"experts_{selection}": {"arrangement": "experts", "selection": selection}
+        for selection in SELECTIONS
+        if selection != "cluster"
+    },
+    "experts_cluster": {"arrangement": "experts", "selection": "cluster", "clusters": (0, 2, 2), "task_input": "none"},
+    **{
+        f"modular_{variant}_{routing}": {
+            "arrangement": "soft_modular",
+            "modular_variant": variant,
+            "routing": routing,
+            "modules": "3x2x5",
+            "activation": "relu",
+        }
+        for variant in ("paper", "official")
+        for routing in ("soft", "hard")
+    },
+    "care": {"encoder_sizes": (5, 3), "context_sizes": (4, 3)},
+    "moore_told": {"arrangement": "moore", "task_input": "one_hot", "head": "shared"},
+    "paco_told": {"arrangement": "paco", "task_input": "context", "context_sizes": (5,)},
+}
+SHARED = {
+    "one_hot": ({"trunk", "head"}, set()),
+    "none": ({"trunk", "head"}, set()),
+    "embedding": ({"trunk", "head"}, {"embedding"}),
+    "context": ({"context", "trunk", "head"}, set()),
+    "multi_head": ({"trunk"}, {"head"}),
+    "task_encoders": ({"trunk", "head"}, {"encoder"}),
+    "encoders_and_heads": ({"trunk"}, {"encoder", "head"}),
+    "shared_encoder": ({"encoder", "trunk", "head"}, set()),
+    "film": ({"film_0", "film_1", "head"}, {"embedding"}),
+    "experts_gate": ({"experts", "gate", "head"}, {"embedding"}),
+    "experts_attention": ({"experts", "query", "head"}, {"embedding"}),
+    "experts_identity": ({"head"}, {"trunk"}),
+    "experts_cluster": ({"experts", "head"}, set()),
+    "modular_official_soft": ({"base", "task", "router", "modules_0", "modules_1", "modules_2", "head"}, set()),
+    "modular_paper_soft": ({"base", "task", "router", "modules_0", "modules_1", "head"}, set()),
+    "care": ({"context", "encoders", "trunk", "head"}, set()),
+    "moore": ({"experts"}, {"mix", "head"}),
+    "moore_told": ({"experts", "mix", "head"}, set()),
+    "paco": ({"sets"}, {"mix"}),
+    "paco_told": ({"sets", "mix", "context"}, set()),
+    "hypernetwork": ({"base", "moves", "mix"}, {"embedding"}),
+    "independent": (set(), {"trunk", "head"}),
+}
 
 
-def _network(arrangement, **options):
-    config = NetworkConfig(arrangement=arrangement, hidden_sizes=(6, 7), embedding_size=5, **options)
-    network = make_network(config, inputs=IN, outputs=OUT, num_tasks=T, sizes=(6, 7), gain=1.0)
-    return network, network.init(jax.random.key(1))
+def config_of(case):
+    options = {"arrangement": case if case in ARRANGEMENTS else "one_hot", "hidden_sizes": (6, 7), **CASES[case]}
+    config = NetworkConfig(**options)
+    config.check()
+    return config
 
 
-def _forward(network, p, x=X):
-    return jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, TASKS, x)
+def build(config, num_tasks=T):
+    shape = {"inputs": IN, "outputs": OUT, "num_tasks": num_tasks, "contexts": D}
+    return make_network(config, sizes=config.hidden_sizes, gain=1.0, **shape)
 
 
-def _task(tree, t):
+@functools.cache
+def network_of(case):
+    """A network and parameters drawn by NumPy, so that biases are not zero and nothing is compiled."""
+    network = build(config_of(case))
+    draw = np.random.default_rng(2)
+
+    def leaf(shape):
+        return jnp.asarray(draw.normal(size=shape.shape) * 0.5, jnp.float32)
+
+    return network, jax.tree.map(leaf, jax.eval_shape(network.init, jax.random.key(1)))
+
+
+def forward(network, p, x=X, tasks=TASKS):
+    return jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, tasks, x)
+
+
+def task_of(tree, t):
     return jax.tree.map(lambda leaf: np.asarray(leaf[t]), tree)
 
 
-def _by_hand(trunk, head, x):
-    """A tanh multi-layer perceptron in NumPy."""
-    for name in sorted(trunk["params"]):
-        x = np.tanh(
-            x @ np.asarray(trunk["params"][name]["kernel"]) + np.asarray(trunk["params"][name]["bias"])
-        )
-    (layer,) = head["params"].values()
-    return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
-
-
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_forward_by_hand(arrangement):
+@pytest.mark.parametrize("case", CASES)
+def test_forward_by_hand(case):
     """Every arrangement, in NumPy from its parameters: what the network is said to compute, it computes."""
-    network, p = _network(arrangement)
-    out = _forward(network, p)
-    assert out.shape == (T, B, OUT)
+    (network, p), config = network_of(case), config_of(case)
+    out = jax.jit(forward, static_argnums=0)(network, p)
+    shared = jax.tree.map(np.asarray, p.shared)
     for t in range(T):
-        private, x = _task(p.private, t), np.asarray(X[t])
-        if arrangement in ("one_hot", "multi_head"):
-            x = np.concatenate([x, np.tile(np.eye(T)[t], (B, 1))], axis=1)
-        if arrangement == "embedding":
-            x = np.concatenate([x, np.tile(private["embedding"], (B, 1))], axis=1)
-        trunk = p.shared["trunk"] if "trunk" in p.shared else private["trunk"]
-        head = p.shared["head"] if "head" in p.shared else private["head"]
-        np.testing.assert_allclose(out[t], _by_hand(trunk, head, x), rtol=2e-5, atol=1e-5)
+        code, context = (np.asarray(part[t]) for part in TASKS)
+        expected = [
+            networks_by_hand.forward(config, shared, task_of(p.private, t), code, context, np.asarray(x)) for x in X[t]
+        ]
+        np.testing.assert_allclose(out[t], expected, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_what_is_shared_and_what_is_private(arrangement):
+@pytest.mark.parametrize("case", SHARED)
+def test_what_is_shared_and_what_is_private(case):
     """Surgery works on the shared leaves: a head that lands there by mistake changes every result."""
-    _, p = _network(arrangement)
-    expected = {
-        "one_hot": ({"trunk", "head"}, set()),
-        "none": ({"trunk", "head"}, set()),
-        "embedding": ({"trunk", "head"}, {"embedding"}),
-        "multi_head": ({"trunk"}, {"head"}),
-        "independent": (set(), {"trunk", "head"}),
-    }[arrangement]
-    assert (set(p.shared), set(p.private)) == expected
+    _, p = network_of(case)
+    assert (set(p.shared), set(p.private)) == SHARED[case]
     if p.private:
         chex.assert_tree_shape_prefix(p.private, (T,))
-        first, second = (jax.tree.leaves(_task(p.private, t)) for t in (0, 1))
-        assert any((a != b).any() for a, b in zip(first, second, strict=True))  # drawn for each task
 
 
-@pytest.mark.parametrize("arrangement", ("embedding", "multi_head", "independent"))
-def test_private_gradients_are_of_the_own_task_alone(arrangement):
-    """Task 1's loss must not move what belongs to tasks 0 and 2."""
-    network, p = _network(arrangement)
-    gradient = jax.grad(
-        lambda private: jnp.square(_forward(network, Parameters(p.shared, private))[1]).sum()
-    )(p.private)
-    for leaf in jax.tree.leaves(gradient):
+@pytest.mark.parametrize("case", CASES)
+def test_private_gradients_are_of_the_own_task_alone(case):
+    """Task 1's loss must not move what belongs to tasks 0 and 2; and it must reach everything of its own."""
+    network, p = network_of(case)
+
+    @jax.jit
+    def gradient(p):
+        return jax.grad(lambda p: jnp.square(forward(network, p)[1]).sum())(p)
+
+    found = gradient(p)
+    for leaf in jax.tree.leaves(found.private):
         np.testing.assert_array_equal(leaf[jnp.asarray([0, 2])], 0.0)
         assert np.abs(leaf[1]).max() > 0
+    dead = [path for path, leaf in jax.tree_util.tree_leaves_with_path(found.shared) if not np.abs(leaf).max() > 0]
+    assert not dead or "hard" in case or case == "experts_cluster"
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "hard" not in name and "told" not in name])
+def test_one_program_whatever_the_number_of_tasks(case):
+    """Compile time must not grow with T, as it would with a Python loop over tasks; and parameters are drawn so too."""
+    config = config_of(case)
+
+    def size(num_tasks):
+        network = build(config, num_tasks)
+        tasks = training_tasks(num_tasks, jnp.zeros((num_tasks, D)))
+        x = jnp.zeros((num_tasks, B, IN))
+
+        def program(key):
+            p = network.init(key)
+            return forward(network, p, x, tasks)
+
+        return str(jax.make_jaxpr(program)(jax.random.key(0))).count("=")
+
+    assert size(2) == size(7)
+
+
+def test_seeds_vmap():
+    """A run of several seeds is one program: seed by seed it must give what each gives alone."""
+    network, _ = network_of("moore")
+    keys = jax.random.split(jax.random.key(4), 2)
+
+    def of_seed(key):
+        return forward(network, network.init(key))
+
+    both = jax.jit(jax.vmap(of_seed))(keys)
+    np.testing.assert_allclose(both[1], jax.jit(of_seed)(keys[1]), rtol=1e-4, atol=1e-5)
+    assert np.abs(both[0] - both[1]).max() > 1e-3
 
 
 def test_blind_networks_treat_tasks_alike_and_the_others_do_not():
     """'none' is the control experiment: knowing the task by accident would spoil it."""
     same = jnp.broadcast_to(X[:1], X.shape)
-    for arrangement in ARRANGEMENTS:
-        network, p = _network(arrangement)
-        out = _forward(network, p, same)
-        assert bool((out[0] == out[1]).all()) == (arrangement == "none")
+    for case in CASES:
+        network, p = network_of(case)
+        out = forward(network, p, same)
+        assert bool((out[0] == out[1]).all()) == (case == "none"), case
 
 
 def test_unit_norm_embedding_only_sees_the_direction():
-    network, p = _network("embedding", unit_norm_embedding=True)
+    network, p = network_of("unit_norm")
     longer = Parameters(p.shared, {"embedding": p.private["embedding"] * 7.0})
-    np.testing.assert_allclose(_forward(network, p), _forward(network, longer), rtol=1e-4, atol=1e-5)
-    unit = p.private["embedding"] / jnp.linalg.norm(p.private["embedding"], axis=1, keepdims=True)
-    plain, _ = _network("embedding")
-    np.testing.assert_allclose(
-        _forward(network, p), _forward(plain, Parameters(p.shared, {"embedding": unit})), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(forward(network, p), forward(network, longer), rtol=1e-4, atol=1e-5)
 
 
 def test_unseen_tasks_get_the_mean_of_what_is_private():
-    _, p = _network("multi_head")
-    chex.assert_trees_all_close(
-        of_unseen_task(p), jax.tree.map(lambda leaf: np.mean(leaf, axis=0), p.private)
-    )
+    _, p = network_of("multi_head")
+    chex.assert_trees_all_close(of_unseen_task(p), jax.tree.map(lambda leaf: np.mean(leaf, axis=0), p.private))
+
+
+@pytest.mark.parametrize("case", ["context", "care", "paco_told"])
+def test_an_unseen_task_is_known_by_its_description(case):
+    """Zero-shot: with a training task's description it is acted for as that task is, with another it is not."""
+    network, p = network_of(case)
+    same = jnp.broadcast_to(X[:1], X.shape)
+    unseen = unseen_tasks(T, TASKS.context[::-1])
+    private = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (T, *leaf.shape)), of_unseen_task(p))
+    out = jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, private, unseen, same)
+    np.testing.assert_allclose(out, forward(network, p, same)[::-1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_the_last_shared_layer_is_found(case):
+    """GradNorm balances the gradients of this layer; with private heads it is not the head."""
+    _, p = network_of(case)
+    is_last = last_shared_layer(config_of(case))
+    paths = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(p.shared)]
+    found = {path.split("/")[0] for path in paths if is_last(path)}
+    last = {
+        "multi_head": {"trunk"},
+        "encoders_and_heads": {"trunk"},
+        "moore": {"experts"},
+        "paco": {"sets"},
+        "paco_told": {"sets"},
+        "hypernetwork": {"base"},
+        "independent": set(),
+    }
+    assert found == last.get(case, {"head"})
+    if case in ("multi_head", "moore"):
+        assert {path for path in paths if is_last(path)} < {path for path in paths if path.split("/")[0] in found}
 
 
 @pytest.mark.parametrize("activation", ("tanh", "relu", "silu", "elu", "gelu"))
 def test_every_activation_with_layer_norm(activation):
-    network, p = _network("one_hot", activation=activation, layer_norm=True)
-    assert np.isfinite(_forward(network, p)).all()
+    network = build(NetworkConfig(hidden_sizes=(6, 7), activation=activation, layer_norm=True))
+    assert np.isfinite(forward(network, network.init(jax.random.key(1)))).all()
 
 
 def test_no_hidden_layers_is_a_linear_policy():
-    network = make_network(NetworkConfig(), inputs=IN, outputs=OUT, num_tasks=T, sizes=(), gain=1.0)
-    assert _forward(network, network.init(jax.random.key(0))).shape == (T, B, OUT)
+    network = build(NetworkConfig(hidden_sizes=()))
+    assert forward(network, network.init(jax.random.key(0))).shape == (T, B, OUT)
 
 
 def test_policy_scales():
     """A free scale belongs to a task and ignores the state; a state's scale starts where it was told."""
     free = make_policy(NetworkConfig(hidden_sizes=(6,)), inputs=IN, action=continuous(2), num_tasks=T)
     p = free.init(jax.random.key(0))
-    out = _forward(free, p)
+    out = forward(free, p)
     assert isinstance(out, Normal) and out.mean.shape == (T, B, 2) and out.log_scale.shape == (T, 2)
     np.testing.assert_allclose(p.private["log_scale"], -0.5)
 
     config = NetworkConfig(hidden_sizes=(6,), scale="state", initial_log_scale=-1.0)
     state = make_policy(config, inputs=IN, action=continuous(2), num_tasks=T)
     p = state.init(jax.random.key(0))
-    out = _forward(state, p)
+    out = forward(state, p)
     assert out.log_scale.shape == (T, B, 2) and "log_scale" not in p.private
     np.testing.assert_allclose(out.log_scale, -1.0, atol=0.1)
     assert np.std(out.log_scale) > 0
@@ -147,6 +265,6 @@ def test_policy_scales():
     choice = make_policy(NetworkConfig(hidden_sizes=(6,)), inputs=IN, action=discrete(4), num_tasks=T)
     p = choice.init(jax.random.key(0))
     assert not p.private
-    logits = _forward(choice, p)
+    logits = forward(choice, p)
     assert logits.shape == (T, B, 4)
     np.testing.assert_allclose(logits, 0.0, atol=0.1)  # every choice is tried at the start

@@ -1,0 +1,48 @@
+"""A hypernetwork (after arXiv 1609.09106): another network computes the parameters from the task vector.
+
+θ(z) = θ_0 + Σ_k u_k(z) Δ_k with u a linear layer on z, scaled to length 1. Unlike PaCo's weights, u is a function of
+what is told of the task, so that tasks alike in z have networks alike, and an unseen task has one too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.networks.base import Network, Parameters, Shape, Weights
+from mtjax.networks.components import dense, init_dense, init_stack, join
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.paco import compose
+from mtjax.networks.plain import make_plain
+from mtjax.networks.task import Task
+from mtjax.networks.task_encoder import TaskEncoder
+
+Array = jax.Array
+START = 0.3  # of a plain network's parameters: how far tasks lie apart at the start
+
+
+def make_hypernetwork(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network:
+    """A plain network that moves in ``config.hyper_size`` directions as the task says. All of it is shared."""
+    plain = make_plain(config, shape)
+
+    def init(key: Array) -> Parameters:
+        base_key, move_key, told_key, mix_key = jax.random.split(key, 4)
+        told = tell.init(told_key)
+        moves = jax.tree.map(lambda leaf: START * leaf, init_stack(plain.init, move_key, config.hyper_size))
+        mix = init_dense(mix_key, tell.size, config.hyper_size)
+        return Parameters({"base": plain.init(base_key), "moves": moves, "mix": mix, **told.shared}, told.private)
+
+    def weigh(shared: Any, private: Any, task: Task) -> Array:
+        u = dense(shared["mix"], tell.apply(shared, private, task))
+        return u * jax.lax.rsqrt(jnp.sum(u * u) + 1e-12)
+
+    def apply(shared: Any, private: Any, task: Task, x: Array) -> Array:
+        moved = compose(shared["moves"], weigh(shared, private, task))
+        return plain.apply(jax.tree.map(jnp.add, shared["base"], moved), x)
+
+    def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
+        return {"weights": join(x[..., :0], weigh(shared, private, task))}
+
+    return Network(init, apply, diagnose, f"base/{plain.last}")

@@ -1,0 +1,47 @@
+"""A trunk and a head as one network of one tree of parameters, for arrangements that compute whole networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.networks.base import Shape
+from mtjax.networks.components import Head, make_trunk
+from mtjax.networks.config import NetworkConfig
+
+Array = jax.Array
+
+
+class Plain(NamedTuple):
+    """A network of one task.
+
+    Attributes:
+        init: key -> parameters.
+        apply: (parameters, x [..., in]) -> [..., out].
+        last: the path of its output layer.
+    """
+
+    init: Callable[[Array], Any]
+    apply: Callable[[Any, Array], Array]
+    last: str
+
+
+def make_plain(config: NetworkConfig, shape: Shape) -> Plain:
+    """Trunk and head of ``config``, blind to the task."""
+    trunk, head = make_trunk(config, shape.sizes), Head(shape.outputs, shape.gain)
+    width = shape.sizes[-1] if shape.sizes else shape.inputs
+
+    def init(key: Array) -> Any:
+        trunk_key, head_key = jax.random.split(key)
+        return {
+            "trunk": trunk.init(trunk_key, jnp.zeros((shape.inputs,), jnp.float32)),
+            "head": head.init(head_key, jnp.zeros((width,), jnp.float32)),
+        }
+
+    def apply(parameters: Any, x: Array) -> Array:
+        return head.apply(parameters["head"], trunk.apply(parameters["trunk"], x))
+
+    return Plain(init, apply, "head/")
