@@ -30,7 +30,7 @@ _OUTPUT = flags.DEFINE_string("output", "runs/distral", "Folder for the runs, th
 _STEPS = flags.DEFINE_integer("total_steps", 1_000_000, "Environment steps of every variant and seed.")
 _SEEDS = flags.DEFINE_integer("num_seeds", 5, "Agents of every variant.")
 SUITE = "gridworld-two-rooms"
-KL, ENTROPY = 0.02, 0.01
+KL, ENTROPY = 0.02, 0.005
 EXACT = {"kl_cost": 0.05, "entropy_cost": 0.01, "discount": 0.95, "iterations": 20}
 
 
@@ -45,7 +45,7 @@ def variants() -> dict:
     return {
         "one agent per task": tied(0.0, KL + ENTROPY, 1),
         "one policy for all": presets.configure(
-            SUITE, arrangement="none", grads="sum", return_scaling="none", entropy_cost=KL + ENTROPY, **same
+            SUITE, arrangement="none", grads="sum", return_scaling="none", **same
         ),
         "KL, 1 column": tied(KL + ENTROPY, 0.0, 1),
         "KL and entropy, 1 column": tied(KL, ENTROPY, 1),

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
+from mtjax.launch import environment
 from mtjax.training import plots, record, run, statistics
 from mtjax.training.config import RunConfig, load_config
 from mtjax.training.versions import versions
@@ -54,6 +55,8 @@ def compare(variants: Mapping[str, RunConfig], folder: pathlib.Path, measure: st
     Raises:
         ValueError: the folder holds a run of that name with another configuration.
     """
+    environment.prepare()
+    environment.keep_compiled_programs("auto")
     return {name: read(train(name, config, folder), measure) for name, config in variants.items()}
 
 

@@ -157,7 +157,7 @@ PRESETS = (
     ),
     Preset(
         "gridworld-*",
-        "small discrete problems, rewards far away: short rollouts of many environments",
+        "small discrete problems, rewards far away: exploration by an entropy bonus that is no part of the return",
         {
             "num_envs": 64,
             "total_steps": 3_000_000,
@@ -170,8 +170,10 @@ PRESETS = (
             "arrangement": "independent",
             "normalize_observations": False,
             "return_scaling": "none",
+            # Certainty costs less than a step does (0.01 against log 4 times this), or wandering on would pay.
             "distral_kl_cost": 0.02,
-            "distral_entropy_cost": 0.01,
+            "distral_entropy_cost": 0.005,
+            "entropy_cost": 0.1,
         },
         "distral",
     ),

@@ -64,8 +64,11 @@ class _Distral(_PPO):
                 return own
             return product(apply_prior(shared, observation), own, alpha)
 
+        def diagnose(shared: Any, private: Any, task: Task, observation: Array) -> Any:
+            return column.diagnose(shared["task"], private["task"], task, observation)
+
         self.prior = apply_prior
-        return Policy(init, apply, column.distribution)
+        return Policy(init, apply, column.distribution, diagnose)
 
     def _shape_reward(self, state: PPOState, rollout: Transitions, observation: Array, reward: Array) -> Array:
         """R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), with the policies that acted."""
