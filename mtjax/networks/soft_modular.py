@@ -86,7 +86,7 @@ def _choose(logits: Array, hard: bool) -> Array:
     if not hard:
         return soft
     chosen = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
-    return chosen + soft - jax.lax.stop_gradient(soft)
+    return chosen + (soft - jax.lax.stop_gradient(soft))
 
 
 # -------------------------------------------------------------------------------------------- routers

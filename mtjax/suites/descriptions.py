@@ -43,8 +43,8 @@ def contexts(suite: Suite, source: str = SHIPPED) -> dict[str, np.ndarray]:
     size, count = text["train"].shape[1], numbers["train"].shape[1]
     if not count:
         return text
-    weights = np.sqrt((size + count) / (2 * size)), np.sqrt((size + count) / (2 * count))
-    return {label: np.concatenate([weights[0] * text[label], weights[1] * numbers[label]], axis=1) for label in text}
+    for_text, for_numbers = np.sqrt([(size + count) / (2 * size), (size + count) / (2 * count)]).astype(np.float32)
+    return {label: np.concatenate([for_text * text[label], for_numbers * numbers[label]], axis=1) for label in text}
 
 
 def _centred(vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

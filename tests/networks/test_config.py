@@ -1,0 +1,91 @@
+"""Options of networks: what does not fit together is refused in one line, before anything compiles."""
+
+import re
+
+import pytest
+
+from mtjax import options
+from mtjax.networks.arrangements import make_network
+from mtjax.networks.config import ARRANGEMENTS, MODULES, NetworkConfig
+
+REFUSED = {
+    "num_experts: 8 has no effect with arrangement 'one_hot'; it belongs to experts, care, moore and paco": {
+        "num_experts": 8
+    },
+    "num_experts: 2 has no effect with arrangement 'experts'": {
+        "arrangement": "experts",
+        "selection": "identity",
+        "num_experts": 2,
+    },
+    "selection: 'attention' has no effect with arrangement 'moore'": {"arrangement": "moore", "selection": "attention"},
+    "embedding_size: 8 has no effect with arrangement 'one_hot'; it belongs to task_input=embedding": {
+        "embedding_size": 8
+    },
+    "task_embeddings: 'my.npz' has no effect": {"task_embeddings": "my.npz"},
+    "encoder_sizes: (8,) has no effect": {"encoder_sizes": (8,)},
+    "modules: 'deep' has no effect": {"modules": "deep"},
+    "clusters: (0, 1) has no effect": {"arrangement": "experts", "clusters": (0, 1)},
+    "clusters: selection=cluster needs the expert of every task": {"arrangement": "experts", "selection": "cluster"},
+    "clusters: expert 4 does not exist; num_experts is 4": {
+        "arrangement": "experts",
+        "selection": "cluster",
+        "clusters": (0, 4),
+    },
+    "modules: '3x2' is neither shallow, deep nor": {"arrangement": "soft_modular", "modules": "3x2"},
+    "modules: '1x2x8' is neither": {"arrangement": "soft_modular", "modules": "1x2x8"},
+    "modules: '2xtwox8' is neither": {"arrangement": "soft_modular", "modules": "2xtwox8"},
+    "hidden_sizes: a residual trunk has one width; got (8, 4)": {"trunk": "residual", "hidden_sizes": (8, 4)},
+    "value_hidden_sizes: a residual trunk has one width": {"value_trunk": "residual", "value_hidden_sizes": (8, 4)},
+    "trunk: film has layers of its own": {"arrangement": "film", "trunk": "residual"},
+    "trunk: soft_modular has layers of its own": {"arrangement": "soft_modular", "value_trunk": "residual"},
+    "encoder_sizes: care compares encodings (8) with the context (50)": {"arrangement": "care", "encoder_sizes": (8,)},
+    "task_input: care attends by the task's description": {"arrangement": "care", "task_input": "one_hot"},
+    "task_input: film is conditioned on the task": {"arrangement": "film", "task_input": "none"},
+    "task_input: a hypernetwork computes": {"arrangement": "hypernetwork", "task_input": "none"},
+    "arrangement 'paco' composes whole networks": {"arrangement": "paco", "head": "private"},
+    "head: with arrangement 'independent' nothing is shared": {"arrangement": "independent", "head": "shared"},
+    "every task has a trunk of its own, so it needs no task_input": {
+        "arrangement": "independent",
+        "task_input": "one_hot",
+    },
+    "every task has a trunk of its own, so it needs no shared encoder": {
+        "arrangement": "independent",
+        "encoder": "shared",
+    },
+    "hidden_sizes: arrangement 'film' needs at least one hidden layer": {"arrangement": "film", "hidden_sizes": ()},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_with_one_line(message):
+    """A user who misunderstands an option learns it now, not after a night of training something else."""
+    with pytest.raises(ValueError, match="^.*" + re.escape(message)) as caught:
+        options.validate(NetworkConfig(**REFUSED[message]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_every_arrangement_is_one_flag(arrangement):
+    """Its other options have defaults that work, but for the assignment to clusters."""
+    options.validate(NetworkConfig(arrangement=arrangement))
+
+
+def test_what_depends_on_the_suite_is_refused_when_the_network_is_made():
+    shape = {"inputs": 2, "outputs": 2, "num_tasks": 3, "sizes": (4,), "gain": 1.0}
+    with pytest.raises(ValueError, match="clusters: 2 are given for 3 tasks"):
+        make_network(NetworkConfig(arrangement="experts", selection="cluster", clusters=(0, 1)), **shape)
+    with pytest.raises(ValueError, match="'care' with task_input 'context' needs embeddings of the tasks' desc"):
+        make_network(NetworkConfig(arrangement="care"), **shape)
+
+
+def test_named_sizes_are_those_of_the_paper():
+    assert NetworkConfig(arrangement="soft_modular").module_sizes == (2, 2, 256) == MODULES["shallow"]
+    assert NetworkConfig(arrangement="soft_modular", modules="deep").module_sizes == (4, 4, 128)
+    assert NetworkConfig(arrangement="soft_modular", modules="3x2x64").module_sizes == (3, 2, 64)
+
+
+def test_who_can_act_in_unseen_tasks():
+    """Tasks that own a network from the observation on have nothing to lend; the others have."""
+    own = {"independent", "task_encoders", "encoders_and_heads"}
+    assert {name for name in ARRANGEMENTS if not NetworkConfig(arrangement=name).generalises} == own
+    assert not NetworkConfig(arrangement="experts", selection="identity").generalises

@@ -1,0 +1,252 @@
+"""Limiting cases: where an arrangement must become a simpler one, and what its mathematics promises."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax.networks.arrangements import make_network
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.diagnostics import summarize
+from mtjax.networks.moore import orthonormal
+from mtjax.networks.task import Task, training_tasks
+
+T, B, IN, D = 3, 4, 4, 6
+DRAW = np.random.default_rng(0)
+TASKS = training_tasks(T, jnp.asarray(DRAW.normal(size=(T, D)), jnp.float32))
+X = jnp.asarray(DRAW.normal(size=(T, B, IN)), jnp.float32)
+
+
+def build(arrangement, **options):
+    """A network, and parameters drawn by NumPy."""
+    config = NetworkConfig(arrangement=arrangement, **{"hidden_sizes": (6, 7), "activation": "relu", **options})
+    config.check()
+    network = make_network(
+        config, inputs=IN, outputs=2, num_tasks=T, sizes=config.hidden_sizes, gain=1.0, contexts=D
+    )
+    draw = np.random.default_rng(1)
+
+    def leaf(shape):
+        return jnp.asarray(0.5 * draw.normal(size=shape.shape), jnp.float32)
+
+    return network, jax.tree.map(leaf, jax.eval_shape(network.init, jax.random.key(0)))
+
+
+def forward(network, p, x=X, tasks=TASKS):
+    return jax.jit(jax.vmap(network.apply, in_axes=(None, 0, 0, 0)))(p.shared, p.private, tasks, x)
+
+
+def diagnose(network, p, x=X, tasks=TASKS):
+    return jax.jit(jax.vmap(network.diagnose, in_axes=(None, 0, 0, 0)))(p.shared, p.private, tasks, x)
+
+
+def first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def same(a, b):
+    np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ one module is a perceptron
+
+
+@pytest.mark.parametrize("selection", ["gate", "attention", "ensemble"])
+def test_one_expert_is_the_plain_network(selection):
+    network, p = build("experts", num_experts=1, selection=selection)
+    plain, _ = build("embedding")
+    parts = {"trunk": first(p.shared["experts"]), "head": p.shared["head"]}
+    same(forward(network, p), forward(plain, p._replace(shared=parts)))
+
+
+def test_one_parameter_set_of_weight_one_is_the_plain_network():
+    network, p = build("paco", num_experts=1)
+    plain, _ = build("none")
+    p = p._replace(private={"mix": jnp.ones((T, 1))})
+    same(forward(network, p), forward(plain, p._replace(shared=first(p.shared["sets"]), private={})))
+
+
+def test_film_that_neither_scales_nor_shifts_is_the_plain_network():
+    network, p = build("film")
+    plain, _ = build("none")
+    for name in ("film_0", "film_1"):
+        p.shared[name]["film"] = jax.tree.map(jnp.zeros_like, p.shared[name]["film"])
+    layers = {f"Dense_{i}": p.shared[f"film_{i}"]["layer"] for i in range(2)}
+    parts = {"trunk": {"params": layers}, "head": p.shared["head"]}
+    same(forward(network, p), forward(plain, p._replace(shared=parts, private={})))
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_one_module_a_layer_is_a_perceptron(variant):
+    """Nothing is left to route: base network, modules and head in a row."""
+    network, p = build("soft_modular", modules="3x1x5", modular_variant=variant)
+    layers = 2 if variant == "paper" else 3  # of the paper's variant, the last is the head
+    base = p.shared["base"]["params"]
+    x = np.maximum(X @ base["Dense_0"]["kernel"] + base["Dense_0"]["bias"], 0.0)
+    x = x @ base["Dense_1"]["kernel"] + base["Dense_1"]["bias"]
+    x = x if variant == "paper" else np.maximum(x, 0.0)
+    for layer in range(layers):
+        module = first(p.shared[f"modules_{layer}"])
+        x = np.maximum(x @ module["kernel"] + module["bias"], 0.0)
+    head = p.shared["head"]["params"]["Dense_0"]
+    same(forward(network, p), x @ head["kernel"] + head["bias"])
+    assert "routing_entropy" not in summarize(first(diagnose(network, p)))
+
+
+def test_one_encoder_of_care_is_attended_to_alone():
+    network, p = build("care", num_experts=1, encoder_sizes=(3,), context_sizes=(3,))
+    np.testing.assert_array_equal(diagnose(network, p)["routing"], 1.0)
+
+
+# ------------------------------------------------------------------------------------ one-hot and even weights
+
+
+def test_paco_with_one_hot_weights_is_as_many_networks():
+    network, p = build("paco", num_experts=T)
+    alone, q = build("independent")
+    p = p._replace(private={"mix": jnp.eye(T)})
+    same(forward(network, p), forward(alone, q._replace(private=p.shared["sets"])))
+
+
+def test_clusters_of_one_task_are_as_many_trunks():
+    network, p = build("experts", selection="cluster", num_experts=T, clusters=(2, 0, 1), task_input="none")
+    alone, q = build("experts", selection="identity")
+    trunks = jax.tree.map(lambda leaf: leaf[np.asarray([2, 0, 1])], p.shared["experts"])
+    same(forward(network, p), forward(alone, q._replace(shared={"head": p.shared["head"]}, private={"trunk": trunks})))
+
+
+def test_tasks_of_one_cluster_share_an_expert():
+    network, p = build("experts", selection="cluster", clusters=(1, 1, 0), task_input="none")
+    out = forward(network, p, jnp.broadcast_to(X[:1], X.shape))
+    same(out[0], out[1])
+    assert np.abs(out[0] - out[2]).max() > 1e-2
+
+
+def test_a_gate_without_preference_is_the_ensemble():
+    network, p = build("experts", selection="gate")
+    even, _ = build("experts", selection="ensemble")
+    p.shared["gate"] = jax.tree.map(jnp.zeros_like, p.shared["gate"])
+    parts = {name: p.shared[name] for name in ("experts", "head")}
+    same(forward(network, p), forward(even, p._replace(shared=parts)))
+    entropy = jax.vmap(summarize)(diagnose(network, p))["routing_entropy"]
+    same(entropy, np.ones(T))
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_equal_routing_is_an_average(variant):
+    """With a router that says nothing, modules of the next layer all see the mean of this one."""
+    network, p = build("soft_modular", modules="2x3x5", modular_variant=variant)
+    p.shared["router"] = jax.tree.map(jnp.zeros_like, p.shared["router"])
+    routing = diagnose(network, p)["routing"]
+    same(routing, np.full(routing.shape, 1 / 3))
+    # Then the order of a layer's modules makes no difference (the head of the paper's variant moves with them).
+    moved = jax.tree.map(lambda leaf: leaf, p)
+    moved.shared["modules_0"] = jax.tree.map(lambda leaf: leaf[::-1], p.shared["modules_0"])
+    same(forward(network, p), forward(network, moved))
+
+
+def test_routing_rows_are_probabilities_over_the_sources():
+    for routing in ("soft", "hard"):
+        network, p = build("soft_modular", modules="3x2x5", routing=routing)
+        rows = np.asarray(diagnose(network, p)["routing"])
+        assert rows.shape == (T, B, 5, 2)  # two matrices of two rows, and the last mix
+        same(rows.sum(axis=-1), np.ones((T, B, 5)))
+        assert (np.isin(rows, (0.0, 1.0)).all()) == (routing == "hard")
+
+
+def test_hard_routing_is_what_soft_routing_becomes_when_it_is_sure():
+    """And its router still learns: the gradient is that of soft routing."""
+    soft, p = build("soft_modular", modules="2x2x5")
+    hard, _ = build("soft_modular", modules="2x2x5", routing="hard")
+    for name in ("down_0", "down_1"):
+        p.shared["router"][name] = jax.tree.map(lambda leaf: 1e4 * leaf, p.shared["router"][name])
+    same(forward(soft, p), forward(hard, p))
+    _, p = build("soft_modular", modules="2x2x5")
+    gradient = jax.grad(lambda p: jnp.square(forward(hard, p)).sum())(p).shared["router"]
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+# ------------------------------------------------------------------------------------ attention
+
+
+def test_care_attends_alike_for_like_descriptions():
+    """Two tasks of one description are one task to CARE; a third is attended to otherwise."""
+    network, p = build("care", encoder_sizes=(3,), context_sizes=(3,))
+    tasks = Task(TASKS.code, TASKS.context[jnp.asarray([0, 0, 2])])
+    x = jnp.broadcast_to(X[:1], X.shape)
+    attention, out = diagnose(network, p, x, tasks)["routing"], forward(network, p, x, tasks)
+    np.testing.assert_array_equal(attention[0], attention[1])
+    np.testing.assert_array_equal(out[0], out[1])
+    assert np.abs(attention[0] - attention[2]).max() > 1e-3
+
+
+def test_care_stops_the_gradient_of_the_attention():
+    """The context learns through the concatenation alone, as the paper says; the encoders through both."""
+    network, p = build("care", encoder_sizes=(3,), context_sizes=(3,), hidden_sizes=(6,))
+    kernel = p.shared["trunk"]["params"]["Dense_0"]["kernel"]
+    p.shared["trunk"]["params"]["Dense_0"]["kernel"] = kernel.at[3:].set(0.0)  # the trunk does not see the context
+    gradient = jax.grad(lambda p: jnp.square(forward(network, p)).sum())(p).shared
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient["context"]))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["encoders"]))
+
+
+def test_a_context_of_another_scale_still_counts():
+    """The frozen embedding must reach the network with its sign: a non-linearity on it would lose half of it."""
+    network, p = build("context", context_sizes=(3,), activation="relu")
+    out = forward(network, p, jnp.broadcast_to(X[:1], X.shape), Task(TASKS.code, -jnp.abs(TASKS.context)))
+    assert np.abs(out[0] - out[1]).max() > 1e-3
+
+
+# ------------------------------------------------------------------------------------ orthogonal experts
+
+
+def test_orthonormal_rows():
+    rows = jnp.asarray(DRAW.normal(size=(5, 4, 8)) * 10.0 ** DRAW.integers(-4, 4, (5, 4, 1)), jnp.float32)
+    basis = np.asarray(orthonormal(rows))
+    np.testing.assert_allclose(basis @ basis.swapaxes(1, 2), np.broadcast_to(np.eye(4), (5, 4, 4)), atol=1e-5)
+    for index in range(1, 5):  # each spans with its predecessors what the rows span
+        scaled = rows[:, :index] / np.linalg.norm(rows[:, :index], axis=-1)[..., None]
+        together = np.concatenate([basis[:, :index], scaled], axis=1)
+        assert (np.linalg.matrix_rank(together, tol=1e-3) == index).all()
+
+
+def test_degenerate_experts_neither_disturb_nor_blow_up():
+    """Two experts that say the same, or one that says nothing, must not turn rounding into a direction, or NaN."""
+    rows = np.asarray(DRAW.normal(size=(4, 8)), np.float32)
+    rows[1], rows[2] = 3.0 * rows[0], 0.0
+    basis, pullback = jax.vjp(orthonormal, jnp.asarray(rows))
+    np.testing.assert_array_equal(basis[1:3], 0.0)
+    np.testing.assert_allclose(np.linalg.norm(basis, axis=1), [1, 0, 0, 1], atol=1e-5)
+    np.testing.assert_allclose(basis[0] @ basis[3], 0.0, atol=1e-5)
+    assert np.isfinite(pullback(jnp.ones_like(basis))[0]).all()
+
+
+def test_more_experts_than_features_are_refused():
+    config = NetworkConfig(arrangement="moore", hidden_sizes=(3,), num_experts=4)
+    with pytest.raises(ValueError, match="num_experts: 4 experts of 3 features cannot be orthogonal"):
+        make_network(config, inputs=IN, outputs=2, num_tasks=T, sizes=(3,), gain=1.0)
+
+
+# ------------------------------------------------------------------------------------ trunks and values
+
+
+def test_a_residual_trunk_whose_blocks_say_nothing_is_its_input_layer():
+    network, p = build("none", trunk="residual", hidden_sizes=(6, 6))
+    short, _ = build("none", hidden_sizes=(6,), layer_norm=True)
+    layers = p.shared["trunk"]["params"]
+    for norm in ("LayerNorm_2", "LayerNorm_4"):
+        layers[norm] = jax.tree.map(jnp.zeros_like, layers[norm])
+    parts = {"trunk": {"params": {n: layers[n] for n in ("Dense_0", "LayerNorm_0")}}, "head": p.shared["head"]}
+    same(forward(network, p), forward(short, p._replace(shared=parts)))
+
+
+def test_the_value_network_takes_what_is_said_of_it_alone():
+    config = NetworkConfig(
+        hidden_sizes=(8,), value_hidden_sizes=(16, 16), value_trunk="residual", value_layer_norm=True
+    )
+    value = config.of_value()
+    assert (value.hidden_sizes, value.trunk, value.layer_norm) == ((16, 16), "residual", True)
+    assert dataclasses.replace(config, value_trunk="same", value_hidden_sizes=()).of_value().hidden_sizes == (8,)
+    assert (config.hidden_sizes, config.trunk, config.layer_norm) == ((8,), "mlp", False)
