@@ -225,8 +225,8 @@ def _transform_step(
     options = {} if mask is None else {"mask": mask}
     changed, weights, inner = method.update(mine, state.inner, gram_of, losses=losses, **options)
     inner = jax.tree.map(_like, inner, state.inner)
-    weights = weights.astype(state.weights.dtype)
     ones = presence(state.weights.shape[0], mask)
+    weights = jnp.where(ones > 0, weights, 0).astype(state.weights.dtype)
     changes = dict(zip(picked, changed, strict=True))
     summed = [
         grams.fused_sum(weights, changes[n]).astype(g.dtype) if n in changes else grams.weighted_sum(ones, g)

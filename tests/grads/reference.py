@@ -89,7 +89,7 @@ def imtl_g(J):
         return np.zeros(J.shape[1])
     U = unit(J)[present]
     v = np.linalg.pinv(U @ U.T, rcond=1e-10, hermitian=True) @ np.ones(len(U)) / norm[present]
-    if abs(v.sum()) < 1e-3 * np.abs(v).sum():
+    if abs(v.sum()) <= 1e-3 * np.abs(v).sum():
         return None
     return J[present].T @ v / v.sum()
 
@@ -99,6 +99,8 @@ def config(J):
     if not J.any():
         return np.zeros(J.shape[1])
     direction = np.linalg.pinv(unit(J), rcond=1e-7) @ (np.linalg.norm(J, axis=1) > 0)
+    if np.linalg.norm(direction) < 1e-7:
+        return None  # opposite gradients: no direction has equal projections but 0
     u = direction / np.linalg.norm(direction)
     return (J @ u).sum() * u
 
@@ -109,6 +111,8 @@ def alpha_fair(J, alpha):
         return np.zeros(J.shape[1])
     J = J[np.linalg.norm(J, axis=1) > 0]
     norm = np.linalg.norm(J, axis=1)
+    if np.linalg.norm(mgda(unit(J))) < 1e-3:
+        return None  # Pareto-stationary, or nearly so: no solution
     C = unit(J) @ unit(J).T
     d = norm / np.exp(np.log(norm).mean())
 
@@ -127,7 +131,7 @@ def alpha_fair(J, alpha):
             best = found.x
             break
     if best is None:
-        return None  # no solution: Pareto-stationary, or nearly so
+        return None
     w = np.exp(best) / d * np.exp(-2 * np.log(norm).mean() / (1 + 1 / alpha))
     return J.T @ w
 

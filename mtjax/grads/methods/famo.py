@@ -66,7 +66,7 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0
         # In logarithms: w_i ∝ z_i/L_i, normalised to sum to 1.
         logs = jax.nn.log_softmax(state.logits) - jnp.log(losses)
         weights = jax.nn.softmax(jnp.where(here > 0, logs, -jnp.inf))
-        return weights, state._replace(losses=losses, present=here)
+        return weights, state._replace(losses=jnp.where(here > 0, losses, state.losses), present=here)
 
     def observe(losses_after: Array, state: FamoState) -> FamoState:
         after = positive(losses_after).astype(state.logits.dtype)

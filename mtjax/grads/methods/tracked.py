@@ -21,7 +21,7 @@ from mtjax.grads.methods.stochastic import onto_simplex
 
 
 class TrackedState(NamedTuple):
-    """A running quantity [T, ...] for each leaf, task weights or levels [T], and the calls so far."""
+    """A running quantity [T, ...] for each leaf, task weights [T] (DB-MTL has no use for them), and the calls so far."""
 
     tracked: list[Array]
     weights: Array
@@ -128,7 +128,7 @@ def db_mtl(beta: float = 0.9, beta_decay: float = 0.0) -> Transform:
         ]
         norm = norms(jnp.diag(_squares(tracked, gram)))
         weights = here * safe_divide(jnp.max(norm * here), norm)
-        return tracked, weights, TrackedState(tracked, weights, state.count + 1)
+        return tracked, weights, TrackedState(tracked, state.weights, state.count + 1)
 
     return Transform(init, update)
 
