@@ -1,4 +1,7 @@
-"""The mistakes that other implementations make: each test fails on an implementation that makes one."""
+"""The mistakes that other implementations make: each is made here too, and the check that ours passes fails on it.
+
+A check raises AssertionError; `fails(check, faulty)` asserts that it does so for the faulty implementation.
+"""
 
 import jacobians
 import jax
@@ -6,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 import reference
 
 from mtjax import grads
+from mtjax.grads.methods.gradvac import vaccinate
 from mtjax.grads.methods.pcgrad import project
 
 
@@ -16,95 +21,247 @@ def gram_of(J) -> jax.Array:
     return jnp.asarray(np.asarray(J) @ np.asarray(J).T, jnp.float32)
 
 
+def fails(check, faulty) -> None:
+    with pytest.raises(AssertionError):
+        check(faulty)
+
+
+# --- PCGrad ---------------------------------------------------------------------------------------------------------
+
+TRIANGLE = np.array([[1.0, 0.1, 0.0], [-0.6, 1.0, 0.2], [-0.5, -0.7, 1.0]])  # all three pairs conflict
+
+
+def check_orders(sample) -> None:
+    """Each of the 2³ ways in which three tasks can meet the other two is drawn, one time in eight."""
+    others = [[1, 2], [0, 2], [0, 1]]
+    ways = [[o if s == 0 else o[::-1] for o, s in zip(others, signs, strict=True)] for signs in np.ndindex(2, 2, 2)]
+    outcomes = np.stack([reference.pcgrad(TRIANGLE, way) for way in ways])
+    apart = np.linalg.norm(outcomes[:, None] - outcomes[None], axis=-1) + 9 * np.eye(8)
+    assert apart.min() > 0.01  # so an outcome tells the way
+    drawn = np.asarray(sample(jax.random.split(jax.random.key(0), 800)), float) @ TRIANGLE  # [800, 3]
+    distance = np.linalg.norm(drawn[:, None] - outcomes[None], axis=-1)
+    np.testing.assert_allclose(distance.min(1), 0, atol=1e-4)
+    counts = np.bincount(distance.argmin(1), minlength=8)
+    assert (np.abs(counts - 100) < 45).all(), counts  # five standard deviations
+
+
+def one_order_for_all(keys):
+    def draw(key):
+        order = jax.random.permutation(key, 3)
+        return project(gram_of(TRIANGLE), jnp.repeat(order[:, None], 3, axis=1), jnp.ones(3))
+
+    return jax.vmap(draw)(keys)
+
+
 def test_pcgrad_draws_an_order_for_each_task():
-    """With one permutation shared by all rows, rows 0 and 1 would always meet 2 and 3 in one order."""
-    J = np.array([[1.0, 0, 1, 0], [0, 1, 0, 1], [-1, -1, 0.5, 0.2], [-0.3, -0.3, -1, -1]])
-    orders = np.array([[2, 3, 0, 1], [3, 2, 0, 1]])
-    rest = [[0, 1, 2, 3]] * 2
-    outcomes = {(a, b): reference.pcgrad(J, [orders[a], orders[b], *rest]) for a in (0, 1) for b in (0, 1)}
-    method = grads.pcgrad()
-    keys = jax.random.split(jax.random.key(0), 400)
-    weights = jax.jit(jax.vmap(lambda k: method.update(gram_of(J), k)[0]))(keys)
-    seen = {tuple(np.round(w, 3)) for w in np.asarray(weights)}
-    mixed = {
-        key for key in outcomes
-        if any(np.allclose(np.asarray(s) @ J, outcomes[key], atol=5e-3) for s in seen)
-    }  # fmt: skip
-    shared_only = {(0, 0), (1, 1)}
-    assert len(seen) > 4 and (mixed - shared_only or len(seen) > 24)
+    """One permutation shared by all tasks never draws the two cyclic ways; a fixed order draws one."""
+    check_orders(quick.jit(jax.vmap(lambda key: grads.pcgrad().update(gram_of(TRIANGLE), key)[0])))
+    fails(check_orders, one_order_for_all)
+    fails(check_orders, lambda keys: one_order_for_all(jnp.repeat(keys[:1], len(keys))))
 
 
-def test_pcgrad_skips_itself():
-    """After a projection g_i·g_iᴾᶜ may be negative in the coefficients; j = i must stay a no-op."""
-    J = jacobians.jacobian("conflicting", 5, 4)
-    orders = np.stack([np.roll(np.arange(5), -i - 1) for i in range(5)])  # each meets itself last
-    weights = project(gram_of(J), jnp.asarray(orders.T), jnp.ones(5))
-    np.testing.assert_allclose(J.T @ weights, reference.pcgrad(J, orders), atol=1e-3)
+def pcgrad_with(J, orders, skip=True, original=True):
+    """PCGrad in NumPy, with the mistakes of projecting a task on itself or on gradients already projected."""
+    cleaned = J.copy()
+    for i, order in enumerate(orders):
+        for j in order:
+            other = J[j] if original else cleaned[j]
+            if (j != i or not skip) and cleaned[i] @ other < 0:
+                cleaned[i] = cleaned[i] - (cleaned[i] @ other) / (other @ other) * other
+    return cleaned.sum(0)
+
+
+def test_pcgrad_skips_itself_and_takes_the_original_gradients():
+    """After a projection g_i·g_iᴾᶜ may be negative, so j = i is no no-op by itself."""
+    caught = np.zeros(2, int)
+    for seed in range(8):
+        J = jacobians.jacobian("conflicting", 5, 4, seed)
+        orders = np.stack([np.roll(np.arange(5), -i - 1) for i in range(5)])  # each meets itself last
+        ours = J.T @ np.asarray(project(gram_of(J), jnp.asarray(orders.T), jnp.ones(5)), float)
+
+        def check(direction, ours=ours):
+            np.testing.assert_allclose(ours, direction, atol=2e-3)
+
+        check(reference.pcgrad(J, orders))
+        check(pcgrad_with(J, orders))
+        for n, mistake in enumerate(({"skip": False}, {"original": False})):
+            caught[n] += not np.allclose(ours, pcgrad_with(J, orders, **mistake), atol=2e-3)
+    assert (caught >= [1, 6]).all(), caught
 
 
 def test_pcgrad_reductions_differ_by_tasks():
-    gram = gram_of(jacobians.jacobian("iid", 4, 8))
-    key = jax.random.key(1)
+    gram, key = gram_of(jacobians.jacobian("iid", 4, 8)), jax.random.key(1)
     total, _ = grads.pcgrad().update(gram, key)
     mean, _ = grads.pcgrad(reduction="mean").update(gram, key)
     np.testing.assert_allclose(mean * 4, total, rtol=1e-6)
+    np.testing.assert_allclose(grads.pcgrad().update(jnp.eye(4), key)[0], 1.0)  # the default is the paper's sum
+
+
+# --- compilation ----------------------------------------------------------------------------------------------------
+
+
+def operations(step, num_tasks: int) -> int:
+    """How many operations the program of `step` on gradients [T, 6] has."""
+
+    def is_jaxpr(x) -> bool:
+        return hasattr(x, "eqns") or hasattr(getattr(x, "jaxpr", None), "eqns")
+
+    def count(jaxpr) -> int:
+        inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)]
+        return len(jaxpr.eqns) + sum(count(getattr(x, "jaxpr", x)) for x in inner if is_jaxpr(x))
+
+    return count(jax.make_jaxpr(step)(jnp.ones((num_tasks, 6))).jaxpr)
 
 
 @pytest.mark.parametrize("name", sorted(set(grads.names()) - {"every_k", "normalize", "cr_mogm", "fixed"}))
 def test_no_unrolling(name):
     """The program has the same number of operations at T = 8 and T = 40: compile time is flat in T."""
 
-    def operations(num_tasks: int) -> int:
-        tx = grads.aggregate(grads.get(name), num_tasks=num_tasks)
-        step = lambda g: tx.update(  # noqa: E731
-            g, tx.init(g[0]), losses=jnp.ones(num_tasks), gram=jnp.eye(num_tasks) if name == "mgda_ub" else None
-        )
-        return count(jax.make_jaxpr(step)(jnp.ones((num_tasks, 6))).jaxpr)
+    def step(g):
+        tx = grads.aggregate(grads.get(name), num_tasks=len(g))
+        return tx.update(g, tx.init(g[0]), losses=jnp.ones(len(g)), gram=jnp.eye(len(g)) if name == "mgda_ub" else None)
 
-    def count(jaxpr) -> int:
-        inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr)]
-        return len(jaxpr.eqns) + sum(count(getattr(x, "jaxpr", x)) for x in inner if is_jaxpr(x))
+    assert operations(step, 8) == operations(step, 40)
 
-    def is_jaxpr(x) -> bool:
-        return hasattr(x, "eqns") or hasattr(getattr(x, "jaxpr", None), "eqns")
 
-    assert operations(8) == operations(40)
+def test_the_unrolling_check_catches_a_loop():
+    def looped(g):
+        for j in range(len(g)):
+            g = g - jnp.minimum(g @ g[j], 0)[:, None] * g[j] / (g[j] @ g[j])
+        return g
+
+    assert operations(looped, 40) > operations(looped, 8)
+
+
+def test_one_program_for_every_rank():
+    """Aligned-MTL's number of eigenvalues depends on the data; under jit a shape may not."""
+    step = quick.jit(lambda gram: grads.aligned_mtl().update(gram, ())[0])
+    for kind in jacobians.KINDS:
+        assert np.isfinite(step(gram_of(jacobians.jacobian(kind, 10, 4)))).all()
+    assert step._cache_size() == 1
+
+
+# --- GradVac --------------------------------------------------------------------------------------------------------
+
+
+def check_targets(update) -> None:
+    """Two agreeing tasks change nothing, but φ̂ must learn that they agree."""
+    target = update(jnp.array([[1.0, 0.8], [0.8, 1.0]]), jnp.zeros((2, 2)))
+    np.testing.assert_allclose(target, [[0, 0.4], [0.4, 0]], rtol=1e-5)
 
 
 def test_gradvac_moves_its_targets_on_every_call():
-    """Two agreeing tasks change nothing, but φ̂ must learn that they agree."""
-    method = grads.gradvac(beta=0.5)
-    gram = jnp.array([[1.0, 0.8], [0.8, 1.0]])
-    weights, state = method.update(gram, method.init(2))
-    np.testing.assert_allclose(weights, 1)
-    np.testing.assert_allclose(state.target, [[0, 0.4], [0.4, 0]], rtol=1e-5)
-    assert grads.aggregate(method, num_tasks=2, groups="leaf").init(
-        {"a": jnp.ones(2), "b": jnp.ones(3)}
-    ).inner.target.shape == (2, 2, 2)
+    orders, here = jnp.array([[0, 1], [1, 0]]), jnp.ones(2)
+    ours = lambda gram, target: vaccinate(gram, target, orders, here, 0.5)[1]  # noqa: E731
+
+    def only_where_they_conflict(gram, target):
+        cosine = gram / jnp.sqrt(jnp.outer(jnp.diagonal(gram), jnp.diagonal(gram)))
+        return jnp.where(cosine < target, 0.5 * (target + cosine), target)
+
+    check_targets(ours)
+    fails(check_targets, only_where_they_conflict)
 
 
-def test_mgda_closed_form_of_two_tasks():
-    """Frank-Wolfe with the usual tolerance misses this by 0.4% or more."""
+def test_gradvac_has_targets_for_each_group():
+    tx = grads.aggregate(grads.gradvac(), num_tasks=2, groups="leaf")
+    assert tx.init({"a": jnp.ones(2), "b": jnp.ones(3)}).inner.target.shape == (2, 2, 2)
+
+
+# --- MGDA, CAGrad, IMTL-G, Nash-MTL ---------------------------------------------------------------------------------
+
+
+def frank_wolfe(gram, tolerance=1e-2):
+    """MGDA's usual solver, with a usual stop."""
+    w = np.full(len(gram), 1 / len(gram))
+    for n in range(250):
+        step = 2 / (n + 2) * (np.eye(len(gram))[np.argmin(gram @ w)] - w)
+        w = w + step
+        if np.abs(step).sum() < tolerance:
+            break
+    return w
+
+
+def check_two_tasks(weights) -> None:
     for seed in range(5):
         G = np.asarray(gram_of(jacobians.jacobian("correlated", 2, 5, seed)), np.float64)
         first = np.clip((G[1, 1] - G[0, 1]) / (G[0, 0] + G[1, 1] - 2 * G[0, 1]), 0, 1)
-        weights, _ = grads.mgda().update(jnp.asarray(G, jnp.float32), ())
-        assert abs(float(weights[0]) - first) < 1e-3
+        assert abs(float(weights(G)[0]) - first) < 1e-3
+
+
+def test_mgda_closed_form_of_two_tasks():
+    check_two_tasks(quick.jit(lambda G: grads.mgda().update(jnp.asarray(G, jnp.float32), ())[0]))
+    fails(check_two_tasks, frank_wolfe)
+
+
+def test_cagrad_is_not_rescaled():
+    """d lies on the ball of radius c‖g₀‖ about g₀; codebases that divide by 1 + c or 1 + c² leave it."""
+    J = jacobians.jacobian("iid", 5, 10)
+    mean = J.mean(0)
+
+    def check(method):
+        d = J.T @ np.asarray(method.update(gram_of(J), ())[0], float)
+        assert np.linalg.norm(d - mean) == pytest.approx(0.4 * np.linalg.norm(mean), rel=1e-4)
+
+    check(grads.cagrad())
+    fails(check, grads.cagrad(rescale="1+c"))
+    fails(check, grads.cagrad(rescale="1+c2"))
 
 
 def test_imtl_g_is_regular_where_task_0_has_a_duplicate():
     J = jacobians.jacobian("duplicates", 4, 8)
-    weights, _ = grads.imtl_g().update(gram_of(J), ())
-    projections = reference.unit(J) @ (J.T @ weights)
-    np.testing.assert_allclose(projections, projections[0], rtol=1e-3)
+
+    def check(weights):
+        projections = reference.unit(J) @ (J.T @ np.asarray(weights, float))
+        assert np.isfinite(projections).all()
+        np.testing.assert_allclose(projections, projections[0], rtol=1e-3)
+
+    def anchored_on_task_0(J):
+        """The paper's α = g₁ Uᵀ (D Uᵀ)⁻¹, in float32 as codebases have it."""
+        J = J.astype(np.float32)
+        U, D = reference.unit(J)[:1] - reference.unit(J)[1:], J[:1] - J[1:]
+        try:
+            rest = J[0] @ U.T @ np.linalg.inv(D @ U.T)
+        except np.linalg.LinAlgError:
+            return np.full(len(J), np.nan)
+        return np.r_[1 - rest.sum(), rest]
+
+    check(grads.imtl_g().update(gram_of(J), ())[0])
+    fails(check, anchored_on_task_0(J))
 
 
 def test_nash_at_a_pareto_stationary_point():
-    """No solution exists there; the weights stay finite and the clip bounds the step."""
+    """No solution exists there: without a ridge the weights run away, and multiply the gradients' rounding."""
     J = jacobians.jacobian("iid", 4, 8)
     J = J - J.mean(0)
-    weights, _ = grads.nash_mtl(max_norm=1.0).update(gram_of(J), ())
-    assert np.isfinite(weights).all() and np.linalg.norm(J.T @ weights) <= 1.01
+
+    def check(weights):
+        weights = np.asarray(weights, float)
+        assert np.isfinite(weights).all() and weights.max() < 1e5 and np.linalg.norm(J.T @ weights) <= 1.01
+
+    def newton_without_a_ridge(gram):
+        w = np.ones(4)
+        with np.errstate(all="ignore"):
+            for _ in range(60):
+                w = w - np.linalg.pinv(gram + np.diag(1 / w**2)) @ (gram @ w - 1 / w)
+        return w
+
+    check(grads.nash_mtl(max_norm=1.0).update(gram_of(J), ())[0])
+    fails(check, newton_without_a_ridge(J @ J.T))
+
+
+DIVIDERS = ("pcgrad", "gradvac", "imtl_g", "config", "nash_mtl", "db_mtl", "cosine_gate", "upgrad")
+
+
+@pytest.mark.parametrize("name", DIVIDERS)
+def test_a_zero_gradient_divides_nothing(name):
+    """1/‖g‖ of a zero gradient is infinite, and 0·∞ is NaN: one finished task must not stop the others."""
+    tx = grads.aggregate(grads.get(name), num_tasks=3)
+    J = jnp.array([[1.0, 0.2], [0.0, 0.0], [0.1, 1.0]])
+    update, _ = quick.jit(tx.update)(J, tx.init(J[0]), losses=jnp.ones(3))
+    assert np.isfinite(update).all() and (J @ update > 0)[jnp.array([0, 2])].all()
+
+
+# --- GradNorm -------------------------------------------------------------------------------------------------------
 
 
 def train_gradnorm(method, norms, losses):
@@ -115,19 +272,36 @@ def train_gradnorm(method, norms, losses):
     return np.asarray(weights), state
 
 
-def test_gradnorm_target_is_constant_and_the_state_is_renormalised():
-    """Against the loss by finite differences, its target held still; Σw = T must be in the state."""
-    norms, losses, alpha, rate = np.array([1.0, 3.0, 0.5]), np.array([[1.0, 2, 3], [0.9, 1, 3]]), 1.5, 0.1
-    got, _ = train_gradnorm(grads.gradnorm(alpha, optax.sgd(rate)), norms, [*losses, losses[1]])
-    w, first = np.ones(3), losses[0]
+def gradnorm_with(norms, losses, alpha, rate, stop=True, first_only=True, keep=True):
+    """GradNorm in NumPy by finite differences, with the mistakes of a moving target, a moving L(0), a lost Σw = T."""
+    w, used, first = np.ones(3), np.ones(3), losses[0]
     for row in losses:
-        ratio = row / first
-        target = (w * norms).mean() * (ratio / ratio.mean()) ** alpha
-        value = lambda v, target=target: np.abs(v * norms - target).sum()  # noqa: E731
+        first = first if first_only else row
+
+        def target(v, ratio=row / first):
+            return (v * norms).mean() * (ratio / ratio.mean()) ** alpha
+
+        held = target(w)
+        value = lambda v: np.abs(v * norms - (held if stop else target(v))).sum()  # noqa: E731, B023
         slope = [(value(w + 1e-6 * e) - value(w - 1e-6 * e)) / 2e-6 for e in np.eye(3)]
-        w = np.maximum(w - rate * np.array(slope), 1e-4)
-        w = w * 3 / w.sum()
-    np.testing.assert_allclose(got, w, rtol=1e-4)
+        raw = np.maximum(w - rate * np.array(slope), 1e-4)
+        used = raw * 3 / raw.sum()
+        w = used if keep else raw
+    return used
+
+
+def test_gradnorm_holds_its_target_keeps_the_first_losses_and_the_sum():
+    """Each mistake moves the weights by more than the comparison allows."""
+    norms, alpha, rate = np.array([1.0, 1.2, 0.9]), 1.5, 0.1
+    losses = np.array([[1.0, 2.0, 3.0], [0.2, 1.9, 2.9], [0.1, 1.9, 2.9]])  # task 0 is learnt fast
+    ours, _ = train_gradnorm(grads.gradnorm(alpha, optax.sgd(rate)), norms, [*losses, losses[-1]])
+
+    def check(weights):
+        np.testing.assert_allclose(ours, weights, rtol=1e-4)
+
+    check(gradnorm_with(norms, losses, alpha, rate))
+    for mistake in ({"stop": False}, {"first_only": False}, {"keep": False}):
+        fails(check, gradnorm_with(norms, losses, alpha, rate, **mistake))
 
 
 def test_gradnorm_keeps_the_first_losses():
@@ -139,56 +313,87 @@ def test_gradnorm_keeps_the_first_losses():
 
 
 def test_gradnorm_sees_the_last_shared_layer_only():
-    """A huge gradient in another layer must not move the weights."""
-    method = grads.gradnorm(optimizer=optax.sgd(0.1), leaves=lambda path: path == "last")
-    tx = grads.aggregate(method, num_tasks=2)
+    """A huge gradient in another layer must not move the weights; without `leaves` it does."""
     params = {"first": jnp.ones(2), "last": jnp.ones(2)}
 
-    def weights(first):
-        g = {"first": jnp.asarray(first), "last": jnp.array([[1.0, 0], [0, 3.0]])}
-        _, state = tx.update(g, tx.init(params), losses=jnp.ones(2))
-        return tx.update(g, state, losses=jnp.ones(2))[1].weights
+    def check(method):
+        tx = grads.aggregate(method, num_tasks=2)
 
-    np.testing.assert_allclose(weights([[1e3, 0.0], [0, 0]]), weights([[0.0, 0], [0, 1.0]]))
-    assert weights([[1e3, 0.0], [0, 0]])[0] > 1
+        def weights(first):
+            g = {"first": jnp.asarray(first), "last": jnp.array([[1.0, 0], [0, 3.0]])}
+            _, state = tx.update(g, tx.init(params), losses=jnp.ones(2))
+            return tx.update(g, state, losses=jnp.ones(2))[1].weights
+
+        np.testing.assert_allclose(weights([[1e3, 0.0], [0, 0]]), weights([[0.0, 0], [0, 1.0]]))
+        assert weights([[1e3, 0.0], [0, 0]])[0] > 1
+
+    check(grads.gradnorm(optimizer=optax.sgd(0.1), leaves=lambda path: path == "last"))
+    fails(check, grads.gradnorm(optimizer=optax.sgd(0.1)))
 
 
 @pytest.mark.parametrize("surrogate", [None, "softplus", jnp.exp])
 def test_gradnorm_of_negative_losses(surrogate):
     """An RL actor's losses: a negative number to the power α is NaN."""
     losses = [[-1.0, 0.0, 2.0], [-3.0, 0.5, -1.0], [0.0, 0.0, 0.0]]
-    weights, state = train_gradnorm(grads.gradnorm(surrogate=surrogate), np.ones(3), losses)
-    assert np.isfinite(weights).all()
-    np.testing.assert_allclose(state.weights.sum(), 3, rtol=1e-5)
+
+    def check(surrogate):
+        weights, state = train_gradnorm(grads.gradnorm(surrogate=surrogate), np.ones(3), losses)
+        assert np.isfinite(weights).all() and np.isfinite(state.weights).all()
+        np.testing.assert_allclose(state.weights.sum(), 3, rtol=1e-5)
+
+    check(surrogate)
+    fails(check, lambda losses: losses)  # no surrogate at all
 
 
-def test_gram_has_the_highest_precision():
-    """An accelerator's default matmul would round the Gram to bfloat16 or tf32."""
-    text = str(jax.make_jaxpr(grads.gram_matrix)(jnp.ones((3, 40000))))
-    assert text.count("dot_general") == text.count("Precision.HIGHEST, Precision.HIGHEST") or (
-        "HIGHEST" in text and "precision=None" not in text
-    )
+# --- the Gram -------------------------------------------------------------------------------------------------------
+
+
+def check_precision(gram) -> None:
+    """Every product in the program is asked for at the highest precision."""
+    text = str(jax.make_jaxpr(gram)(jnp.ones((3, 40000))))
+    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 0
+
+
+def test_products_have_the_highest_precision():
+    """An accelerator's default matmul would round to bfloat16 or tf32."""
+    check_precision(grads.gram_matrix)
+    check_precision(lambda g: grads.weighted_sum(g[:, 0], g))
+    fails(check_precision, lambda g: g @ g.T)
 
 
 def test_bfloat16_gradients_have_a_float32_gram():
     """256 + 1 is 256 in bfloat16: a bfloat16 accumulation would stop there."""
     g = jnp.ones((2, 70000), jnp.bfloat16)
-    assert grads.gram_matrix(g).dtype == jnp.float32
-    np.testing.assert_allclose(grads.gram_matrix(g), 70000.0)
+
+    def check(gram):
+        assert gram(g).dtype == jnp.float32
+        np.testing.assert_allclose(gram(g), 70000.0)
+
+    check(grads.gram_matrix)
+    fails(check, lambda g: (g @ g.T).astype(jnp.float32))
     tx = grads.aggregate(grads.mgda(), num_tasks=2)
     assert tx.update(g, tx.init(g[0]))[0].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(grads.weighted_sum(jnp.array([1.0, 2.0]), g), 3.0)
+
+
+# --- FAMO -----------------------------------------------------------------------------------------------------------
 
 
 def test_famo_observes():
+    """The logits move by the progress on the SAME batch; the losses of the next batch say nothing of it."""
     method = grads.famo(optax.sgd(1.0), gamma=0.0)
     tx = optax.chain(grads.aggregate(method, num_tasks=2), optax.sgd(0.1))
-    state = tx.init(jnp.zeros(2))
-    _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
-    state = grads.observe(method, state, jnp.array([0.5, 2.0]))
-    z = np.array([0.5, 0.5])
-    progress = np.log([1 / 0.5, 2 / 2])
-    np.testing.assert_allclose(grads.find_state(state).inner.logits[0], -(z * (progress - z @ progress)), rtol=1e-5)
-    _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
-    logits = -(z * (progress - z @ progress))
-    expected = np.exp(logits) / np.array([1.0, 2.0])
-    np.testing.assert_allclose(grads.find_state(state).weights, expected / expected.sum(), rtol=1e-5)
+
+    def check(after):
+        state = tx.init(jnp.zeros(2))
+        _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
+        state = grads.observe(method, state, jnp.asarray(after))
+        z, progress = np.array([0.5, 0.5]), np.log([1 / 0.5, 2 / 2])
+        logits = -(z * (progress - z @ progress))
+        np.testing.assert_allclose(grads.find_state(state).inner.logits[0], logits, rtol=1e-5)
+        _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
+        expected = np.exp(logits) / np.array([1.0, 2.0])
+        np.testing.assert_allclose(grads.find_state(state).weights, expected / expected.sum(), rtol=1e-5)
+
+    check([0.5, 2.0])
+    fails(check, [1.5, 1.9])  # another batch's losses

@@ -56,9 +56,8 @@ def excess_mtl(J, L, s):
     excess = (J**2 / np.sqrt(np.where(s["sum"] > 0, s["sum"], 1))).sum(1)
     s.setdefault("first", np.where(excess > 0, excess, np.inf))
     first = s["first"] = np.where(np.isfinite(s["first"]), s["first"], np.where(excess > 0, excess, np.inf))
-    w = s.get("w", start(J, 1 / len(J))) * np.exp(0.01 * excess / first)
-    s["w"] = w / w.sum()
-    return J.T @ s["w"]
+    s["log w"] = s.get("log w", start(J, 0.0)) + 0.01 * excess / first
+    return J.T @ softmax(s["log w"])
 
 
 def cr_mogm(J, L, s):
@@ -150,7 +149,8 @@ def test_recursion(name, T, P, dtype):
     L = jacobians.losses(T, CALLS)
     J = np.stack([jacobians.batch(T, P, call) for call in range(CALLS)])  # [calls, kinds, T, P]
     if name in ("moco", "sdmgrad", "modo"):  # their steps have a scale: of order 1, or only rounding is compared
-        J = J / np.linalg.norm(J, axis=(2, 3), keepdims=True)
+        size = np.linalg.norm(J, axis=(2, 3), keepdims=True)
+        J = J / np.where(size > 0, size, 1)
     after = 0.8 * L * np.resize(AFTER, T)
     with jax.enable_x64(dtype == "float64"):
         tx = grads.aggregate(method, num_tasks=T)

@@ -11,15 +11,15 @@ def aligned_mtl(mode: str = "min", preference: Array | None = None) -> Weighting
     The Jacobian with all its non-zero singular values made equal, σ: w = σ V Λ^(−½) Vᵀ p, with
     G = VΛVᵀ over the eigenvalues that are not rounding.
 
-    Properties: with full rank never conflicts (every g_i·d ≥ 0 for p uniform on aligned axes is the
-    paper's claim for the aligned gradients; see the table for the given ones); permutation
-    equivariant; homogeneous. Jumps where the rank changes. Cost: one T×T eigendecomposition.
+    Properties: conflicts with none of the aligned gradients, which are orthogonal, but it may with the
+    given ones; permutation equivariant; homogeneous. Jumps where the rank changes. Cost: one
+    T×T eigendecomposition.
 
     Use when: training is unstable because the gradient system is ill-conditioned.
 
     Args:
       mode: σ² is the "min" eigenvalue (the paper), the "median" or the mean ("rmse").
-      preference: p [T], default 1/T.
+      preference: p [T], default 1/T (LibMTL takes 1: another constant in the learning rate).
 
     Example:
       >>> import jax.numpy as jnp

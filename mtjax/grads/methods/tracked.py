@@ -1,5 +1,6 @@
 """MoCo, DB-MTL and ExcessMTL: methods with state of the Jacobian's size, [T, P]."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -163,13 +164,13 @@ def excess_mtl(step_size: float = 0.01, relative: bool = True) -> Transform:
     """
 
     def init(num_tasks: int, params: list[Array]) -> tuple[TrackedState, Array]:
-        state = _zeros(num_tasks, params, 1 / num_tasks)
+        # `weights` are logarithms here: a weight that underflows must be able to come back.
+        state = _zeros(num_tasks, params, -math.log(num_tasks))
         return state, jnp.zeros(num_tasks, default_float())
 
     def update(task_grads, state, gram, *, losses=None, mask=None):
-        (sums, kept, count), first = state
-        here = presence(kept.shape[0], mask)
-        weights, mass = restrict(kept, here)
+        (sums, logs, count), first = state
+        here = presence(logs.shape[0], mask)
         big = jnp.finfo(here.dtype).max ** 0.25
         wide = [jnp.clip(g.astype(s.dtype), -big, big) for g, s in zip(task_grads, sums, strict=True)]
         sums = [jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)]
@@ -178,9 +179,10 @@ def excess_mtl(step_size: float = 0.01, relative: bool = True) -> Transform:
         excess = jnp.minimum(_squares(parts, gram).astype(here.dtype), big)
         first = jnp.where((first == 0) & (here > 0), excess, first)
         level = jnp.minimum(safe_divide(excess, first), big) if relative else excess
-        logits = jnp.log(jnp.maximum(weights, 1e-12)) + step_size * level
-        new = jax.nn.softmax(jnp.where(here > 0, logits, -jnp.inf))
-        kept = jnp.where(here > 0, mass * jnp.maximum(new, 1e-12), kept)
-        return task_grads, new * here, (TrackedState(sums, kept, count + 1), first)
+        moved = logs + step_size * level
+        present = [jnp.where(here > 0, x, -jnp.inf) for x in (logs, moved)]
+        before, after = map(jax.nn.logsumexp, present)  # the present tasks keep their share of the whole
+        kept = jnp.where(here > 0, moved - after + before, logs)
+        return task_grads, jax.nn.softmax(present[1]), (TrackedState(sums, kept, count + 1), first)
 
     return Transform(init, update)
