@@ -15,6 +15,7 @@ from absl import app, flags, logging
 OK = 0
 BAD_INPUT = 1
 DIVERGED = 3
+INCOMPLETE = 4  # a sweep came to its end, but some trials failed or diverged
 PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved after SIGTERM; start again with --resume
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
@@ -116,7 +117,7 @@ def _refuse_repeated(values: FlagValues, arguments: Iterable[str]) -> None:
             count[name] += 1
             pending = not equals and not values[name].boolean
     for name, times in count.items():
-        if times > 1:
+        if times > 1 and not isinstance(values[name], flags.MultiFlag):
             raise ValueError(f"--{name} is given {'twice' if times == 2 else f'{times} times'}; give it once")
 
 

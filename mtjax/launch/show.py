@@ -11,6 +11,9 @@ from mtjax import options
 from mtjax.launch.folder import Plan
 from mtjax.launch.presets import Preset
 from mtjax.launch.resolve import as_text
+from mtjax.sweeps.ledger import DONE, State
+from mtjax.sweeps.plan import Plan as Sweep
+from mtjax.sweeps.plan import swept_values
 from mtjax.training.config import RunConfig
 
 STATISTICS = ("mean", "median", "worst", "iqm")
@@ -153,3 +156,58 @@ def evaluation(result: Mapping[str, Any]) -> str:
 def shown(measures: Mapping[str, Any]) -> list[str]:
     """The measures of an evaluation: success first, where there is one, and the length last."""
     return [name for name in ("success_any", "success_last", "return", "length") if name in measures]
+
+
+def sweep_plan(made: Sweep) -> str:
+    """The plan of a sweep: what is varied and what that costs, and the programs with their trials."""
+    agents = sum(trial.config.num_seeds for trial in made.trials.values())
+    steps = sum(trial.steps for trial in made.trials.values())
+    lines = [
+        f"sweep {made.name}: {count(len(made.trials), 'trial')}, {count(agents, 'agent')} in "
+        f"{count(len(made.programs), 'program')}; {steps:,} environment steps"
+    ]
+    rows = [("option", "values", "makes")]
+    for name, values in swept_values(made).items():
+        rows.append((name, _listed(values), "rows of a program" if name in made.packed else "another program each"))
+    lines += [table(rows)] if len(rows) > 1 else []
+    rows = [("program", "trials", "agents", "steps", "which")]
+    for name, program in made.programs.items():
+        cells = (str(len(program.trials)), str(made.rows(program)), f"{made.steps(program):,}")
+        rows.append((name, *cells, _common(made, program.trials)))
+    if len(rows) > MOST_ROWS:
+        rows[MOST_ROWS - 1 :] = [("…", "", "", "", f"and {len(rows) - MOST_ROWS} more")]
+    return "\n".join([*lines, table(rows)])
+
+
+MOST_ROWS = 40  # of the plan's programs
+
+
+def count(number: int, what: str) -> str:
+    """How many there are: 1 trial, 12 trials."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _listed(values: Sequence[Any], most: int = 8) -> str:
+    texts = [as_text(value) for value in values]
+    return ", ".join(texts) if len(texts) <= most else f"{', '.join(texts[:3])} … {texts[-1]} ({len(texts)} values)"
+
+
+def _common(made: Sweep, names: Sequence[str]) -> str:
+    """What the trials of a program have in common, of what is swept; and what differs between them."""
+    changes = [made.trials[name].changes for name in names]
+    words = []
+    for option in changes[0]:
+        values = list(dict.fromkeys(as_text(change[option]) for change in changes if option in change))
+        words.append(f"{option}={values[0] if len(values) == 1 else '*'}")
+    return " ".join(words) or names[0]
+
+
+def sweep_end(made: Sweep, state: State, folder: Path, seconds: float) -> str:
+    """How a sweep ended: how many trials are in which state, and why those that failed did."""
+    numbers = state.count()
+    said = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
+    lines = [f"{said} of {count(len(made.trials), 'trial')} after {seconds:,.0f} s"]
+    lines += [f"  {name}: {trial.error}" for name, trial in state.trials.items() if trial.error]
+    if numbers[DONE] < len(made.trials):
+        lines.append(f"try what failed again: mtjax-sweep --resume={folder} --retry_failed")
+    return "\n".join([*lines, f"results: {folder / 'trials'}"])

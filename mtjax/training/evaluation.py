@@ -51,7 +51,7 @@ class Evaluator:
             states: learner states [S, ...].
             split: which tasks; those outside "train" are acted for zero-shot, by their descriptions.
             deterministic: take the policy's mode instead of a sample.
-            key: typed key; equal keys give equal episodes on device suites.
+            key: typed key, or [S] of them, one a seed; equal keys give equal episodes on device suites.
             rounds: how often to repeat, with fresh keys.
 
         Returns:
@@ -59,8 +59,9 @@ class Evaluator:
         """
         env = self._env(split)  # says so if there is no such split
         flag, unseen = jnp.asarray(deterministic), self._unseen(split)
+        keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num_seeds))
         results = [
-            self._run(env, states, jax.random.fold_in(key, index), flag, unseen)
+            self._run(env, states, jax.vmap(jax.random.fold_in, (0, None))(keys, index), flag, unseen)
             for index in range(rounds)
         ]
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
@@ -79,11 +80,11 @@ class Evaluator:
             self._envs[split] = traceable(env)
         return self._envs[split]
 
-    def _evaluate(self, env: VectorEnv, states: Any, key: Array, deterministic: Array, unseen: Array | None):
+    def _evaluate(self, env: VectorEnv, states: Any, keys: Array, deterministic: Array, unseen: Array | None):
         reset, step = over_seeds(env)
-        reset_key, step_key = jax.random.split(key)
-        env_state, observation = reset(jax.random.split(reset_key, self.num_seeds))
-        keys = jax.random.split(step_key, self.num_seeds)
+        # Every seed from its own key alone: who else is in the program changes nothing.
+        reset_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        env_state, observation = reset(reset_keys)
 
         def policy(state: Any, observation: Array, key: Array) -> Array:
             return self.learner.policy(state, observation, key, deterministic, unseen)

@@ -75,15 +75,24 @@ def train(
     if not resume and (run_dir / record.FILE).exists():
         raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
     write_description(config, suite, run_dir)
-    with contextlib.ExitStack() as stack:
-        saver = stack.enter_context(Checkpointer(run_dir, config.keep_checkpoints))
-        total_steps = trainer.num_updates * trainer.steps_per_update
-        bar = stack.enter_context(Progress(total_steps, suite.name, enabled=progress))
-        stop = stack.enter_context(stop_signals())
-        session = Session(config, suite, trainer, run_dir, saver, bar, stop)
-        session.open(resume=resume, tensorboard=tensorboard, stack=stack)
+    with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
         session.loop()
         return session.finish(draw=video)
+
+
+@contextlib.contextmanager
+def at_work(
+    trainer: Trainer, run_dir: pathlib.Path, *, resume: bool, progress: bool, tensorboard: bool
+) -> Iterator[Session]:
+    """A session that is ready to train, in a folder that describes it already. Raises as :func:`train`."""
+    with contextlib.ExitStack() as stack:
+        saver = stack.enter_context(Checkpointer(run_dir, trainer.config.keep_checkpoints))
+        total_steps = trainer.num_updates * trainer.steps_per_update
+        bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=progress))
+        stop = stack.enter_context(stop_signals())
+        session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
+        session.open(resume=resume, tensorboard=tensorboard, stack=stack)
+        yield session
 
 
 def evaluate(
@@ -156,7 +165,11 @@ def evaluate(
 
 
 class Session:
-    """One process's work on a run: where it is, and what it writes."""
+    """One process's work on a run, or on a program of packed trials: where it is, and what it writes.
+
+    Attributes:
+        lost: what diverged, by the trial's name: {"step", "message"}. A run has but one trial, and ends with it.
+    """
 
     def __init__(self, config, suite, trainer, run_dir, saver, bar, stop):
         self.config: RunConfig = config
@@ -167,6 +180,7 @@ class Session:
         self.bar: Progress = bar
         self.stop: threading.Event = stop
         self.update = 0
+        self.lost: dict[str, dict[str, Any]] = {}
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.state: TrainState
@@ -219,6 +233,7 @@ class Session:
         step, self.state, host = found
         self.state = self.trainer.restored(self.state)
         self.update, self.seconds_before = host["update"], host["seconds"]
+        self.lost = host.get("lost", {})
         if not self.suite.on_device:
             self.state = self.trainer.restart(self.state)
             messages.append("the simulators on the host start new episodes: not bit for bit")
@@ -300,39 +315,54 @@ class Session:
         self.bar.update(self.step, values)
 
     def _check(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Raise Diverged, naming seed and task, if the update that ended at ``step`` left anything not finite."""
+        """Look for trials in which the update that ended at ``step`` left anything not finite.
+
+        Raises:
+            Diverged: no trial is left; the message names seed and task.
+        """
         losses, state = np.asarray(metrics["finite"]), np.asarray(metrics["finite_state"])  # [S, T], [S]
         if losses.all() and state.all():
             return
+        for trial, rows in self.trainer.rows.slices.items():
+            if trial not in self.lost and not (losses[rows].all() and state[rows].all()):
+                message = self._diverged(trial, losses[rows], state[rows], step)
+                self.lost[trial] = {"step": step, "message": message}
+                self.recorder.event(step, self.seconds, message)
+                if len(self.lost) < len(self.trainer.rows.trials):
+                    self.bar.message(message)
+        if len(self.lost) == len(self.trainer.rows.trials):
+            raise Diverged("; ".join(lost["message"] for lost in self.lost.values()))
+
+    def _diverged(self, trial: str, losses: np.ndarray, state: np.ndarray, step: int) -> str:
+        """Say what is not finite in a trial, of ``losses`` [seeds, T] and ``state`` [seeds]."""
+        seed = self.trainer.rows.trials[trial].seed
         bad = [
-            f"the loss of task {self.suite.tasks[t].name!r} (seed {self.config.seed + s})"
-            for s, t in np.argwhere(~losses)[:5]
-        ] or [f"a parameter of seed {self.config.seed + s}" for s in np.flatnonzero(~state)[:5]]
+            f"the loss of task {self.suite.tasks[t].name!r} (seed {seed + s})" for s, t in np.argwhere(~losses)[:5]
+        ] or [f"a parameter of seed {seed + s}" for s in np.flatnonzero(~state)[:5]]
+        what = f"diverged at step {step}: not finite: {', '.join(bad)}"
+        if trial:
+            return f"trial {trial} {what}"
         good = self.saver.latest_step
         saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
-        message = f"diverged at step {step}: not finite: {', '.join(bad)}; {saved} in {self.run_dir}"
-        self.recorder.event(step, self.seconds, message)
-        raise Diverged(message)
+        return f"{what}; {saved} in {self.run_dir}"
 
     def _save(self, metrics: Mapping[str, Any]) -> None:
         if self.saver.latest_step == self.step:
             return
         self._check(metrics, self.step)
         self.recorder.sync()
-        self.saver.save(self.step, self.trainer.saved(self.state), {"update": self.update, "seconds": self.seconds})
+        host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}
+        self.saver.save(self.step, self.trainer.saved(self.state), host)
 
     # ------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, split: str, mode: str, *, rounds: int = 1, final: bool = False) -> Mapping[str, np.ndarray]:
         """Evaluate now, record it, and return "return" … [S, N]."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), STREAM_EVALUATION)
+        fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        keys = fold(fold(self.state.keys, STREAM_EVALUATION), self.update)
         with self.bar.paused():
             values = self.evaluator(
-                self.state.learner,
-                split=split,
-                deterministic=MODES[mode],
-                key=jax.random.fold_in(key, self.update),
-                rounds=rounds,
+                self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds
             )
             values = jax.tree.map(np.asarray, values)
         self.recorder.evaluation(
@@ -350,34 +380,67 @@ class Session:
 
     def finish(self, *, draw: bool) -> dict[str, Any]:
         """Evaluate on all splits, draw plots and videos, write the summary."""
-        trained = self.seconds
+        trained, measured = self.seconds, self.measure()
+        self.recorder.sync()
+        self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
+        return self.conclude(self.run_dir, self.config, self.state, measured, seconds=trained, draw=draw)
+
+    def measure(self) -> dict[str, dict[str, Mapping[str, np.ndarray]]]:
+        """The final evaluation on every split: {split: {mode: {measure: [S, N]}}}."""
         rounds = -(-self.config.final_evaluation_episodes // self.config.evaluation_episodes)
-        results: dict[str, dict[str, Any]] = {}
+        measured: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
         for split, tasks in self.suite.splits.items():
             if not len(tasks) or (split != "train" and not self.trainer.learner.generalises):
                 continue
             for mode in MODES if split == "train" else ("deterministic",):
                 self._stop_if_asked()
                 values = self.evaluate(split, mode, rounds=rounds, final=True)
-                names = [info.name for info in tasks.infos]
-                results.setdefault(split, {})[mode] = summarize_evaluation(values, names)
+                measured.setdefault(split, {})[mode] = values
+        return measured
+
+    def conclude(
+        self,
+        folder: pathlib.Path,
+        config: RunConfig,
+        state: TrainState,
+        measured: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+        *,
+        seconds: float,
+        draw: bool,
+    ) -> dict[str, Any]:
+        """Write the summary of what was measured into ``folder``, and draw. Returns the summary.
+
+        Args:
+            folder: with the record of the same rows.
+            config: of the run or trial.
+            state: its rows.
+            measured: as :meth:`measure` returns it, its rows.
+            seconds: of training.
+            draw: videos, too.
+        """
+        rounds = -(-config.final_evaluation_episodes // config.evaluation_episodes)
+        results = {
+            split: {
+                mode: summarize_evaluation(values, [info.name for info in self.suite.splits[split].infos])
+                for mode, values in modes.items()
+            }
+            for split, modes in measured.items()
+        }
         summary = {
             "suite": self.suite.name,
             "version": dataclasses.asdict(self.suite.version),
             "step": self.step,
-            "seeds": self.config.num_seeds,
-            "episodes": rounds * self.config.evaluation_episodes,
-            "seconds_of_training": round(trained, 1),
-            "steps_per_second": round(self.step * self.config.num_seeds / trained, 1),
+            "seeds": config.num_seeds,
+            "episodes": rounds * config.evaluation_episodes,
+            "seconds_of_training": round(seconds, 1),
+            "steps_per_second": round(self.step * config.num_seeds / seconds, 1),
             "results": results,
         }
-        versions.write_json(self.run_dir / SUMMARY, summary)
-        self.recorder.sync()
+        versions.write_json(folder / SUMMARY, summary)
         self._stop_if_asked()
-        self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
-        plots.plot_run(self.run_dir)
+        plots.plot_run(folder)
         if draw:
-            draw_videos(self.trainer, self.suite, self.state, self.run_dir, "train", results["train"])
+            draw_videos(self.trainer, self.suite, state, folder, "train", results["train"])
         return summary
 
 

@@ -17,6 +17,7 @@ from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.networks.arrangements import last_shared_layer
 from mtjax.suites import descriptions
 from mtjax.suites.base import Suite
+from mtjax.training import packing
 from mtjax.training.config import RunConfig
 from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
 
@@ -44,6 +45,7 @@ class Trainer:
     """The pure functions of one run, jitted. Holds no state that training changes.
 
     Attributes:
+        rows: who is who along the seed axis.
         learner: the learner.
         contexts: [N, D] float32 by split: embeddings of the tasks' descriptions, D = 0 if nobody reads them.
         env: the training environments.
@@ -51,9 +53,9 @@ class Trainer:
         num_updates: updates of the whole run.
     """
 
-    def __init__(self, config: RunConfig, suite: Suite):
+    def __init__(self, config: RunConfig, suite: Suite, rows: packing.Rows | None = None):
         config.validate()
-        self.config, self.suite = config, suite
+        self.config, self.suite, self.rows = config, suite, rows or packing.alone(config)
         self.steps_per_update = suite.num_tasks * config.num_envs * config.hyper.rollout_length
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.contexts = task_contexts(config, suite)
@@ -69,8 +71,8 @@ class Trainer:
         self.report = jax.jit(self._report, donate_argnums=0)
 
     def init(self) -> TrainState:
-        """The state before the first step, for seeds ``seed … seed + S − 1``."""
-        seeds = jnp.arange(self.config.num_seeds, dtype=jnp.int32) + self.config.seed
+        """The state before the first step, for the seeds of the rows: ``seed … seed + S − 1`` of a run."""
+        seeds = jnp.asarray(self.rows.seeds, jnp.int32)
         keys = jax.vmap(jax.random.key)(seeds)
         state = jax.jit(self._init)(self.env, keys)
         # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
@@ -103,8 +105,9 @@ class Trainer:
         tasks, envs, seeds = self.suite.num_tasks, self.config.num_envs, self.config.num_seeds
         reset, _ = over_seeds(env)
         env_state, observation = reset(_fold(keys, STREAM_ENV))
+        learner = jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT))
         return TrainState(
-            learner=jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT)),
+            learner=packing.with_hyper(learner, self.rows.hyper),
             carry=Carry(
                 env_state, observation, init_running((seeds, tasks, envs)), init_finished((seeds, tasks, envs))
             ),

@@ -1,0 +1,175 @@
+"""The ledger of a sweep: one line per event, only ever appended to, from which the state of every trial is known.
+
+    {"time", "event": "opened", "launcher", "host", "pid"}
+    {"time", "event": "started", "program", "attempt", "job"}
+    {"time", "event": "ended", "program", "attempt", "state", "error", "trials": {name: {"state", "error"}}}
+    {"time", "event": "closed", "why"}
+
+The launcher alone writes it, under a lock that dies with it. Every line is durable before what it announces
+happens; a last line that was torn by a kill is dropped. ``ended`` comes from the outcome that the program itself
+left, so a launcher that was away learns of it later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import time as clock
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mtjax.sweeps.plan import Plan
+
+FILE, LOCK = "ledger.jsonl", ".lock"
+WAITING, RUNNING, STOPPED, DONE, FAILED, DIVERGED = "waiting", "running", "stopped", "done", "failed", "diverged"
+STATES = (DONE, RUNNING, STOPPED, WAITING, FAILED, DIVERGED)
+
+
+class Ledger:
+    """Appends to the ledger of a sweep. A context manager; hold the sweep's lock meanwhile.
+
+    Args:
+        folder: of the sweep.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        path = pathlib.Path(folder) / FILE
+        if path.exists():
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(path, whole)
+        self._file = path.open("ab")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line and make it durable."""
+        line = {"time": round(clock.time(), 3), "event": event, **fields}
+        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+
+def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The events, in order; none if there is no ledger yet. A torn last line is left out.
+
+    Raises:
+        ValueError: a line other than the last is broken; the message has its number.
+    """
+    path = pathlib.Path(folder) / FILE
+    content = path.read_bytes() if path.exists() else b""
+    events = []
+    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            event = json.loads(text)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or not {"time", "event"} <= event.keys():
+            raise ValueError(f"line {number} of {path} is broken: {text[:60]!r}")
+        events.append(event)
+    return events
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a program or a trial is.
+
+    Attributes:
+        state: one of STATES.
+        attempt: how often it was started.
+        failures: how many of these attempts failed.
+        error: of the last attempt, if it failed or diverged.
+        started, ended: seconds since 1970, of the last attempt.
+        job: what the launcher calls the last attempt.
+    """
+
+    state: str = WAITING
+    attempt: int = 0
+    failures: int = 0
+    error: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    job: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The state of a sweep: of its programs and of its trials, by name."""
+
+    programs: Mapping[str, Progress]
+    trials: Mapping[str, Progress]
+
+    def count(self) -> dict[str, int]:
+        """How many trials are in each state."""
+        return {state: sum(trial.state == state for trial in self.trials.values()) for state in STATES}
+
+
+def fold(plan: Plan, events: Iterable[Mapping[str, Any]]) -> State:
+    """The state that the events lead to. A program that started and of whose end nothing is known is running."""
+    programs = {name: Progress() for name in plan.programs}
+    trials = {name: Progress() for name in plan.trials}
+    for event in events:
+        if event.get("program") not in programs:
+            continue
+        program = programs[event["program"]]
+        members = [trials[name] for name in plan.programs[event["program"]].trials]
+        if event["event"] == "started":
+            for item in (program, *members):
+                item.state, item.attempt, item.started = RUNNING, event["attempt"], event["time"]
+                item.ended, item.error, item.job = None, None, event.get("job")
+        elif event["event"] == "ended":
+            program.state, program.error, program.ended = event["state"], event.get("error"), event["time"]
+            program.failures += event["state"] == FAILED
+            for name, outcome in event["trials"].items():
+                trial = trials[name]
+                trial.state, trial.error, trial.ended = outcome["state"], outcome.get("error"), event["time"]
+                trial.failures += outcome["state"] == FAILED
+    return State(programs, trials)
+
+
+# -------------------------------------------------------------------------------------------- the lock
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold a folder for this process. The lock ends with the process, however that ends.
+
+    Args:
+        folder: made if it is not there.
+        what: of the folder, for the message: "sweep" or "program".
+        wait: seconds to wait for whoever holds it.
+
+    Raises:
+        ValueError: another process holds it; the message says which.
+    """
+    path = pathlib.Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = clock.monotonic() + wait
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if clock.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise ValueError(f"{folder} is in use by {holder}: one process at a time on a {what}") from None
+                clock.sleep(0.2)
+            except OSError:  # a network file system without locks
+                break
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,0 +1,163 @@
+"""The local launcher: a process for each program, with its share of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from mtjax.sweeps import plan, worker
+from mtjax.sweeps.plan import Program
+
+CORES_PER_PROGRAM = 4  # a program on the CPU gains little from more
+MEMORY = 0.9  # of a device's memory, shared by the programs on it
+ENTRY = "mtjax.launch.worker"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A share of the machine.
+
+    Attributes:
+        cores: which processor cores; empty for all.
+        device: index of an NVIDIA GPU, or None.
+        sharers: programs on that device.
+    """
+
+    cores: tuple[int, ...] = ()
+    device: str | None = None
+    sharers: int = 1
+
+
+def share(jobs: int, cores: Sequence[int], devices: Sequence[str]) -> list[Slot]:
+    """Divide a machine.
+
+    Args:
+        jobs: programs at once; 0 means one for each device, or for four cores where there is none.
+        cores: that may be used.
+        devices: that may be used.
+
+    Returns:
+        One slot a job: devices in turn, and cores in equal shares that do not overlap if there are enough.
+    """
+    jobs = jobs or len(devices) or max(1, len(cores) // CORES_PER_PROGRAM)
+    if jobs == 1 and len(devices) <= 1:
+        return [Slot()]
+    slots = []
+    for index in range(jobs):
+        own = tuple(cores[len(cores) * index // jobs : len(cores) * (index + 1) // jobs])
+        device = devices[index % len(devices)] if devices else None
+        sharers = -(-(jobs - index % len(devices)) // len(devices)) if devices else 1
+        slots.append(Slot(own or (cores[index % len(cores)],), device, sharers))
+    return slots
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def usable_devices(platform: str, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """NVIDIA GPUs that programs may run on, without starting jax, which would take hold of them."""
+    if platform not in ("auto", "gpu") or environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in environ:
+        return [name.strip() for name in environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
+
+
+class LocalJob:
+    """A program in a process of its own. It lives no longer than its launcher: see ``mtjax.launch.worker``."""
+
+    def __init__(self, process: subprocess.Popen, free: list[Slot], slot: Slot):
+        self.process, self._free, self._slot = process, free, slot
+        self.name = f"process {process.pid}"
+
+    def ended(self) -> str | None:
+        code = self.process.poll()
+        if code is None:
+            return None
+        if self._slot is not None:
+            self._free.append(self._slot)
+            self._slot = None
+            self.process.stdin.close()
+        if code < 0:
+            why = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"killed by {signal.Signals(-code).name}{why}"
+        return f"exit code {code}"
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+class LocalLauncher:
+    """Runs programs on this machine.
+
+    Args:
+        folder: of the sweep.
+        jobs: programs at once; 0 suits the machine.
+        platform: kind of device.
+        environ: of the programs.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        jobs: int = 0,
+        platform: str = "auto",
+        environ: Mapping[str, str] | None = None,
+    ):
+        self.folder = pathlib.Path(folder)
+        self.environ = dict(os.environ if environ is None else environ)
+        self._free = share(jobs, usable_cores(), usable_devices(platform, self.environ))
+        self.slots = len(self._free)
+
+    def start(self, program: Program, attempt: int) -> LocalJob:
+        """Start a process; what it prints goes to the program's log."""
+        slot = self._free.pop(0)
+        command = [sys.executable, "-m", ENTRY, str(self.folder), program.name, str(attempt), "--with_launcher"]
+        if slot.cores:
+            command.append(f"--cores={','.join(map(str, slot.cores))}")
+        environ = dict(self.environ)
+        if slot.device is not None:
+            environ["CUDA_VISIBLE_DEVICES"] = slot.device
+        if slot.sharers > 1:
+            environ.setdefault("XLA_CLIENT_MEM_FRACTION", f"{MEMORY / slot.sharers:.2f}")
+        log = plan.program_dir(self.folder, program.name) / worker.LOG
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with log.open("ab") as output:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,  # its end tells the process that the launcher is gone
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environ,
+                    start_new_session=True,  # Ctrl-C reaches the launcher, which tells the processes
+                )
+        except OSError:
+            self._free.append(slot)
+            raise
+        return LocalJob(process, self._free, slot)
+
+    def find(self, job: str) -> None:
+        """Local programs end with their launcher."""

@@ -1,0 +1,273 @@
+"""The plan of a sweep: its trials, and the few programs that train them.
+
+    sweep.json   ledger.jsonl   trials/<trial>/   programs/<program>/{log.txt, outcome.json, …}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mtjax import options
+from mtjax.sweeps.space import Changes
+from mtjax.training.config import RunConfig
+
+MANIFEST, TRIALS, PROGRAMS = "sweep.json", "trials", "programs"
+PER_ROW = ("seed", "num_seeds")  # as in training.packing, which imports jax
+LONGEST_NAME = 96  # of a trial's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One configuration of a sweep.
+
+    Attributes:
+        name: of its folder; unique in the sweep.
+        changes: the swept options and their values.
+        config: the whole configuration.
+        steps: environment steps of all its seeds.
+    """
+
+    name: str
+    changes: Changes
+    config: RunConfig
+    steps: int = 0
+
+    @property
+    def id(self) -> str:
+        """A hash of everything that decides its result."""
+        text = json.dumps(options.flatten(self.config), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Trials that train in one process, as the rows of one compiled program: what is launched and retried.
+
+    Attributes:
+        name: of its folder.
+        trials: names.
+    """
+
+    name: str
+    trials: tuple[str, ...]
+
+    @property
+    def packed(self) -> bool:
+        """True if several trials share it."""
+        return len(self.trials) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A sweep, as ``sweep.json`` holds it.
+
+    Attributes:
+        name: of the sweep.
+        trials: by name, in order.
+        programs: by name, in order.
+        swept: options that vary, in order.
+        packed: those of them that are rows of a program; the others make another program.
+        process: how its processes run: platform, video …
+        created: seconds since 1970.
+    """
+
+    name: str
+    trials: Mapping[str, Trial]
+    programs: Mapping[str, Program]
+    swept: tuple[str, ...]
+    packed: tuple[str, ...]
+    process: Mapping[str, Any]
+    created: float = 0.0
+
+    def rows(self, program: Program) -> int:
+        """How many agents a program trains."""
+        return sum(self.trials[name].config.num_seeds for name in program.trials)
+
+    def steps(self, program: Program) -> int:
+        """Environment steps of all its agents."""
+        return sum(self.trials[name].steps for name in program.trials)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What must be known of a configuration to plan it.
+
+    Attributes:
+        steps: environment steps of one seed.
+        vmapped: options that are leaves of the learner's state.
+        packable: False where simulators run on the host: a row's episodes would depend on its neighbours.
+    """
+
+    steps: int
+    vmapped: tuple[str, ...] = ()
+    packable: bool = True
+
+
+def make_plan(
+    name: str,
+    trials: Iterable[tuple[Changes, RunConfig]],
+    inspect: Callable[[RunConfig], Facts],
+    *,
+    most_rows: int,
+    slots: int = 1,
+    process: Mapping[str, Any] | None = None,
+    created: float = 0.0,
+) -> Plan:
+    """Name the trials and pack them into programs.
+
+    Args:
+        name: of the sweep.
+        trials: swept values and whole configuration of each.
+        inspect: says what must be known of a configuration, and refuses one that cannot be trained.
+        most_rows: agents in one program; 1 packs nothing.
+        slots: programs that run at once: with fewer programs, packs are split until every slot has one.
+        process: kept in the plan.
+        created: seconds since 1970.
+
+    Raises:
+        ValueError: a trial that cannot be trained, or two that are the same.
+    """
+    named, facts, ids = {}, {}, {}
+    for number, (changes, config) in enumerate(trials, start=1):
+        label = f"{number:03d}" + "".join(f"_{option}={_text(value)}" for option, value in changes.items())
+        trial_name = re.sub(r"[^\w.=+-]+", "-", label)[:LONGEST_NAME].rstrip("-._")
+        found = inspect(config)
+        trial = Trial(trial_name, changes, config, found.steps * config.num_seeds)
+        if trial.id in ids:
+            raise ValueError(f"trials {ids[trial.id]} and {trial_name} are the same: every option has the same value")
+        named[trial_name], facts[trial_name], ids[trial.id] = trial, found, trial_name
+    if not named:
+        raise ValueError("the sweep has no trial")
+    groups = _groups(named, facts, most_rows)
+    while len(groups) < slots and max(map(len, groups)) > 1:
+        largest = max(groups, key=len)
+        half = (len(largest) + 1) // 2
+        at = groups.index(largest)
+        groups[at : at + 1] = [largest[:half], largest[half:]]
+    programs = {f"p{n:03d}": Program(f"p{n:03d}", tuple(group)) for n, group in enumerate(groups, start=1)}
+    swept = tuple(dict.fromkeys(option for trial in named.values() for option in trial.changes))
+    rows = tuple(
+        option
+        for option in swept
+        if most_rows > 1 and any(option in (*f.vmapped, *PER_ROW) for f in facts.values() if f.packable)
+    )
+    return Plan(name, named, programs, swept, rows, dict(process or {}), created)
+
+
+def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: int) -> list[list[str]]:
+    """Names of trials that are one program, at most ``most_rows`` agents together."""
+    groups: dict[str, list[list[str]]] = {}
+    for name, trial in trials.items():
+        found = facts[name]
+        seeds = trial.config.num_seeds
+        static = {k: v for k, v in options.flatten(trial.config).items() if k not in (*found.vmapped, *PER_ROW)}
+        key = json.dumps(static, sort_keys=True) if found.packable else name
+        packs = groups.setdefault(key, [[]])
+        if packs[-1] and sum(trials[n].config.num_seeds for n in packs[-1]) + seeds > most_rows:
+            packs.append([])
+        packs[-1].append(name)
+    return [pack for packs in groups.values() for pack in packs]
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def inspector() -> Callable[[RunConfig], Facts]:
+    """A function that builds what a configuration consists of, and compiles nothing. Suites are built once."""
+    from mtjax import suites
+    from mtjax.training import packing
+    from mtjax.training.trainer import Trainer
+
+    made: dict[str, Any] = {}
+    vmapped: dict[str, tuple[str, ...]] = {}
+
+    def inspect(config: RunConfig) -> Facts:
+        if config.suite not in made:
+            made[config.suite] = suites.make(config.suite)
+        suite = made[config.suite]
+        trainer = Trainer(config, suite)
+        if config.learner not in vmapped:
+            vmapped[config.learner] = packing.vmapped_options(trainer.learner)
+        steps = trainer.num_updates * trainer.steps_per_update
+        return Facts(steps, vmapped[config.learner], suite.on_device)
+
+    return inspect
+
+
+# -------------------------------------------------------------------------------------------- the file
+
+
+def save(plan: Plan, folder: str | os.PathLike) -> None:
+    """Write ``sweep.json``, whole or not at all."""
+    from mtjax.training.versions import write_json
+
+    trials = {
+        name: {"id": t.id, "changes": t.changes, "steps": t.steps, "config": dataclasses.asdict(t.config)}
+        for name, t in plan.trials.items()
+    }
+    programs = {name: list(program.trials) for name, program in plan.programs.items()}
+    write_json(
+        pathlib.Path(folder) / MANIFEST,
+        {
+            "name": plan.name,
+            "created": plan.created,
+            "swept": list(plan.swept),
+            "packed": list(plan.packed),
+            "process": dict(plan.process),
+            "programs": programs,
+            "trials": trials,
+        },
+    )
+
+
+def load(folder: str | os.PathLike) -> Plan:
+    """The plan of the sweep in a folder.
+
+    Raises:
+        ValueError: it holds no sweep, or one that cannot be read.
+    """
+    path = pathlib.Path(folder) / MANIFEST
+    if not path.is_file():
+        what = f"it has no {MANIFEST}" if pathlib.Path(folder).is_dir() else "there is no such folder"
+        raise ValueError(f"{folder} is not a sweep: {what}")
+    try:
+        saved = json.loads(path.read_text())
+        trials = {}
+        for name, values in saved["trials"].items():
+            config = options.from_dict(RunConfig(), values["config"])
+            flat = options.flatten(config)
+            changes = {option: flat[option] for option in values["changes"]}
+            trials[name] = Trial(name, changes, config, values["steps"])
+        programs = {name: Program(name, tuple(names)) for name, names in saved["programs"].items()}
+        swept, packed = tuple(saved["swept"]), tuple(saved["packed"])
+        return Plan(saved["name"], trials, programs, swept, packed, saved["process"], saved["created"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def trial_dir(folder: str | os.PathLike, trial: str) -> pathlib.Path:
+    """Where a trial's results are, once it trains alone or its program has ended."""
+    return pathlib.Path(folder) / TRIALS / trial
+
+
+def program_dir(folder: str | os.PathLike, program: str) -> pathlib.Path:
+    """Where a program keeps its log, its outcome and, if it is packed, its record."""
+    return pathlib.Path(folder) / PROGRAMS / program
+
+
+def swept_values(plan: Plan) -> dict[str, Sequence[Any]]:
+    """Every value that each swept option takes, in order."""
+    values: dict[str, list[Any]] = {}
+    for trial in plan.trials.values():
+        for option, value in trial.changes.items():
+            if value not in values.setdefault(option, []):
+                values[option].append(value)
+    return values

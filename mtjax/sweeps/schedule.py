@@ -1,0 +1,232 @@
+"""Run what a sweep is still missing: start programs as slots become free, and book how each ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from mtjax.sweeps import ledger, worker
+from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, Ledger, State
+from mtjax.sweeps.plan import Plan, Program
+
+POLL_SECONDS = 0.5
+MOST_INTERRUPTIONS = 100  # of one program by its machine, after which it counts as failed
+
+
+class Job(Protocol):
+    """A started program.
+
+    Attributes:
+        name: what its launcher calls it: a process, a SLURM job.
+    """
+
+    name: str
+
+    def ended(self) -> str | None:
+        """None while it runs; else how the process ended, in words, which count if it left no outcome."""
+
+    def stop(self) -> None:
+        """Ask it to save and exit."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Launcher(Protocol):
+    """Starts programs somewhere.
+
+    Attributes:
+        name: "local", "slurm" or "ray".
+        slots: how many programs may run at once.
+    """
+
+    name: str
+    slots: int
+
+    def start(self, program: Program, attempt: int) -> Job:
+        """Start an attempt at a program."""
+
+    def find(self, job: str) -> Job | None:
+        """A job that an earlier launcher started and that is still there, by its name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What is run again.
+
+    Attributes:
+        retries: times that a program which fails is started anew.
+        retry_failed: start those, too, that failed before this launcher came.
+    """
+
+    retries: int = 0
+    retry_failed: bool = False
+
+
+class Stopped(RuntimeError):
+    """A signal came: the programs were told to save, and did; the sweep can be resumed."""
+
+
+def run(
+    folder: str | os.PathLike,
+    plan: Plan,
+    launcher: Launcher,
+    policy: Policy = Policy(),
+    *,
+    report: Callable[[str], None] = print,
+) -> State:
+    """Run exactly what is missing. Returns the sweep's state when nothing is left to do.
+
+    Args:
+        folder: of the sweep.
+        plan: of the sweep.
+        launcher: where programs run.
+        policy: what is run again.
+        report: takes a line for everything that happens.
+
+    Raises:
+        ValueError: another launcher is at work on the sweep.
+        Stopped: a signal came.
+    """
+    with ledger.lock(folder, "sweep"), Ledger(folder) as book:
+        book.write("opened", launcher=launcher.name, host=socket.gethostname(), pid=os.getpid())
+        schedule = _Schedule(folder, plan, launcher, policy, book, report)
+        schedule.take_over()
+        with _Signals() as signals:
+            schedule.loop(signals)
+        stopped = signals.count > 0 and any(p.state in (RUNNING, STOPPED) for p in schedule.state.programs.values())
+        book.write("closed", why="signal" if stopped else "complete")
+    if stopped:
+        raise Stopped(f"stopped; every program that was running has saved; continue with --resume={folder}")
+    return schedule.state
+
+
+class _Schedule:
+    def __init__(self, folder, plan: Plan, launcher: Launcher, policy: Policy, book: Ledger, report):
+        self.folder, self.plan, self.launcher = folder, plan, launcher
+        self.policy, self.book, self.report = policy, book, report
+        self.jobs: dict[str, Job] = {}
+        self.allowed = dict.fromkeys(plan.programs, policy.retries)
+        self.queue: list[str] = []
+
+    @property
+    def state(self) -> State:
+        return ledger.fold(self.plan, ledger.read(self.folder))
+
+    def take_over(self) -> None:
+        """Learn what happened since the last launcher died, and queue what is missing."""
+        for name, progress in self.state.programs.items():
+            if progress.state != RUNNING:
+                continue
+            job = self.launcher.find(progress.job) if progress.job else None
+            outcome = worker.outcome_of(self.folder, self.plan.programs[name], progress.attempt)
+            if job is not None and outcome is None:
+                self.jobs[name] = job
+            else:
+                self._book(name, outcome or worker.interrupted(self.plan.programs[name], progress.attempt))
+        for name, progress in self.state.programs.items():
+            again = progress.state == FAILED and self.policy.retry_failed
+            if again or (progress.state not in (DONE, FAILED) and name not in self.jobs):
+                self.queue.append(name)
+        # What has been started is nearer its end.
+        attempts = {name: progress.attempt for name, progress in self.state.programs.items()}
+        self.queue.sort(key=lambda name: -min(1, attempts[name]))
+
+    def loop(self, signals: _Signals) -> None:
+        told = 0
+        while self.jobs or (self.queue and not signals.count):
+            while self.queue and len(self.jobs) < self.launcher.slots and not signals.count:
+                self._start(self.queue.pop(0))
+            if signals.count > told:
+                told = signals.count
+                self._stop_all(kill=told > 1)
+            for name, job in list(self.jobs.items()):
+                how = job.ended()
+                if how is not None:
+                    del self.jobs[name]
+                    self._end(name, how, stopping=bool(signals.count))
+            if self.jobs:
+                signals.wait(POLL_SECONDS)
+
+    def _start(self, name: str) -> None:
+        progress = self.state.programs[name]
+        program, attempt = self.plan.programs[name], progress.attempt + 1
+        again = " again" if progress.attempt else ""
+        # The ledger comes first: whatever is running is known to have been started.
+        self.book.write("started", program=name, attempt=attempt, job=None)
+        try:
+            job = self.launcher.start(program, attempt)
+        except Exception as error:
+            self._book(name, worker.killed(program, attempt, f"could not be started: {error}"))
+            return
+        self.jobs[name] = job
+        self.book.write("started", program=name, attempt=attempt, job=job.name)
+        self.report(f"{name} started{again} ({job.name}): {_members(program)}")
+
+    def _end(self, name: str, how: str, *, stopping: bool) -> None:
+        program, attempt = self.plan.programs[name], self.state.programs[name].attempt
+        outcome = worker.outcome_of(self.folder, program, attempt)
+        if outcome is None:
+            outcome = worker.interrupted(program, attempt) if stopping else worker.killed(program, attempt, how)
+        self._book(name, outcome)
+        if stopping:
+            return
+        if outcome.state == STOPPED and attempt < MOST_INTERRUPTIONS:
+            self.queue.insert(0, name)  # its machine wanted the place: go on elsewhere, or later
+        elif outcome.state == FAILED and self.allowed[name] > 0:
+            self.allowed[name] -= 1
+            self.queue.append(name)
+            self.report(f"{name} will be tried again")
+
+    def _book(self, name: str, outcome: worker.Outcome) -> None:
+        self.book.write("ended", program=name, **dataclasses.asdict(outcome))
+        diverged = [f"{trial}: {end['error']}" for trial, end in outcome.trials.items() if end["state"] == DIVERGED]
+        done = sum(end["state"] == DONE for end in outcome.trials.values())
+        words = {DONE: f"done: {done} of {len(outcome.trials)} trials", STOPPED: "stopped and can go on"}
+        self.report(f"{name} {words.get(outcome.state) or f'failed: {outcome.error}'}")
+        for line in diverged:
+            self.report(f"  {line}")
+
+    def _stop_all(self, *, kill: bool) -> None:
+        verb = "killing" if kill else "saving and stopping"
+        self.report(f"{verb} {len(self.jobs)} programs …" + ("" if kill else " (once more kills them)"))
+        for job in self.jobs.values():
+            job.kill() if kill else job.stop()
+
+
+def _members(program: Program) -> str:
+    first = program.trials[0]
+    return f"{len(program.trials)} trials from {first}" if program.packed else first
+
+
+class _Signals:
+    """Counts SIGINT and SIGTERM."""
+
+    def __init__(self):
+        self.count = 0
+        self._event = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but wake at a signal."""
+        self._event.wait(seconds)
+        self._event.clear()
+
+    def __enter__(self) -> _Signals:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number, frame) -> None:
+        self.count += 1
+        self._event.set()
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

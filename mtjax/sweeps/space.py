@@ -1,0 +1,236 @@
+"""What a sweep varies: axes as they are written on the command line, and the trials that come of them.
+
+    grads=mean,pcgrad,cagrad(c=0.4)     a list; commas inside brackets and quotes belong to the value
+    learning_rate=log:1e-4:1e-3:5       five values, evenly spaced in the logarithm
+    discount=linear:0.9:0.99:4          four values, evenly spaced
+    num_epochs=range:2:8:2              2, 4, 6: start, stop (left out) and step, as in Python
+    learning_rate=log:1e-4:1e-3         no number of values: an interval, for a search that draws
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mtjax import options
+
+SEARCHES = ("grid", "zip", "random")
+MOST_VALUES = 100_000
+
+Parse = Callable[[str, str], Any]  # (option, text) -> value; raises ValueError
+Changes = dict[str, Any]  # option -> value: what makes a trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One swept option.
+
+    Attributes:
+        name: of the option.
+        values: that it takes; empty for an interval.
+        interval: (low, high) to draw from, or None for a list.
+        log: draw evenly in the logarithm.
+        whole: draw whole numbers.
+    """
+
+    name: str
+    values: tuple[Any, ...] = ()
+    interval: tuple[float, float] | None = None
+    log: bool = False
+    whole: bool = False
+
+    def draw(self, generator: random.Random) -> Any:
+        """A value at random."""
+        if self.interval is None:
+            return generator.choice(self.values)
+        low, high = self.interval
+        point = generator.random()
+        number = low * (high / low) ** point if self.log else low + (high - low) * point
+        return min(max(_number(number, self.whole), low), high)
+
+
+def parse_axis(text: str, known: Mapping[str, Any], parse: Parse) -> Axis:
+    """Read one ``--sweep``.
+
+    Args:
+        text: "NAME=VALUES".
+        known: every option with its default.
+        parse: reads one value of an option, and refuses what it cannot be.
+
+    Raises:
+        ValueError: one line with what was written, what is wrong, and the nearest name.
+    """
+    name, equals, values = (part.strip() for part in text.partition("="))
+    try:
+        if not equals or not name:
+            raise ValueError("write NAME=VALUES, e.g. learning_rate=1e-4,1e-3")
+        if name not in known:
+            raise ValueError(options.unknown("option", name, known))
+        return _parse_values(name, values, known[name], lambda value: parse(name, value))
+    except ValueError as error:
+        raise ValueError(f"--sweep={text}: {error}") from None
+
+
+def _parse_values(name: str, text: str, default: Any, parse: Callable[[str], Any]) -> Axis:
+    kind = text.split(":")[0]
+    if kind not in ("log", "linear", "range") or ":" not in text:
+        values = tuple(parse(part) for part in split_list(text))
+        _refuse_repeated(values)
+        return Axis(name, values)
+    if isinstance(default, bool) or not isinstance(default, (int, float)):
+        raise ValueError(f"{name} is no number, so that it can only take a list of values")
+    whole = isinstance(default, int)
+    numbers = [_read(part) for part in text.split(":")[1:]]
+    if kind == "range":
+        return Axis(name, _checked(_range(numbers), whole, parse))
+    if len(numbers) not in (2, 3):
+        raise ValueError(f"write {kind}:LOW:HIGH:NUMBER, or {kind}:LOW:HIGH for a search that draws")
+    low, high = numbers[:2]
+    if not low < high or (kind == "log" and low <= 0):
+        raise ValueError(f"LOW must be {'positive and ' if kind == 'log' else ''}less than HIGH")
+    if len(numbers) == 2:
+        for end in (low, high):
+            parse(repr(_number(end, whole)))
+        return Axis(name, (), (low, high), kind == "log", whole)
+    if numbers[2] != int(numbers[2]) or not 2 <= numbers[2] <= MOST_VALUES:
+        raise ValueError("the NUMBER of values must be a whole number from 2")
+    points = [i / (numbers[2] - 1) for i in range(int(numbers[2]))]
+    if kind == "log":
+        spaced = [low * (high / low) ** point for point in points]
+    else:
+        spaced = [low + (high - low) * point for point in points]
+    return Axis(name, _checked(spaced, whole, parse))
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas, but not inside brackets or quotes.
+
+    Raises:
+        ValueError: a value is empty, or a bracket or quote is not closed.
+    """
+    parts, open_brackets, quote = [""], [], ""
+    pairs = {"(": ")", "[": "]", "{": "}"}
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in pairs:
+            open_brackets.append(pairs[letter])
+        elif letter in pairs.values():
+            if not open_brackets or open_brackets.pop() != letter:
+                raise ValueError(f"there is a {letter!r} too many")
+        elif letter == "," and not open_brackets:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    if quote or open_brackets:
+        raise ValueError(f"a {quote or open_brackets[-1]} is missing")
+    parts = [part.strip() for part in parts]
+    if not all(parts):
+        raise ValueError("a value is empty" if text else "no value is given")
+    return parts
+
+
+def _read(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _range(numbers: Sequence[float]) -> list[float]:
+    if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] <= 0):
+        raise ValueError("write range:START:STOP or range:START:STOP:STEP, with a positive STEP")
+    start, stop = numbers[:2]
+    step = numbers[2] if len(numbers) == 3 else 1.0
+    count = max(0, math.ceil((stop - start) / step - 1e-9))
+    if not 1 <= count <= MOST_VALUES:
+        raise ValueError(f"a range holds from 1 to {MOST_VALUES:,} values, not {count:,}")
+    return [start + index * step for index in range(count)]
+
+
+def _checked(numbers: Sequence[float], whole: bool, parse: Callable[[str], Any]) -> tuple[Any, ...]:
+    values = tuple(parse(repr(_number(number, whole))) for number in numbers)
+    _refuse_repeated(values)
+    return values
+
+
+def _number(number: float, whole: bool) -> float | int:
+    """As an option takes it: whole, or with the six digits that a person would read."""
+    return round(number) if whole else float(f"{number:.6g}")
+
+
+def _refuse_repeated(values: Sequence[Any]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{value} is there twice")
+
+
+# -------------------------------------------------------------------------------------------- searches
+
+
+def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) -> list[Changes]:
+    """The trials of a search that knows them all beforehand.
+
+    Args:
+        axes: what is varied.
+        search: "grid" (every combination; the last axis turns fastest), "zip" (the first values of all axes,
+            then the second ones …) or "random" (``most`` draws, none twice).
+        most: greatest number of trials; 0 is no limit.
+        seed: of the draws.
+
+    Raises:
+        ValueError: an axis that the search cannot use, or too many trials.
+    """
+    names = [axis.name for axis in axes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--sweep={name} is given {names.count(name)} times; give each option once")
+    if search == "random":
+        return _draws(axes, most, random.Random(seed))
+    for axis in axes:
+        if axis.interval:
+            raise ValueError(
+                f"--sweep={axis.name} is an interval, from which only --search=random draws; add the "
+                "number of values, as in log:1e-4:1e-3:5"
+            )
+    if search == "zip":
+        lengths = {axis.name: len(axis.values) for axis in axes}
+        if len(set(lengths.values())) > 1:
+            numbers = ", ".join(f"{name} has {number}" for name, number in lengths.items())
+            raise ValueError(f"--search=zip takes as many values on every axis: {numbers}")
+        rows = list(zip(*(axis.values for axis in axes), strict=True)) if axes else [()]
+    else:
+        total = math.prod(len(axis.values) for axis in axes)
+        if total > MOST_VALUES:
+            raise ValueError(f"the grid has {total:,} trials, more than {MOST_VALUES:,}")
+        rows = list(itertools.product(*(axis.values for axis in axes)))
+    if most and len(rows) > most:
+        raise ValueError(
+            f"the {search} has {len(rows)} trials, more than --max_runs={most}: raise it, take fewer values, or draw "
+            "with --search=random"
+        )
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _draws(axes: Sequence[Axis], number: int, generator: random.Random) -> list[Changes]:
+    if not number:
+        raise ValueError("--search=random draws without end; say how often with --max_runs")
+    if not axes:
+        raise ValueError("--search=random has nothing to draw; name an option with --sweep")
+    trials: list[Changes] = []
+    for _ in range(100 * number):
+        trial = {axis.name: axis.draw(generator) for axis in axes}
+        if trial not in trials:
+            trials.append(trial)
+        if len(trials) == number:
+            return trials
+    raise ValueError(f"there are only {len(trials)} different trials, fewer than --max_runs={number}")

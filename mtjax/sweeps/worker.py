@@ -1,0 +1,113 @@
+"""One program of a sweep, from its plan to its outcome: what every launcher runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from mtjax.sweeps import ledger, plan
+from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, STOPPED
+
+OUTCOME, LOG = "outcome.json", "log.txt"
+PATIENCE = 120.0  # seconds to wait for a worker of a killed launcher, which is saving
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How an attempt at a program ended, as ``outcome.json`` holds it.
+
+    Attributes:
+        attempt: which one.
+        state: "done" (perhaps with trials that diverged), "stopped" (saved, to be continued) or "failed".
+        error: one line, if it failed.
+        trials: {name: {"state", "error"}}.
+    """
+
+    attempt: int
+    state: str
+    error: str | None
+    trials: Mapping[str, Mapping[str, Any]]
+
+
+def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
+    """Train a program, from where an earlier attempt stopped, and write its outcome.
+
+    Whatever goes wrong in it is its outcome; its traceback goes to the standard error.
+
+    Args:
+        folder: of the sweep.
+        name: of the program.
+        attempt: counted by the launcher, so that an old outcome is not taken for this one's.
+
+    Raises:
+        ValueError: there is no such program, or another process is at work on it.
+    """
+    from mtjax.training.versions import write_json
+
+    made = plan.load(folder)
+    if name not in made.programs:
+        raise ValueError(f"{folder} has no program {name!r}")
+    program = made.programs[name]
+    own = plan.program_dir(folder, name)
+    with ledger.lock(own, "program", wait=PATIENCE):
+        try:
+            outcome = _train(folder, made, program, attempt)
+        except Exception as error:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            outcome = _all(program, attempt, FAILED, text)
+        write_json(own / OUTCOME, dataclasses.asdict(outcome))
+    return outcome
+
+
+def _train(folder: str | os.PathLike, made: plan.Plan, program: plan.Program, attempt: int) -> Outcome:
+    from mtjax.training import packed, record
+    from mtjax.training import run as training
+
+    options = {"progress": True} | {name: made.process[name] for name in ("video", "tensorboard")}
+    trials = {name: made.trials[name].config for name in program.trials}
+    try:
+        if program.packed:
+            own = plan.program_dir(folder, program.name)
+            resume = (own / record.FILE).exists()
+            found = packed.train_packed(trials, own, pathlib.Path(folder) / plan.TRIALS, resume=resume, **options)
+            outcomes = {trial: {"state": DONE, "error": None} for trial in found.summaries}
+            outcomes |= {trial: {"state": DIVERGED, "error": why} for trial, why in found.diverged.items()}
+            return Outcome(attempt, DONE, None, outcomes)
+        (trial, config), *_ = trials.items()
+        own = plan.trial_dir(folder, trial)
+        training.train(config, own, resume=(own / record.FILE).exists(), **options)
+        return _all(program, attempt, DONE)
+    except training.Interrupted:
+        return _all(program, attempt, STOPPED)
+    except training.Diverged as error:
+        return Outcome(attempt, DONE, None, {trial: {"state": DIVERGED, "error": str(error)} for trial in trials})
+
+
+def _all(program: plan.Program, attempt: int, state: str, error: str | None = None) -> Outcome:
+    return Outcome(attempt, state, error, {name: {"state": state, "error": error} for name in program.trials})
+
+
+def outcome_of(folder: str | os.PathLike, program: plan.Program, attempt: int) -> Outcome | None:
+    """What an attempt left, or None if it left nothing: it is at work, or was killed."""
+    path = plan.program_dir(folder, program.name) / OUTCOME
+    try:
+        found = Outcome(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.attempt == attempt and set(found.trials) == set(program.trials) else None
+
+
+def killed(program: plan.Program, attempt: int, how: str) -> Outcome:
+    """The outcome of an attempt that died without leaving one."""
+    return _all(program, attempt, FAILED, how)
+
+
+def interrupted(program: plan.Program, attempt: int) -> Outcome:
+    """The outcome of an attempt that went down together with its launcher: nothing is known, all can go on."""
+    return _all(program, attempt, STOPPED)

@@ -1,0 +1,191 @@
+"""The ledger and the scheduler: after any kill exactly what is missing runs, and a failure stops nothing else."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mtjax import options
+from mtjax.sweeps import ledger, plan, schedule, worker
+from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, WAITING
+from mtjax.training.config import RunConfig
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A saved plan: p001 with two packed trials, p002 and p003 with one each."""
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.0)
+    changes = [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}, {"num_epochs": 1}, {"num_epochs": 2}]
+    trials = [(change, options.replace(RunConfig(), change)) for change in changes]
+    result = plan.make_plan("s", trials, lambda config: plan.Facts(1, ("learning_rate",)), most_rows=9)
+    plan.save(result, tmp_path)
+    return result
+
+
+class FakeJob:
+    def __init__(self, work):
+        self.work, self.name, self.polls, self.stopped = work, "fake job", 0, 0
+
+    def ended(self):
+        self.polls += 1
+        return self.work(self)
+
+    def stop(self):
+        self.stopped += 1
+
+    kill = stop
+
+
+class FakeLauncher:
+    """Programs that end as ``script[program][attempt - 1]`` says: a state, "killed" or "endless"."""
+
+    name = "fake"
+
+    def __init__(self, folder, slots=1, **script):
+        self.folder, self.slots, self.script = folder, slots, script
+        self.started, self.running, self.most = [], 0, 0
+        self.on_start = lambda program: None
+
+    def start(self, program, attempt):
+        self.started.append((program.name, attempt))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        script = self.script.get(program.name, [DONE])
+        state = script[min(attempt, len(script)) - 1]
+        if state == "unstartable":
+            raise OSError("no room")
+        self.on_start(program)
+
+        def work(job):
+            if state == "endless":
+                if not job.stopped:
+                    return None
+                self._leave(program, attempt, STOPPED)
+            elif job.polls < 3:
+                return None
+            elif state != "killed":
+                self._leave(program, attempt, state)
+            self.running -= 1
+            return "killed by SIGKILL" if state == "killed" else "exit code 0"
+
+        return FakeJob(work)
+
+    def _leave(self, program, attempt, state):
+        trials = {name: {"state": state, "error": "x" if state == FAILED else None} for name in program.trials}
+        if state == DIVERGED:
+            state = DONE
+        leave(self.folder, program, worker.Outcome(attempt, state, "x" if state == FAILED else None, trials))
+
+    def find(self, job):
+        return None
+
+
+def leave(folder, program, outcome):
+    path = plan.program_dir(folder, program.name) / worker.OUTCOME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(outcome)))
+
+
+def run(made, launcher, **policy):
+    lines = []
+    state = schedule.run(launcher.folder, made, launcher, schedule.Policy(**policy), report=lines.append)
+    return state, lines
+
+
+def states(state):
+    return [progress.state for progress in state.trials.values()]
+
+
+def test_every_program_runs_once_and_no_more_at_a_time_than_there_are_slots(made, tmp_path):
+    launcher = FakeLauncher(tmp_path, slots=2)
+    state, lines = run(made, launcher)
+    assert launcher.started == [("p001", 1), ("p002", 1), ("p003", 1)] and launcher.most == 2
+    assert states(state) == [DONE] * 4 and state.count()[DONE] == 4
+    again = FakeLauncher(tmp_path)
+    assert states(run(made, again)[0]) == [DONE] * 4 and again.started == []
+
+
+def test_a_failed_program_keeps_its_error_and_stops_no_other(made, tmp_path):
+    launcher = FakeLauncher(tmp_path, p001=[FAILED], p002=["killed"], p003=[DIVERGED])
+    state, lines = run(made, launcher)
+    assert states(state) == [FAILED, FAILED, FAILED, DIVERGED]
+    assert [progress.error for progress in state.programs.values()] == ["x", "killed by SIGKILL", None]
+    assert any("p002 failed: killed by SIGKILL" in line for line in lines)
+    again = FakeLauncher(tmp_path)
+    run(made, again)
+    assert again.started == []  # only asked for are they tried again
+    state, _ = run(made, again, retry_failed=True)
+    assert again.started == [("p001", 2), ("p002", 2)]  # a divergence would come again
+    assert states(state) == [DONE, DONE, DONE, DIVERGED]
+    assert state.programs["p001"].failures == 1
+
+
+def test_retries_are_as_many_as_asked(made, tmp_path):
+    launcher = FakeLauncher(tmp_path, p001=[FAILED, DONE], p002=["killed"], p003=["unstartable", DONE])
+    state, _ = run(made, launcher, retries=2)
+    assert [launcher.started.count(("p002", attempt)) for attempt in (1, 2, 3, 4)] == [1, 1, 1, 0]
+    assert states(state)[:3] == [DONE, DONE, FAILED]
+
+
+def test_a_program_whose_machine_wants_the_place_goes_on(made, tmp_path):
+    launcher = FakeLauncher(tmp_path, p001=[STOPPED, STOPPED, DONE])
+    state, _ = run(made, launcher)
+    assert states(state) == [DONE] * 4 and launcher.started[:3] == [("p001", 1), ("p001", 2), ("p001", 3)]
+
+
+def test_a_signal_lets_programs_save_and_resuming_runs_the_rest(made, tmp_path):
+    launcher = FakeLauncher(tmp_path, p002=["endless"])
+    launcher.on_start = lambda program: program.name == "p002" and os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(schedule.Stopped, match=f"--resume={tmp_path}"):
+        run(made, launcher)
+    assert signal.getsignal(signal.SIGTERM) == before
+    state = ledger.fold(made, ledger.read(tmp_path))
+    assert states(state) == [DONE, DONE, STOPPED, WAITING]
+    again = FakeLauncher(tmp_path)
+    assert states(run(made, again)[0]) == [DONE] * 4
+    assert again.started == [("p002", 2), ("p003", 1)]  # what has begun comes first
+
+
+@pytest.mark.parametrize("left", [None, DONE, FAILED, STOPPED])
+def test_what_happened_after_the_launcher_was_killed_is_learnt_from_the_outcome(made, tmp_path, left):
+    """SIGKILL leaves a ledger that ends with "started"; the program may have ended since, or not."""
+    with ledger.Ledger(tmp_path) as book:
+        book.write("started", program="p001", attempt=1, job="process 1")
+    with (tmp_path / ledger.FILE).open("a") as file:
+        file.write('{"time":1,"event":"sta')  # torn by the kill
+    assert states(ledger.fold(made, ledger.read(tmp_path)))[0] == RUNNING
+    stale = worker.Outcome(0, DONE, None, {n: {"state": DONE, "error": None} for n in made.programs["p001"].trials})
+    leave(tmp_path, made.programs["p001"], stale)  # of an older attempt: says nothing
+    if left:
+        error = "x" if left == FAILED else None
+        trials = {name: {"state": left, "error": error} for name in made.programs["p001"].trials}
+        leave(tmp_path, made.programs["p001"], worker.Outcome(1, left, error, trials))
+    launcher = FakeLauncher(tmp_path)
+    state, _ = run(made, launcher)
+    begun = [("p001", 2)] if left in (None, STOPPED) else []
+    assert launcher.started == [*begun, ("p002", 1), ("p003", 1)]
+    assert states(state)[:2] == [FAILED if left == FAILED else DONE] * 2
+
+
+def test_a_broken_ledger_is_not_guessed_at(tmp_path, made):
+    (tmp_path / ledger.FILE).write_text('{"time":1,"event":"x"}\nnonsense\n{"time":1,"event":"x"}\n')
+    with pytest.raises(ValueError, match="line 2 of .* is broken: b'nonsense'"):
+        ledger.read(tmp_path)
+
+
+def test_two_launchers_on_one_sweep(made, tmp_path):
+    """The second is refused; the lock ends with the process that holds it, even by SIGKILL."""
+    code = "import sys, time; from mtjax.sweeps import ledger\nwith ledger.lock(sys.argv[1], 'sweep'):\n"
+    code += "    print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match=f"{tmp_path} is in use by process {holder.pid} on "):
+        run(made, FakeLauncher(tmp_path))
+    holder.kill()
+    holder.wait()
+    assert states(run(made, FakeLauncher(tmp_path))[0]) == [DONE] * 4

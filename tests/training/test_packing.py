@@ -1,0 +1,168 @@
+"""Packing: trials that share one program must not notice each other."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax import options, suites
+from mtjax.launch import presets
+from mtjax.training import packed, packing, plots, record, run
+from mtjax.training.checkpoint import Checkpointer
+from mtjax.training.trainer import Trainer
+
+UPDATES, STEPS = 4, 12 * 2 * 8  # of a run, of an update of 12 tasks
+BASE = presets.configure(
+    "control-cartpole",
+    preset="none",
+    total_steps=UPDATES * STEPS,
+    num_envs=2,
+    log_every=1,
+    evaluate_every=2 * STEPS,
+    checkpoint_every=STEPS,
+    evaluation_episodes=2,
+    final_evaluation_episodes=2,
+    rollout_length=8,
+    num_epochs=2,
+    num_minibatches=2,
+    hidden_sizes=(8,),
+)
+TRIALS = {
+    "slow": options.replace(BASE, {"learning_rate": 1e-3, "num_seeds": 2}),
+    "fast": options.replace(BASE, {"learning_rate": 3e-3, "entropy_cost": 0.1, "seed": 5}),
+    "wild": options.replace(BASE, {"learning_rate": 1e38}),
+}
+QUIET = {"progress": False, "video": False, "tensorboard": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compiles(tmp_path_factory):
+    """Compile fast, and what has been compiled once not again; draw nothing."""
+    settings = {
+        "jax_disable_most_optimizations": (True, False),
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("cache")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+    }
+    for name, (value, _) in settings.items():
+        jax.config.update(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_run", lambda folder: [])
+        yield
+    for name, (_, value) in settings.items():
+        jax.config.update(name, value)
+
+
+def test_rows_trial_by_trial():
+    rows = packing.pack(TRIALS, ("learning_rate", "entropy_cost", "clip"))
+    assert rows.seeds == (0, 1, 5, 0) and rows.config.num_seeds == 4
+    assert rows.slices == {"slow": slice(0, 2), "fast": slice(2, 3), "wild": slice(3, 4)}
+    assert rows.varying == ("learning_rate", "entropy_cost")
+    np.testing.assert_allclose(rows.hyper["learning_rate"], [1e-3, 1e-3, 3e-3, 1e38], rtol=1e-6)
+    assert packing.alone(BASE).hyper == {} and packing.alone(BASE).config == BASE
+
+
+def test_another_program_is_not_packed():
+    wider = options.replace(BASE, {"hidden_sizes": (16,)})
+    with pytest.raises(ValueError, match="'a' and 'b' cannot be packed: they differ in hidden_sizes"):
+        packing.pack({"a": BASE, "b": wider}, ("learning_rate",))
+    with pytest.raises(ValueError, match="they differ in learning_rate"):
+        packing.pack({"a": BASE, "b": TRIALS["fast"]}, ("entropy_cost",))
+
+
+def test_the_learner_says_what_is_a_leaf_of_its_state():
+    learner = Trainer(BASE, suites.make(BASE.suite)).learner
+    assert "learning_rate" in packing.vmapped_options(learner)
+    assert "hidden_sizes" not in packing.vmapped_options(learner)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """(trials' folder, program's folder, outcome): killed once in the middle, and resumed."""
+    folder = tmp_path_factory.mktemp("packed")
+    program, trials = folder / "program", folder / "trials"
+    one_update = run.Session._one_update
+
+    def killed(self, **options):
+        if self.update == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_update(self, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Session, "_one_update", killed)
+        with pytest.raises(run.Interrupted):
+            packed.train_packed(TRIALS, program, trials, **QUIET)
+    assert packing.load_program(program) == packing.pack(TRIALS, ("learning_rate", "entropy_cost"))
+    outcome = packed.train_packed(TRIALS, program, trials, resume=True, **QUIET)
+    return trials, program, outcome
+
+
+@pytest.mark.parametrize("name", ["slow", "fast"])
+def test_a_packed_trial_is_the_trial_alone(together, tmp_path, name):
+    """Within rounding: parameters, what was recorded, evaluations, the summary; and the folder is a run's folder."""
+    trials, _, outcome = together
+    alone = run.train(TRIALS[name], tmp_path / "alone", **QUIET)
+    assert run.load_config(trials / name) == TRIALS[name]
+    mine, theirs = state_of(trials / name), state_of(tmp_path / "alone")
+    chex.assert_trees_all_close(mine, theirs, rtol=2e-4, atol=2e-5)
+    for ours, other in zip(measured(trials / name), measured(tmp_path / "alone"), strict=True):
+        assert ours[:3] == other[:3]
+        chex.assert_trees_all_close(ours[3], other[3], rtol=2e-3, atol=2e-4)
+    saved = json.loads((trials / name / "summary.json").read_text())
+    assert saved == json.loads(json.dumps(outcome.summaries[name]))
+    assert saved["seeds"] == alone["seeds"] and saved["step"] == alone["step"] == UPDATES * STEPS
+    returns = [summary["results"]["train"]["deterministic"]["return"] for summary in (saved, alone)]
+    chex.assert_trees_all_close(*(r["tasks"] for r in returns), rtol=1e-3)
+
+
+def test_a_trial_that_diverges_stops_no_other(together):
+    """It keeps its record up to there and the reason; the others' records do not speak of it."""
+    trials, program, outcome = together
+    assert set(outcome.summaries) == {"slow", "fast"}
+    assert outcome.diverged["wild"].startswith("trial wild diverged at step") and "seed 0" in outcome.diverged["wild"]
+    assert not (trials / "wild" / "summary.json").exists()
+    lines = record.read(trials / "wild")
+    assert lines[-1]["message"] == outcome.diverged["wild"]
+    assert max(line["step"] for line in lines) < UPDATES * STEPS
+    assert not any("diverged" in line.get("message", "") for line in record.read(trials / "slow"))
+    assert not (program / "checkpoints").exists() and not list(trials.glob(".*"))
+
+
+def test_a_program_of_which_nothing_is_left(tmp_path):
+    """No trial is lost without a word."""
+    trials = {"wild": TRIALS["wild"]}
+    outcome = packed.train_packed(trials, tmp_path / "program", tmp_path / "trials", **QUIET)
+    assert outcome.summaries == {} and "not finite" in outcome.diverged["wild"]
+    assert run.load_config(tmp_path / "trials" / "wild") == TRIALS["wild"]
+
+
+def test_a_packed_trial_goes_on_alone(together, tmp_path):
+    """Its checkpoint is a run's: it can be evaluated and extended."""
+    trials, _, _ = together
+    found = run.evaluate(trials / "fast", episodes=2)
+    assert found["step"] == UPDATES * STEPS
+    longer = dataclasses.replace(TRIALS["fast"], total_steps=(UPDATES + 1) * STEPS)
+    assert run.train(longer, trials / "fast", resume=True, **QUIET)["step"] == (UPDATES + 1) * STEPS
+
+
+def state_of(folder):
+    trainer = Trainer(run.load_config(folder), suites.make(BASE.suite))
+    with Checkpointer(folder, read_only=True) as saver:
+        step, state, _ = saver.restore(jax.eval_shape(trainer.init))
+    assert step == UPDATES * STEPS
+    learner = jax.tree.map(lambda x: x, state.learner)
+    assert jnp.issubdtype(state.keys.dtype, jax.dtypes.prng_key)
+    return [x for x in jax.tree.leaves(learner) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def measured(folder):
+    """(kind, step, split, values) of a record, without clocks."""
+    for line in record.read(folder):
+        if line["kind"] in ("train", "evaluation"):
+            values = {k: v for k, v in line["values"].items() if not k.startswith(("seconds", "steps_per"))}
+            yield line["kind"], line["step"], line.get("split"), values
