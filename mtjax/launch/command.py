@@ -34,10 +34,11 @@ def no_exits(error: BaseException) -> None:
 
 def launch(
     define: Callable[[FlagValues], None],
-    run: Callable[[FlagValues], int],
+    run: Callable[..., int],
     argv: Sequence[str] | None = None,
     *,
     exits: Exits = no_exits,
+    positional: bool = False,
 ) -> NoReturn:
     """Parse the command line and run the command in ``absl.app.run``; never returns.
 
@@ -46,14 +47,16 @@ def launch(
         run: the command; returns its exit code.
         argv: program name and arguments; ``sys.argv`` if None.
         exits: exit codes of exceptions that only this command knows.
+        positional: ``run`` takes the arguments that are no flags, as a second argument.
     """
     argv = list(sys.argv if argv is None else argv)
     program = os.path.basename(argv[0])
+    rest: list[str] = []
 
     def parser(arguments: Sequence[str]) -> FlagValues:
         values = FlagValues()
         define(values)
-        guard(program, lambda: parse(values, arguments), _any_value_error)
+        guard(program, lambda: rest.extend(parse(values, arguments, positional)), _any_value_error)
         flags.FLAGS.mark_as_parsed()  # absl's own flags keep their defaults
         return values
 
@@ -63,14 +66,17 @@ def launch(
             # ffmpeg is started by fork and exec at once, which is safe.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             warnings.showwarning = lambda message, *_: print(f"{program}: warning: {message}", file=sys.stderr)
-            return guard(program, lambda: run(values), exits)
+            return guard(program, lambda: run(values, *([rest] if positional else [])), exits)
 
     app.run(main, argv=argv, flags_parser=parser)
     raise AssertionError("absl.app.run returned")
 
 
-def parse(values: FlagValues, argv: Sequence[str]) -> None:
+def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> list[str]:
     """Parse the command line. Flags of a flagfile come first, so that the command line overrides them.
+
+    Returns:
+        The arguments that are no flags; only with ``positional`` may there be any.
 
     Raises:
         flags.Error, ValueError: one line that names the flag.
@@ -84,8 +90,9 @@ def parse(values: FlagValues, argv: Sequence[str]) -> None:
         if not argument.startswith("-"):
             raise ValueError(f"a line of the flagfile is not a flag: {argument!r}; write --name=value")
     rest = values([argv[0], *from_files, *own])
-    if rest[1:]:
+    if rest[1:] and not positional:
         raise ValueError(f"unexpected argument {rest[1]!r}; every option is a flag, written --name=value")
+    return rest[1:]
 
 
 def _split_flagfiles(arguments: list[str]) -> tuple[list[str], list[str]]:

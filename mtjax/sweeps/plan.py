@@ -153,11 +153,7 @@ def make_plan(
         groups[at : at + 1] = [largest[:half], largest[half:]]
     programs = {f"p{n:03d}": Program(f"p{n:03d}", tuple(group)) for n, group in enumerate(groups, start=1)}
     swept = tuple(dict.fromkeys(option for trial in named.values() for option in trial.changes))
-    rows = tuple(
-        option
-        for option in swept
-        if most_rows > 1 and any(option in (*f.vmapped, *PER_ROW) for f in facts.values() if f.packable)
-    )
+    rows = tuple(option for option in swept if any(_differs(option, group, named) for group in groups))
     return Plan(name, named, programs, swept, rows, dict(process or {}), created)
 
 
@@ -174,6 +170,11 @@ def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: 
             packs.append([])
         packs[-1].append(name)
     return [pack for packs in groups.values() for pack in packs]
+
+
+def _differs(option: str, names: Iterable[str], trials: Mapping[str, Trial]) -> bool:
+    """True if the option takes more than one value among these trials."""
+    return len({repr(trials[name].changes.get(option)) for name in names}) > 1
 
 
 def _text(value: Any) -> str:

@@ -10,8 +10,8 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +21,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
-from mtjax.training import record, statistics
+from mtjax.training import statistics
+from mtjax.training.series import Run, Series, load, snapshots, thin
+from mtjax.training.series import known as _known
 
 AGGREGATES = {"mean": "#1b4f8a", "median": "#e08a1e", "worst": "#b3262e"}
 SPLITS = {"train": "#1b4f8a", "interpolation": "#2a9d74", "extrapolation": "#b3262e"}
@@ -51,36 +53,8 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.dpi": 160,
 }
-POINTS = 100  # of a training curve; more updates than that are averaged in groups
 NAMED_TASKS = 10  # up to this many tasks have their names in a legend or on an axis
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
-
-
-class Series(NamedTuple):
-    """One quantity over a run: steps [N] and values [N, ...]."""
-
-    steps: np.ndarray
-    values: np.ndarray
-
-    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> Series:
-        return Series(self.steps, function(self.values))
-
-
-class Run(NamedTuple):
-    """A run's record, sorted for drawing.
-
-    Attributes:
-        tasks: names, [T].
-        train: by name, every value of the updates.
-        evaluations: by split and name, the values of the deterministic evaluations.
-        updates, times: of the updates, [N].
-    """
-
-    tasks: tuple[str, ...]
-    train: dict[str, Series]
-    evaluations: dict[str, dict[str, Series]]
-    updates: np.ndarray
-    times: np.ndarray
 
 
 def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
@@ -117,53 +91,6 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
                 figure.savefig(path)
                 written.append(path)
     return written
-
-
-def load(run_dir: str | os.PathLike) -> Run:
-    """Read a run's record. Raises as :func:`mtjax.training.record.read`."""
-    lines = record.read(run_dir)
-    train = [line for line in lines if line["kind"] == "train"]
-    evaluations: dict[str, dict[str, Series]] = {}
-    for split in dict.fromkeys(line["split"] for line in lines if line["kind"] == "evaluation"):
-        wanted = {"kind": "evaluation", "split": split, "mode": "deterministic"}
-        evaluations[split] = _series([line for line in lines if wanted.items() <= _labels(line).items()])
-    tasks = record.task_names(lines)
-    updates, times = (np.array([line[name] for line in train], float) for name in ("update", "time"))
-    return Run(tasks, _series(train), evaluations, updates, times)
-
-
-def _labels(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if k in ("kind", "split", "mode")}
-
-
-def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """Stack the values of lines by name; of a name whose shape changed, the newest shape counts."""
-    series = {}
-    for name in dict.fromkeys(name for line in lines for name in line["values"]):
-        shape = next(line["values"][name].shape for line in reversed(lines) if name in line["values"])
-        have = [x for x in lines if name in x["values"] and x["values"][name].shape == shape]
-        values = np.stack([line["values"][name] for line in have])
-        series[name] = Series(np.array([line["step"] for line in have], float), values)
-    return series
-
-
-def thin(series: Series, points: int = POINTS) -> Series:
-    """Average neighbouring entries, NaN left out, until at most ``points`` are left."""
-    if len(series.steps) <= points:
-        return series
-    starts = np.linspace(0, len(series.steps), points + 1).astype(int)
-    groups = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-    steps = np.array([series.steps[group].mean() for group in groups])
-    return Series(steps, np.stack([np.nanmean(series.values[group], axis=0) for group in groups]))
-
-
-def snapshots(series: Series, times: int) -> Series:
-    """The series at that many even times from first to last, each averaged over a twentieth of the run."""
-    total = len(series.steps)
-    width = max(1, total // 20)
-    starts = np.unique(np.linspace(0, total - width, times).astype(int))
-    values = [np.nanmean(series.values[start : start + width], axis=0) for start in starts]
-    return Series(np.array([series.steps[start : start + width].mean() for start in starts]), np.stack(values))
 
 
 # ------------------------------------------------------------------------------------------ the pictures
@@ -464,10 +391,6 @@ def _task_colours(total: int) -> list[str]:
 def _short(tasks: Sequence[str], index: int, length: int) -> str:
     name = tasks[index] if index < len(tasks) else f"task {index}"
     return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
-def _known(series: Series | None) -> TypeGuard[Series]:
-    return series is not None and bool(np.isfinite(series.values).any())
 
 
 def _mean_of_rest(values: np.ndarray) -> np.ndarray:

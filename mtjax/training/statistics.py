@@ -167,6 +167,42 @@ def probability_of_improvement(
     return {"value": value, "low": low, "high": high}
 
 
+def performance_profile(
+    values: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    stratify: bool = False,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of all seeds and tasks whose value exceeds each threshold.
+
+    Args:
+        values: [S, T].
+        thresholds: [K].
+        confidence, resamples, stratify, seed: as in :func:`summarize`.
+
+    Returns:
+        (share, low, high), all [K]; with one seed low and high are the share.
+    """
+    values = _matrix(values, dimensions=2)
+    above = values[..., None] > np.asarray(thresholds, float)  # [S, T, K]
+    share = above.mean(axis=(0, 1))
+    seeds, tasks = values.shape
+    if seeds < 2:
+        return share, share, share
+    generator = np.random.default_rng(seed)
+    shares = _resampled_shares(generator, seeds, (resamples, tasks if stratify else 1))  # [R, T or 1, S]
+    if stratify:
+        samples = np.einsum("rts,stk->rk", shares, above, optimize=True) / tasks
+    else:
+        samples = shares[:, 0] @ above.mean(axis=1)
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(samples, [tail, 100.0 - tail], axis=0)
+    return share, low, high
+
+
 def _resampled_shares(generator: np.random.Generator, seeds: int, shape: tuple[int, ...]) -> np.ndarray:
     """How often each seed is drawn in a bootstrap sample, as shares that sum to one: [*shape, seeds]."""
     return generator.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=shape) / seeds

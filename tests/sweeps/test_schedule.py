@@ -182,10 +182,9 @@ def test_two_launchers_on_one_sweep(made, tmp_path):
     """The second is refused; the lock ends with the process that holds it, even by SIGKILL."""
     code = "import sys, time; from mtjax.sweeps import ledger\nwith ledger.lock(sys.argv[1], 'sweep'):\n"
     code += "    print('held', flush=True); time.sleep(600)"
-    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(ValueError, match=f"{tmp_path} is in use by process {holder.pid} on "):
-        run(made, FakeLauncher(tmp_path))
-    holder.kill()
-    holder.wait()
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=f"{tmp_path} is in use by process {holder.pid} on "):
+            run(made, FakeLauncher(tmp_path))
+        holder.kill()
     assert states(run(made, FakeLauncher(tmp_path))[0]) == [DONE] * 4

@@ -1,0 +1,287 @@
+"""What a report is about: runs, pooled into methods that differ in more than their seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtjax import options
+from mtjax.sweeps import ledger, plan
+from mtjax.training import packing, record, series
+from mtjax.training.config import CONFIG, RunConfig, load_config
+from mtjax.training.series import Run, Series
+
+# Options that do not make another method: who was drawn, and how often somebody looked.
+NOT_A_METHOD = (
+    *plan.PER_ROW,
+    "log_every",
+    "evaluate_every",
+    "evaluation_episodes",
+    "final_evaluation_episodes",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+SHORT = {"grads": "", "learning_rate": "lr", "arrangement": ""}  # how options are named in labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One run, or one trial of a sweep.
+
+    Attributes:
+        name: its folder's.
+        config: its configuration.
+        state: "done", "running", "failed" … ; of a run without a summary "unfinished".
+        error: why it failed, or None.
+        lines: its record, as ``record.read`` returns it; empty if nothing is recorded yet.
+        folder: of its videos and versions.
+    """
+
+    name: str
+    config: RunConfig
+    state: str
+    error: str | None
+    lines: Sequence[Mapping[str, Any]]
+    folder: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Runs that differ only in their seeds, as one.
+
+    Attributes:
+        label: what tells it from the others of the report.
+        config: of its first run.
+        entries: its runs.
+        run: their records, joined along the seeds.
+        final: by split: measure to [S, N], of the last deterministic evaluation.
+        complete: True if every run has come to its end.
+    """
+
+    label: str
+    config: RunConfig
+    entries: tuple[Entry, ...]
+    run: Run
+    final: Mapping[str, Mapping[str, np.ndarray]]
+    complete: bool
+
+    @property
+    def seeds(self) -> int:
+        """S, of those that were evaluated."""
+        measures = self.final.get("train", {})
+        return len(next(iter(measures.values()))) if measures else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The methods of one suite, with what they have in common.
+
+    Attributes:
+        name: of the suite.
+        tasks: names by split, and the descriptions of the training tasks.
+        methods: in the order given.
+        differing: options that differ between the methods.
+        silent: entries without any measurement.
+    """
+
+    name: str
+    tasks: Mapping[str, Sequence[str]]
+    descriptions: Mapping[str, str]
+    methods: tuple[Method, ...]
+    differing: tuple[str, ...]
+    silent: tuple[Entry, ...]
+    version: Mapping[str, Any]
+
+
+def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
+    """Read runs and sweeps.
+
+    Args:
+        folders: of runs or sweeps; they may still be at work.
+
+    Returns:
+        One Suite for every suite of tasks.
+
+    Raises:
+        ValueError: a folder is neither, or a record is broken.
+    """
+    entries: list[Entry] = []
+    for folder in map(pathlib.Path, folders):
+        if (folder / plan.MANIFEST).is_file():
+            entries += of_sweep(folder)
+        elif (folder / CONFIG).is_file():
+            entries.append(of_run(folder))
+        else:
+            what = f"it has neither {CONFIG} nor {plan.MANIFEST}" if folder.is_dir() else "there is no such folder"
+            raise ValueError(f"{folder} is neither a run nor a sweep: {what}")
+    by_suite: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_suite.setdefault(entry.config.suite, []).append(entry)
+    return [_suite(name, members) for name, members in by_suite.items()]
+
+
+def of_run(folder: pathlib.Path) -> Entry:
+    """The entry of a run's folder."""
+    state = "done" if (folder / "summary.json").is_file() else "unfinished"
+    return Entry(folder.name, load_config(folder), state, None, _record(folder), folder)
+
+
+def of_sweep(folder: pathlib.Path) -> list[Entry]:
+    """The entries of a sweep: trials with a folder of their own, and rows of programs that still train."""
+    made = plan.load(folder)
+    state = ledger.fold(made, ledger.read(folder))
+    entries = []
+    for program in made.programs.values():
+        own = plan.program_dir(folder, program.name)
+        shared = _record(own) if program.packed else []
+        rows = packing.load_program(own) if shared else None
+        for name in program.trials:
+            trial, progress = made.trials[name], state.trials[name]
+            place = plan.trial_dir(folder, name)
+            lines = _record(place)
+            if not lines and rows is not None:
+                lines = packing.lines_of(shared, rows, name)
+            entries.append(Entry(name, trial.config, progress.state, progress.error, lines, place))
+    return entries
+
+
+def _record(folder: pathlib.Path) -> list[dict[str, Any]]:
+    return record.read(folder) if (folder / record.FILE).is_file() else []
+
+
+def _suite(name: str, entries: Sequence[Entry]) -> Suite:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        flat = {k: v for k, v in options.flatten(entry.config).items() if k not in NOT_A_METHOD}
+        groups.setdefault(json.dumps(flat, sort_keys=True), []).append(entry)
+    speaking = [[e for e in group if measured(e)] for group in groups.values()]
+    configs = [group[0].config for group in groups.values()]
+    differing = differences(configs)
+    labels = _labels(configs, differing)
+    methods = tuple(_method(label, group) for label, group in zip(labels, speaking, strict=True) if group)
+    silent = tuple(entry for entry in entries if not measured(entry))
+    tasks, descriptions, version = _tasks(entries, methods)
+    return Suite(name, tasks, descriptions, methods, differing, silent, version)
+
+
+def measured(entry: Entry) -> bool:
+    """True if anything was measured of it."""
+    return any("values" in line for line in entry.lines)
+
+
+def differences(configs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """Options that differ between configurations, seeds and the like left out."""
+    flat = [options.flatten(config) for config in configs]
+    names = dict.fromkeys(name for values in flat for name in values if name not in NOT_A_METHOD)
+    return tuple(name for name in names if any(values.get(name) != flat[0].get(name) for values in flat))
+
+
+def _labels(configs: Sequence[RunConfig], differing: Sequence[str]) -> list[str]:
+    """Short names: the values of what differs, with the option's name where the value does not speak for itself."""
+    if not differing:
+        return [config.grads for config in configs]
+    labels = []
+    for config in configs:
+        flat = options.flatten(config)
+        words = []
+        for name in differing:
+            short, value = SHORT.get(name, name), flat.get(name)
+            if value is None:
+                continue
+            text = _short(value)
+            words.append(f"{short}={text}" if short else text)
+        labels.append(" · ".join(words))
+    return labels
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _method(label: str, entries: Sequence[Entry]) -> Method:
+    runs = [series.sort(entry.lines) for entry in entries]
+    finals = [final_values(entry.lines) for entry in entries]
+    splits = [split for split in finals[0] if all(split in final for final in finals)]
+    final = {
+        split: {
+            measure: np.concatenate([f[split][measure] for f in finals])
+            for measure in finals[0][split]
+            if all(measure in f[split] for f in finals)
+        }
+        for split in splits
+    }
+    complete = all(entry.state == "done" for entry in entries)
+    return Method(label, entries[0].config, tuple(entries), _join(runs), final, complete)
+
+
+def final_values(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """By split: measure to [S, N] of the final deterministic evaluation, or else of the last one."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for line in lines:
+        if line["kind"] == "evaluation" and line["mode"] == "deterministic":
+            before = found.get(line["split"])
+            if before is None or line["final"] or not before["final"]:
+                found[line["split"]] = line
+    return {split: {k: np.asarray(v, float) for k, v in line["values"].items()} for split, line in found.items()}
+
+
+def _join(runs: Sequence[Run]) -> Run:
+    """Runs side by side along the seeds; steps are those of the first, the others are read off at them."""
+    if len(runs) == 1:
+        return runs[0]
+    first = runs[0]
+    evaluations = {split: _join_series([run.evaluations.get(split, {}) for run in runs]) for split in first.evaluations}
+    return first._replace(train=_join_series([run.train for run in runs]), evaluations=evaluations)
+
+
+def _join_series(parts: Sequence[Mapping[str, Series]]) -> dict[str, Series]:
+    joined = {}
+    for name, first in parts[0].items():
+        others = [part.get(name) for part in parts]
+        if any(other is None or other.values.shape[2:] != first.values.shape[2:] for other in others):
+            continue
+        if first.values.ndim < 2:
+            continue  # a speed: it is nobody's alone
+        joined[name] = Series(first.steps, np.concatenate([_at(other, first.steps) for other in others], axis=1))
+    return joined
+
+
+def _at(part: Series, steps: np.ndarray) -> np.ndarray:
+    """A series read off at other steps, linearly; NaN beyond its end."""
+    if np.array_equal(part.steps, steps):
+        return part.values
+    flat = part.values.reshape(len(part.steps), -1)
+    columns = [np.interp(steps, part.steps, column, right=np.nan) for column in flat.T]
+    return np.stack(columns, axis=1).reshape(len(steps), *part.values.shape[1:])
+
+
+def _tasks(entries: Sequence[Entry], methods: Sequence[Method]) -> tuple[dict, dict, dict]:
+    """Names by split, descriptions, and the suite's version, of the first run that has written them."""
+    for entry in entries:
+        path = entry.folder / "suite.json"
+        if path.is_file():
+            suite = json.loads(path.read_text())
+            tasks = {split: [info["name"] for info in infos] for split, infos in suite["tasks"].items()}
+            words = {info["name"]: info.get("description", "") for infos in suite["tasks"].values() for info in infos}
+            return tasks, words, suite["version"]
+    return {"train": list(methods[0].run.tasks) if methods else []}, {}, {}
+
+
+def versions_of(entries: Iterable[Entry]) -> list[Mapping[str, Any]]:
+    """The different ``versions.json`` of runs."""
+    found: list[Mapping[str, Any]] = []
+    for entry in entries:
+        path = entry.folder / "versions.json"
+        if path.is_file():
+            value = json.loads(path.read_text())
+            if value not in found:
+                found.append(value)
+    return found

@@ -1,0 +1,151 @@
+"""What a report compares: curves over training, and the measures of rliable over tasks and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtjax.report.data import Method, Suite
+from mtjax.training import series, statistics
+from mtjax.training.series import Series
+
+RESAMPLES = 1000
+AGGREGATES = ("mean", "median", "worst")
+
+
+class Curve(NamedTuple):
+    """A line with its interval: all [N]."""
+
+    steps: np.ndarray
+    middle: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def primary(suite: Suite) -> str:
+    """What the suite is judged by: success where the environments know it, return elsewhere."""
+    success = all("success_any" in method.final.get("train", {}) for method in suite.methods)
+    return "success_any" if success else "return"
+
+
+def title(measure: str) -> str:
+    """A measure's name for people."""
+    return {"success_any": "success", "success_last": "success at the end"}.get(measure, measure)
+
+
+def curve(source: Series | None, aggregate: str) -> Curve | None:
+    """An aggregate over tasks, averaged over seeds, with a 95% bootstrap interval over seeds.
+
+    Args:
+        source: values [N, S, T].
+        aggregate: "mean", "median" or "worst".
+    """
+    if not series.known(source) or source.values.ndim != 3:
+        return None
+    thinned = series.thin(source)
+    per_seed = getattr(statistics, aggregate)(thinned.values, skip_missing=True)  # [N, S]
+    return over_seeds(Series(thinned.steps, per_seed))
+
+
+def over_seeds(per_seed: Series) -> Curve:
+    """Mean over seeds of [N, S], with a 95% percentile bootstrap; NaN is left out, one seed has no interval."""
+    values = per_seed.values
+    known = np.isfinite(values).any(axis=1)
+    steps, values = per_seed.steps[known], values[known]
+    middle = np.nanmean(values, axis=1)
+    seeds = values.shape[1]
+    if seeds < 2 or not len(steps):
+        return Curve(steps, middle, middle, middle)
+    rows = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
+    filled = np.where(np.isfinite(values), values, middle[:, None])
+    low, high = np.percentile(filled[:, rows].mean(axis=-1), [2.5, 97.5], axis=1)
+    return Curve(steps, middle, low, high)
+
+
+def finals(suite: Suite, measure: str, split: str = "train") -> dict[str, np.ndarray]:
+    """[S, N] of every method that was evaluated on a split, by its label."""
+    return {m.label: m.final[split][measure] for m in suite.methods if measure in m.final.get(split, {})}
+
+
+def common_scale(values: Mapping[str, np.ndarray], measure: str) -> dict[str, np.ndarray]:
+    """Scores that may be averaged over tasks: success as it is, return from 0 to 1 within each task.
+
+    0 is the worst seed of any method on that task, 1 the best one.
+    """
+    if measure.startswith("success") or not values:
+        return dict(values)
+    everything = np.concatenate(list(values.values()))
+    low, high = np.nanmin(everything, axis=0), np.nanmax(everything, axis=0)
+    return {label: (value - low) / np.where(high > low, high - low, 1.0) for label, value in values.items()}
+
+
+def aggregates(values: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """Mean, median and worst of the measure, and the IQM of the scores, of every method with intervals."""
+    table = {}
+    for label, value in values.items():
+        table[label] = statistics.summarize(value)
+        table[label]["iqm"] = statistics.summarize(scores[label])["iqm"]
+    return table
+
+
+def improvement(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], dict]:
+    """Probability that the first of a pair beats the second on a task drawn at random, for all pairs."""
+    return {
+        (ours, theirs): statistics.probability_of_improvement(values[ours], values[theirs], resamples=RESAMPLES)
+        for ours in values
+        for theirs in values
+        if ours != theirs and np.isfinite(values[ours]).all() and np.isfinite(values[theirs]).all()
+    }
+
+
+def profiles(scores: Mapping[str, np.ndarray]) -> dict[str, Curve]:
+    """Share of seeds and tasks whose score exceeds each threshold from 0 to 1, with intervals."""
+    thresholds = np.linspace(0.0, 1.0, 101)
+    return {
+        label: Curve(thresholds, *statistics.performance_profile(score, thresholds))
+        for label, score in scores.items()
+        if np.isfinite(score).all()
+    }
+
+
+def conflict(method: Method) -> tuple[Curve | None, Curve | None]:
+    """(mean cosine between the gradients of pairs of tasks, share of pairs that conflict) over training."""
+    cosine = method.run.train.get("grads/cosine")
+    if not series.known(cosine) or cosine.values.ndim != 4 or cosine.values.shape[-1] < 2:
+        return None, None
+    pairs = ~np.eye(cosine.values.shape[-1], dtype=bool)
+    thinned = series.thin(cosine)
+    between = thinned.values[..., pairs]  # [N, S, pairs]
+    share = np.where(np.isfinite(between), between < 0, np.nan)
+    means = [Series(thinned.steps, statistics.mean(part, skip_missing=True)) for part in (between, share)]
+    return over_seeds(means[0]), over_seeds(means[1])
+
+
+def last_cosine(method: Method) -> np.ndarray | None:
+    """[T, T] cosines between the tasks' gradients over the last tenth of training, averaged over seeds."""
+    cosine = method.run.train.get("grads/cosine")
+    if not series.known(cosine) or cosine.values.ndim != 4 or cosine.values.shape[-1] < 2:
+        return None
+    tail = max(1, len(cosine.steps) // 10)
+    last = cosine.values[-tail:].reshape(-1, *cosine.values.shape[2:])
+    return statistics.mean(np.moveaxis(last, 0, -1), skip_missing=True)
+
+
+def numeric_options(suite: Suite, least: int = 3) -> list[str]:
+    """Options that take enough different numbers among the methods to be drawn along."""
+    from mtjax import options
+
+    found = []
+    for name in suite.differing:
+        values = {options.flatten(method.config).get(name) for method in suite.methods}
+        if len(values) >= least and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            found.append(name)
+    return found
+
+
+def best_first(table: Mapping[str, Mapping], measure: str = "mean") -> Sequence[str]:
+    """Labels, the best mean first; what is not finite last."""
+    value = {label: row[measure]["value"] for label, row in table.items()}
+    return sorted(value, key=lambda label: -np.inf if value[label] is None else value[label], reverse=True)

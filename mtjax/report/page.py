@@ -1,0 +1,278 @@
+"""The page: one HTML file with everything in it, for a browser without a network."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import html
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import mtjax
+from mtjax import options
+from mtjax.report import charts, data, measures, svg
+from mtjax.report.data import Suite
+from mtjax.training import statistics
+
+HERE = pathlib.Path(__file__).parent
+MEGABYTE = 2**20
+
+
+def write(
+    folders: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    title: str = "",
+    video_megabytes: float = 30.0,
+) -> pathlib.Path:
+    """Write the report of runs and sweeps.
+
+    Args:
+        folders: of runs or sweeps.
+        output: the HTML file.
+        title: of the page; made of the folders' names if it is empty.
+        video_megabytes: videos are put into the page up to this size; the others are linked.
+
+    Raises:
+        ValueError: a folder is neither a run nor a sweep, or nothing has been measured yet.
+    """
+    from mtjax.training.versions import write_atomically
+
+    suites = data.gather(folders)
+    if not any(suite.methods for suite in suites):
+        raise ValueError(f"nothing has been measured yet in {', '.join(map(str, folders))}")
+    title = title or ", ".join(pathlib.Path(folder).resolve().name for folder in folders)
+    output = pathlib.Path(output)
+    return write_atomically(output, render(suites, title, output.parent, video_megabytes).encode())
+
+
+def render(suites: Sequence[Suite], title: str, folder: pathlib.Path, video_megabytes: float = 30.0) -> str:
+    """The page as text. ``folder`` is where it will lie, for links to videos that are too large."""
+    budget = [video_megabytes * MEGABYTE]
+    sections, first = [], 0
+    for index, suite in enumerate(suites):
+        sections.append(_suite(suite, f"s{index}", first, folder, budget))
+        first += len(suite.methods)
+    entries = [entry for suite in suites for method in suite.methods for entry in method.entries]
+    made = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+    links = [(f"s{i}", suite.name) for i, suite in enumerate(suites)] + [("versions", "versions")]
+    nav = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in links)
+    body = (
+        f"<header><h1>{html.escape(title)}</h1><p>mtjax {mtjax.__version__}, {made}</p><nav>{nav}</nav></header>"
+        f"<main>{''.join(sections)}{_versions(entries)}</main>"
+    )
+    style, script = ((HERE / name).read_text() for name in ("page.css", "page.js"))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{style}</style></head>"
+        f"<body>{body}<script>{script}</script></body></html>\n"
+    )
+
+
+def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: list[float]) -> str:
+    """Everything about one suite of tasks."""
+    measure = measures.primary(suite)
+    values = measures.finals(suite, measure)
+    scores = measures.common_scale(values, measure)
+    table = measures.aggregates(values, scores)
+    order = measures.best_first(table)
+    looks = charts.styles(suite, order, first)
+    name = measures.title(measure)
+    blocks = [
+        _block("Final results", _results_note(suite, measure), charts.results(suite, table, order, looks, measure))
+        if table
+        else "",
+        _block("Learning curves", CURVES, charts.learning(suite, looks, measure)),
+        _block("Options", OPTIONS, charts.sensitivity(suite, values, looks, measure)),
+        _block(
+            "Every task",
+            _heat_note(measure),
+            charts.heat_map(suite, values, order, measure) + _tasks(suite, values, order, measure),
+        ),
+        _block("Learning curves of every task", "", charts.task_curves(suite, looks, measure)),
+        _pair(
+            _block("Performance profiles", PROFILES, charts.profile(scores, looks, measure)) if len(scores) else "",
+            _block("Probability of improvement", IMPROVEMENT, charts.improvement(values, order)),
+        ),
+        _block("Gradient conflict", "", charts.conflict(suite, looks)),
+        _block(
+            "Tasks that were held out",
+            f"Zero-shot {name} of the final policy.",
+            charts.generalisation(suite, looks, measure),
+        ),
+        _block("Videos", "", _videos(suite, folder, budget)),
+        _block("What differs", "", _settings(suite, looks)),
+    ]
+    return (
+        f'<section id="{anchor}"><h2>{html.escape(suite.name)}</h2>{_facts(suite)}'
+        f"{charts.legend(looks)}{''.join(blocks)}</section>"
+    )
+
+
+CURVES = "Bands are 95% bootstrap intervals of the mean over seeds."
+OPTIONS = "Dots are means over seeds, bands their 95% bootstrap intervals."
+PROFILES = "How often a seed does better than τ on a task, with 95% intervals over seeds: higher is better everywhere."
+IMPROVEMENT = (
+    "How likely the row's method beats the column's on a task drawn at random; bold where the 95% interval over seeds "
+    "leaves no doubt about the side."
+)
+
+
+def _results_note(suite: Suite, measure: str) -> str:
+    scaled = (
+        ""
+        if measure.startswith("success")
+        else (" Returns are scaled for the IQM: within each task, 0 is the worst seed of this page and 1 the best.")
+    )
+    return (
+        f"The deterministic policy's {measures.title(measure)} after training. Each seed is an agent for all tasks: "
+        "mean, median and worst are over its tasks, then averaged over agents, with 95% bootstrap intervals; the "
+        f"interquartile mean (IQM) is of all agents and tasks.{scaled}"
+    )
+
+
+def _heat_note(measure: str) -> str:
+    colours = (
+        "from 0 to 100%" if measure.startswith("success") else "within each task, from the worst method to the best"
+    )
+    return f"Final {measures.title(measure)}, mean over seeds; coloured {colours}."
+
+
+def _block(title: str, note: str, content: str) -> str:
+    if not content:
+        return ""
+    return f"<article><h3>{title}</h3>{f'<p class=note>{note}</p>' if note else ''}{content}</article>"
+
+
+def _pair(*blocks: str) -> str:
+    return f'<div class="pair">{"".join(blocks)}</div>' if any(blocks) else ""
+
+
+def _facts(suite: Suite) -> str:
+    """One line of numbers, and a chip for every state that an entry is in."""
+    entries = [entry for method in suite.methods for entry in method.entries] + list(suite.silent)
+    agents = sum(entry.config.num_seeds for entry in entries)
+    steps = max((line["step"] for entry in entries for line in entry.lines), default=0)
+    facts = [
+        f"{len(suite.methods)} method{'s' * (len(suite.methods) != 1)}",
+        f"{agents} agent{'s' * (agents != 1)}",
+        f"{len(suite.tasks.get('train', ()))} tasks",
+        f"{svg.number(steps)} environment steps an agent",
+    ]
+    states: dict[str, int] = {}
+    for entry in entries:
+        states[entry.state] = states.get(entry.state, 0) + 1
+    chips = "".join(f'<em class="chip {state}">{number} {state}</em>' for state, number in states.items())
+    errors = "".join(
+        f"<li><b>{html.escape(entry.name)}</b> {html.escape(entry.error)}</li>" for entry in entries if entry.error
+    )
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in suite.version.get("warnings", ()))
+    return f'<p class="facts">{" · ".join(facts)} {chips}</p><ul class="errors">{errors}{warnings}</ul>'
+
+
+def _tasks(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str], measure: str) -> str:
+    """The table of tasks, with intervals over seeds."""
+    names = suite.tasks.get("train", ())
+    if not values or any(values[label].shape[1] != len(names) for label in order):
+        return ""
+    percent = measure.startswith("success")
+    rows = []
+    for index, task in enumerate(names):
+        columns = [values[label][:, index] for label in order]
+        best = max(column.mean() for column in columns)
+        cells = []
+        for column in columns:
+            text = svg.number(float(column.mean()), percent)
+            between = (
+                statistics.bootstrap(column[:, None], statistics.STATISTICS["mean"])
+                if np.isfinite(column).all()
+                else None
+            )
+            if between:
+                text += f" <small>{svg.number(between[0], percent)} to {svg.number(between[1], percent)}</small>"
+            cells.append(
+                f'<td class="n">{f"<b>{text}</b>" if column.mean() == best and len(columns) > 1 else text}</td>'
+            )
+        description = html.escape(suite.descriptions.get(task, ""), quote=True)
+        rows.append(f'<tr><th title="{description}">{html.escape(task)}</th>{"".join(cells)}</tr>')
+    head = "".join(f"<th>{html.escape(label)}</th>" for label in order)
+    table = charts.table_of(f"<th>task</th>{head}", rows)
+    return f"<details><summary>The numbers, with intervals over seeds</summary>{table}</details>"
+
+
+def _settings(suite: Suite, looks: Mapping[str, Any]) -> str:
+    """The options in which methods differ, and under it all of the first method's."""
+    rows = []
+    for method in suite.methods:
+        flat = options.flatten(method.config)
+        cells = "".join(f"<td>{html.escape(_text(flat.get(name)))}</td>" for name in suite.differing)
+        dot = f'<i class="dot c{looks[method.label].colour}"></i>'
+        where = ", ".join(html.escape(entry.name) for entry in method.entries)
+        rows.append(f"<tr><th>{dot}{html.escape(method.label)}</th>{cells}<td class='where'>{where}</td></tr>")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in suite.differing)
+    table = charts.table_of(f"<th></th>{head}<th>run</th>", rows)
+    if not suite.methods:
+        return ""
+    flat = options.flatten(suite.methods[0].config)
+    common = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>"
+        for name, value in flat.items()
+        if name not in suite.differing
+    )
+    plain = f'<table class="plain"><tbody>{common}</tbody></table>'
+    return f"{table}<details><summary>What all have in common</summary>{plain}</details>"
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else "–" if value is None else str(value)
+
+
+def _videos(suite: Suite, folder: pathlib.Path, budget: list[float]) -> str:
+    """An episode of every task of every method, in the page while there is room, linked beyond that."""
+    groups = []
+    for method in suite.methods:
+        found = sorted(path for entry in method.entries for path in entry.folder.glob("videos/**/*.mp4"))
+        if found:
+            cells = "".join(_video(path, folder, budget) for path in found)
+            groups.append(
+                f"<details><summary>{html.escape(method.label)}</summary><div class='videos'>{cells}</div></details>"
+            )
+    return "".join(groups)
+
+
+def _video(path: pathlib.Path, folder: pathlib.Path, budget: list[float]) -> str:
+    size = path.stat().st_size
+    if size <= budget[0]:
+        budget[0] -= size
+        source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    else:
+        source = html.escape(os.path.relpath(path, folder), quote=True)
+    name = html.escape(path.stem)
+    video = f'<video controls loop muted playsinline preload="metadata" src="{source}"></video>'
+    return f"<figure>{video}<figcaption>{name}</figcaption></figure>"
+
+
+def _versions(entries: Iterable[data.Entry]) -> str:
+    """What the runs ran on."""
+    tables = []
+    for found in data.versions_of(entries):
+        flat = {}
+        for name, value in found.items():
+            if isinstance(value, Mapping):
+                flat |= {(k if name == "packages" else f"{name}: {k}"): v for k, v in value.items()}
+            else:
+                flat[name] = value
+        rows = "".join(
+            f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
+            for k, v in flat.items()
+            if v not in (None, "")
+        )
+        tables.append(f'<table class="plain"><tbody>{rows}</tbody></table>')
+    return (
+        f'<section id="versions"><h2>Versions</h2><div class="pair">{"".join(tables)}</div></section>' if tables else ""
+    )

@@ -1,0 +1,125 @@
+"""mtjax-sweep: mistakes are refused before anything starts; a sweep survives the death of its launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import mtjax
+from mtjax.launch import resolve, sweep
+from mtjax.sweeps import ledger, plan
+
+ROOT = pathlib.Path(mtjax.__file__).parents[1]
+TINY = (
+    "--suite=gridworld-two-rooms",
+    "--num_envs=2",
+    "--rollout_length=8",
+    "--num_minibatches=2",
+    "--hidden_sizes=8",
+    "--evaluation_episodes=1",
+    "--final_evaluation_episodes=1",
+    "--log_every=1",
+)
+
+
+@pytest.fixture
+def swept(command):
+    """Runs ``mtjax-sweep`` in this process."""
+    return lambda *arguments: command(*arguments, main=sweep.main, program="mtjax-sweep")
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        (["--sweep=grads=mean,pcgrad", "--grads=mean"], "--grads is given and swept; leave one of them out"),
+        (["--sweep=grads=mean,pcgrd"], "no method 'pcgrd': did you mean pcgrad"),
+        (["--sweep=suite=gridworld-two-rooms,gridworld-mase"], "gridworld-mase"),
+        (["--sweep=num_envs=3,4", "--rollout_length=5"], "does not divide rollout_length × num_envs"),
+        (["--sweep=learning_rate=1e-3", "--seach=zip"], "Unknown command line flag 'seach'. Did you mean: search"),
+        (["--name=../x"], "--name=../x: use letters"),
+        (["--resume=nowhere"], "nowhere is not a sweep: there is no such folder"),
+        (["--resume=x", "--sweep=grads=mean"], "--sweep has no place beside --resume"),
+        (["--resume=x", "--num_seeds=3"], "--num_seeds has no place beside --resume"),
+        (["--retry_failed"], "--retry_failed goes with --resume"),
+        (["--platform=gpu"], "--platform=gpu: this machine shows no NVIDIA GPU"),
+        (["--max_runs=2", "--sweep=seed=1,2,3"], "more than --max_runs=2"),
+        (["--launcher=slrm"], "did you mean 'slurm'?"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line_and_leave_nothing(swept, typed, message, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if "--resume" not in typed[0] and "suite" not in typed[0]:
+        typed = ["--suite=gridworld-two-rooms", *typed]
+    result = swept(*typed)
+    assert result.code == 1 and message in result.err, result.err
+    assert result.err.startswith("mtjax-sweep: ") and "Traceback" not in result.err
+    assert not pathlib.Path("sweeps").exists()
+
+
+def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
+    typed = ("--sweep=grads=mean,pcgrad", "--sweep=learning_rate=log:1e-4:1e-2:3", "--num_seeds=10")
+    result = swept(f"--suite={probe_suite}", *typed, "--total_steps=8192", "--name=mine", "--plan_only")
+    assert result.code == 0, result.err
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert lines[0] == "sweep mine: 6 trials, 60 agents in 2 programs; 491,520 environment steps"
+    assert "grads mean, pcgrad another program each" in lines
+    assert "learning_rate 0.0001, 0.001, 0.01 rows of a program" in lines
+    assert "p002 3 30 245,760 grads=pcgrad learning_rate=*" in lines
+    assert not pathlib.Path("sweeps").exists()
+
+
+def test_a_preset_follows_the_suite_that_is_swept(swept):
+    """Every suite has its own good settings; sweeping suites must not take the first one's for all."""
+    asked = sweep.Command(name="both")
+    made, _ = sweep.make(asked, {"num_seeds": 1}, ["suite=gridworld-two-rooms,control-cartpole"])
+    configs = [trial.config for trial in made.trials.values()]
+    assert configs == [resolve.resolve({"suite": config.suite}).config for config in configs]
+    assert configs[0] != configs[1]
+
+
+def start(*arguments: str, folder: pathlib.Path) -> subprocess.Popen:
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [sys.executable, "-m", "mtjax.launch.sweep", *arguments]
+    return subprocess.Popen(command, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_sweep_whose_launcher_is_killed_loses_nothing(tmp_path):
+    """SIGKILL: the worker notices, saves and ends; resuming goes on from there, and runs what had not begun."""
+    long, short = 6_000, 200
+    axes = (f"--sweep=total_steps={long},{short}", "--sweep=learning_rate=1e-3,1e-2")
+    typed = (*TINY, *axes, "--num_seeds=2", "--name=mine")
+    folder = tmp_path / "sweeps" / "mine"
+    launcher = start(*typed, folder=tmp_path)
+    program = plan.program_dir(folder, "p001")
+    deadline = time.monotonic() + 500
+    while not ((program / "metrics.jsonl").exists() and '"train"' in (program / "metrics.jsonl").read_text()):
+        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.communicate()
+    state = ledger.fold(plan.load(folder), ledger.read(folder))
+    assert state.programs["p001"].state == ledger.RUNNING
+
+    resumed = start(f"--resume={folder}", folder=tmp_path)
+    out, err = resumed.communicate(timeout=500)
+    assert resumed.returncode == 0, (out, err, (program / "log.txt").read_text())
+    made = plan.load(folder)
+    state = ledger.fold(made, ledger.read(folder))
+    assert [trial.state for trial in state.trials.values()] == [ledger.DONE] * 4
+    assert [progress.attempt for progress in state.programs.values()] == [2, 1]
+    for name, trial in made.trials.items():
+        own = plan.trial_dir(folder, name)
+        assert resolve.load_config(own) == trial.config
+        summary = json.loads((own / "summary.json").read_text())
+        assert summary["step"] >= trial.config.total_steps and summary["seeds"] == 2
+        steps = [json.loads(line)["step"] for line in (own / "metrics.jsonl").read_text().splitlines()]
+        assert steps == sorted(steps)
+    events = (program / "metrics.jsonl").read_text()
+    assert "stopped by a signal; saved" in events and "resumed from checkpoint" in events
