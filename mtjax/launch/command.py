@@ -7,8 +7,8 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -181,10 +181,16 @@ def is_bad_input(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_globals.get("__name__", "").split(".")[0] != "mtjax":
+    if trace is None or _module(trace.tb_frame.f_globals).split(".")[0] != "mtjax":
         return False
     # The innermost frame is ours, but C code that it called leaves no frame: look for our raise statement.
     return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def _module(namespace: Mapping[str, Any]) -> str:
+    """Name of the module with these globals; of one that is run by ``python -m``, its real one."""
+    spec = namespace.get("__spec__")
+    return spec.name if spec else namespace.get("__name__", "")
 
 
 def fail(program: str, message: str, code: int) -> NoReturn:

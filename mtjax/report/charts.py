@@ -61,26 +61,41 @@ def legend(looks: Mapping[str, Style]) -> str:
 
 
 def results(
-    suite: Suite, table: Mapping[str, Mapping], order: Sequence[str], looks: Mapping[str, Style], measure: str
+    suite: Suite,
+    table: Mapping[str, Mapping],
+    order: Sequence[str],
+    looks: Mapping[str, Style],
+    measure: str,
+    *,
+    scaled: bool,
 ) -> str:
-    """Mean, median, worst and IQM of every method, with intervals, the best first."""
-    names = [name for name in ("mean", "median", "worst", "iqm") if table]
-    percent = measure.startswith("success")
+    """Mean, median, worst and IQM of every method, with intervals, the best first.
+
+    Args:
+        suite: whose methods.
+        table: as ``measures.aggregates`` makes it.
+        order: labels.
+        looks: of every label.
+        measure: what is aggregated.
+        scaled: the IQM is of scores from 0 to 1, whatever the measure.
+    """
+    names = ("mean", "median", "worst", "iqm") if table else ()
+    heads = {"mean": "Mean of the tasks", "median": "Median task", "worst": "Worst task", "iqm": "IQM"}
+    shares = set(names) if measure.startswith("success") else set()
+    if scaled and not shares:
+        heads["iqm"], shares = "IQM of scaled returns", {"iqm"}
     scales = {}
     for name in names:
         numbers = [x for row in table.values() for x in row[name].values() if x is not None]
-        low, high = svg.span([np.array(numbers or [0.0])])
-        scales[name] = Scale(*((0.0, 1.0) if percent or (name == "iqm") else (low, high)), 0.0, 120.0)
-    heads = {"mean": "Mean of the tasks", "median": "Median task", "worst": "Worst task", "iqm": "IQM"}
-    if not percent:
-        heads["iqm"] = "IQM of scaled returns"
+        low, high = (0.0, 1.0) if name in shares else svg.span([np.array(numbers or [0.0])])
+        scales[name] = Scale(low, high, 0.0, 120.0)
     rows = []
     for label in order:
         method = next(m for m in suite.methods if m.label == label)
         cells = []
         for name in names:
             value = table[label][name]
-            shown = percent or name == "iqm"
+            shown = name in shares
             text = svg.number(value["value"], shown)
             if value["low"] is not None:
                 text += f" <small>{svg.number(value['low'], shown)} to {svg.number(value['high'], shown)}</small>"
@@ -96,26 +111,27 @@ def results(
 
 
 def learning(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
-    """The measure over training: mean and worst task, in evaluations and while training."""
-    percent = measure.startswith("success")
+    """The measure over training: mean and worst task of the evaluations, and what training itself saw."""
+    evaluated, trained = "deterministic evaluation", "while training"
+    wanted = [(measure, "mean", evaluated), (measure, "worst", evaluated), (measure, "mean", trained)]
+    wanted += [("return", "mean", evaluated)] if measure != "return" else []
     pictures = []
-    for aggregate, words in (("mean", "mean of the tasks"), ("worst", "worst task")):
-        for dots in (True, False):  # the deterministic evaluations, then what training itself saw
-            lines = []
-            for method in suite.methods:
-                source = method.run.evaluations.get("train", {}) if dots else method.run.train
-                name = measure if dots else measure.removesuffix("_any")
-                line = measures.curve(source.get(name), aggregate)
-                if line is not None and len(line.steps):
-                    few = dots and len(line.steps) <= 40
-                    lines.append(Line(method.label, looks[method.label], line, dots=few))
-            if lines:
-                title = f"{measures.title(measure).capitalize()}, {words}, " + (
-                    "deterministic evaluation" if dots else "while training"
-                )
-                pictures.append(
-                    svg.chart(lines, title=title, percent=percent, y_span=(-0.02, 1.02) if percent else None)
-                )
+    for name, aggregate, where in wanted:
+        lines = []
+        for method in suite.methods:
+            if where == evaluated:
+                line = measures.curve(method.run.evaluations.get("train", {}).get(name), aggregate)
+            else:
+                line = measures.curve(method.run.train.get(name.removesuffix("_any")), aggregate, measures.SMOOTH)
+            if line is not None and len(line.steps):
+                dots = where == evaluated and len(line.steps) <= 40
+                lines.append(Line(method.label, looks[method.label], line, dots=dots))
+        if lines:
+            words = "mean of the tasks" if aggregate == "mean" else "worst task"
+            title = f"{measures.title(name).capitalize()}, {words}, {where}"
+            percent = name.startswith("success")
+            span = (-0.02, 1.02) if percent else None
+            pictures.append(svg.chart(lines, title=title, percent=percent, y_span=span))
     return figures(pictures)
 
 
@@ -138,7 +154,7 @@ def task_curves(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
         if lines:
             wanted = (-0.02, 1.02) if percent else None
             bands = len(lines) <= 4
-            pictures.append(svg.chart(lines, title=task, percent=percent, y_span=wanted, bands=bands, size=(250, 140)))
+            pictures.append(svg.chart(lines, title=task, percent=percent, y_span=wanted, bands=bands, size=(250, 146)))
     return f'<div class="small">{"".join(pictures)}</div>' if pictures else ""
 
 

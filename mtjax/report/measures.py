@@ -12,6 +12,7 @@ from mtjax.training import series, statistics
 from mtjax.training.series import Series
 
 RESAMPLES = 1000
+SMOOTH = 40  # points of a curve that training itself measured: few episodes, few minibatches each
 AGGREGATES = ("mean", "median", "worst")
 
 
@@ -35,16 +36,17 @@ def title(measure: str) -> str:
     return {"success_any": "success", "success_last": "success at the end"}.get(measure, measure)
 
 
-def curve(source: Series | None, aggregate: str) -> Curve | None:
+def curve(source: Series | None, aggregate: str, points: int = series.POINTS) -> Curve | None:
     """An aggregate over tasks, averaged over seeds, with a 95% bootstrap interval over seeds.
 
     Args:
         source: values [N, S, T].
         aggregate: "mean", "median" or "worst".
+        points: more than these are averaged in groups.
     """
     if not series.known(source) or source.values.ndim != 3:
         return None
-    thinned = series.thin(source)
+    thinned = series.thin(source, points)
     per_seed = getattr(statistics, aggregate)(thinned.values, skip_missing=True)  # [N, S]
     return over_seeds(Series(thinned.steps, per_seed))
 
@@ -72,21 +74,25 @@ def finals(suite: Suite, measure: str, split: str = "train") -> dict[str, np.nda
 def common_scale(values: Mapping[str, np.ndarray], measure: str) -> dict[str, np.ndarray]:
     """Scores that may be averaged over tasks: success as it is, return from 0 to 1 within each task.
 
-    0 is the worst seed of any method on that task, 1 the best one.
+    0 is the worst seed of any method on that task, 1 the best one. There are none for the returns of one method,
+    which would only be compared with itself.
     """
-    if measure.startswith("success") or not values:
+    if measure.startswith("success"):
         return dict(values)
+    if len(values) < 2:
+        return {}
     everything = np.concatenate(list(values.values()))
     low, high = np.nanmin(everything, axis=0), np.nanmax(everything, axis=0)
     return {label: (value - low) / np.where(high > low, high - low, 1.0) for label, value in values.items()}
 
 
 def aggregates(values: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Mean, median and worst of the measure, and the IQM of the scores, of every method with intervals."""
+    """Mean, median and worst of the measure, and the IQM of the scores where there are any, with intervals."""
     table = {}
     for label, value in values.items():
         table[label] = statistics.summarize(value)
-        table[label]["iqm"] = statistics.summarize(scores[label])["iqm"]
+        if label in scores:
+            table[label]["iqm"] = statistics.summarize(scores[label])["iqm"]
     return table
 
 
@@ -116,7 +122,7 @@ def conflict(method: Method) -> tuple[Curve | None, Curve | None]:
     if not series.known(cosine) or cosine.values.ndim != 4 or cosine.values.shape[-1] < 2:
         return None, None
     pairs = ~np.eye(cosine.values.shape[-1], dtype=bool)
-    thinned = series.thin(cosine)
+    thinned = series.thin(cosine, SMOOTH)
     between = thinned.values[..., pairs]  # [N, S, pairs]
     share = np.where(np.isfinite(between), between < 0, np.nan)
     means = [Series(thinned.steps, statistics.mean(part, skip_missing=True)) for part in (between, share)]

@@ -84,7 +84,11 @@ def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: 
     looks = charts.styles(suite, order, first)
     name = measures.title(measure)
     blocks = [
-        _block("Final results", _results_note(suite, measure), charts.results(suite, table, order, looks, measure))
+        _block(
+            "Final results",
+            _results_note(measure, bool(scores)),
+            charts.results(suite, table, order, looks, measure, scaled=bool(scores)),
+        )
         if table
         else "",
         _block("Learning curves", CURVES, charts.learning(suite, looks, measure)),
@@ -123,16 +127,14 @@ IMPROVEMENT = (
 )
 
 
-def _results_note(suite: Suite, measure: str) -> str:
-    scaled = (
-        ""
-        if measure.startswith("success")
-        else (" Returns are scaled for the IQM: within each task, 0 is the worst seed of this page and 1 the best.")
-    )
+def _results_note(measure: str, scaled: bool) -> str:
+    words = ""
+    if scaled and not measure.startswith("success"):
+        words = " Returns are scaled for it: within each task, 0 is the worst seed of this page and 1 the best."
     return (
         f"The deterministic policy's {measures.title(measure)} after training. Each seed is an agent for all tasks: "
         "mean, median and worst are over its tasks, then averaged over agents, with 95% bootstrap intervals; the "
-        f"interquartile mean (IQM) is of all agents and tasks.{scaled}"
+        f"interquartile mean (IQM) is of all agents and tasks.{words}"
     )
 
 
@@ -159,9 +161,9 @@ def _facts(suite: Suite) -> str:
     agents = sum(entry.config.num_seeds for entry in entries)
     steps = max((line["step"] for entry in entries for line in entry.lines), default=0)
     facts = [
-        f"{len(suite.methods)} method{'s' * (len(suite.methods) != 1)}",
-        f"{agents} agent{'s' * (agents != 1)}",
-        f"{len(suite.tasks.get('train', ()))} tasks",
+        count(len(suite.methods), "method"),
+        count(agents, "agent"),
+        count(len(suite.tasks.get("train", ())), "task"),
         f"{svg.number(steps)} environment steps an agent",
     ]
     states: dict[str, int] = {}
@@ -173,6 +175,11 @@ def _facts(suite: Suite) -> str:
     )
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in suite.version.get("warnings", ()))
     return f'<p class="facts">{" · ".join(facts)} {chips}</p><ul class="errors">{errors}{warnings}</ul>'
+
+
+def count(number: int, what: str) -> str:
+    """How many there are: 1 task, 12 tasks."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _tasks(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str], measure: str) -> str:

@@ -112,7 +112,7 @@ def chart(
     """
     width, height = size
     small = width < 300
-    left, right, top, bottom = (38 if small else 52), 10, (20 if small else 28), (20 if small else 38)
+    left, right, top, bottom = (38 if small else 52), 10, (28 if small else 30), (20 if small else 38)
     steps = np.concatenate([line.curve.steps for line in lines])
     x_low, x_high = (
         (float(steps.min()), float(steps.max())) if x_log else (min(0.0, float(steps.min())), float(steps.max()))
@@ -171,12 +171,13 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
 def interval(value: float | None, low: float | None, high: float | None, scale: Scale, style: Style) -> str:
     """A dot with its interval, in a cell of a table. ``scale`` maps to 0 … 120."""
     if value is None:
-        return '<svg class="bar" viewBox="0 0 120 14"></svg>'
+        return '<svg class="bar" viewBox="-6 0 132 14"></svg>'
     parts = ['<line class="g" x1="0" x2="120" y1="7" y2="7"/>']
     if low is not None and high is not None:
         parts.append(f'<line class="i" x1="{float(scale(low)):.1f}" x2="{float(scale(high)):.1f}" y1="7" y2="7"/>')
     parts.append(f'<circle class="d" cx="{float(scale(value)):.1f}" cy="7" r="4"/>')
-    return f'<svg class="bar c{style.colour}" viewBox="-6 0 132 14">{"".join(parts)}</svg>'
+    size = 'viewBox="-6 0 132 14" preserveAspectRatio="xMinYMid"'
+    return f'<svg class="bar c{style.colour}" {size}>{"".join(parts)}</svg>'
 
 
 def matrix(values: np.ndarray, names: Sequence[str], title: str, *, limit: float = 1.0) -> str:
@@ -186,6 +187,7 @@ def matrix(values: np.ndarray, names: Sequence[str], title: str, *, limit: float
     pixels[share < 0] = (200, 45, 62, 0)
     pixels[share >= 0] = (37, 105, 190, 0)
     pixels[..., 3] = np.round(255 * np.abs(share))
+    pixels[np.arange(len(share)), np.arange(len(share)), 3] = 0  # a task agrees with itself
     tasks = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
     text = html.escape(f"{title}: {tasks}", quote=True)
     return f'<img class="matrix" alt="{text}" title="{text}" src="data:image/png;base64,{_png(pixels)}">'

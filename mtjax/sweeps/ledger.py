@@ -173,3 +173,16 @@ def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def held(folder: str | os.PathLike) -> bool:
+    """True if some process holds a folder."""
+    path = pathlib.Path(folder) / LOCK
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

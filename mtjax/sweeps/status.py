@@ -1,0 +1,153 @@
+"""How a sweep is doing, from its ledger and the last lines of its records: what a person watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtjax.sweeps import ledger, plan
+from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, WAITING, State
+from mtjax.sweeps.plan import Plan
+
+TAIL = 2**18  # bytes of a record that are looked at first; a line of many tasks is long
+ORDER = (RUNNING, STOPPED, FAILED, DIVERGED, WAITING, DONE)
+
+
+class Row(NamedTuple):
+    """One trial.
+
+    Attributes:
+        trial, program: names.
+        state: as in the ledger.
+        share: of its environment steps that is done, 0 to 1.
+        speed: environment steps per second of its program, or None.
+        measures: {"mean" | "worst": value} of the newest measurement, over its tasks and seeds.
+        measure: which: "success" or "return"; "" if there is none yet.
+        error: why it failed, or None.
+    """
+
+    trial: str
+    program: str
+    state: str
+    share: float
+    speed: float | None
+    measures: Mapping[str, float]
+    measure: str
+    error: str | None
+
+
+class Status(NamedTuple):
+    """A sweep at a moment.
+
+    Attributes:
+        plan, state: of the sweep.
+        rows: of its trials: what runs first, then what is stopped or failed, then the rest.
+        elapsed: seconds since the first program started.
+        left: seconds that what is left will take at the speed so far, or None.
+        launcher: True if a launcher is at work.
+    """
+
+    plan: Plan
+    state: State
+    rows: tuple[Row, ...]
+    elapsed: float
+    left: float | None
+    launcher: bool
+
+
+def look(folder: str | os.PathLike, now: float | None = None) -> Status:
+    """Look at a sweep without touching it.
+
+    Args:
+        folder: of the sweep.
+        now: seconds since 1970; the clock's if None.
+
+    Raises:
+        ValueError: the folder holds no sweep, or a broken ledger.
+    """
+    made = plan.load(folder)
+    events = ledger.read(folder)
+    state = ledger.fold(made, events)
+    rows = []
+    for program in made.programs.values():
+        own = plan.program_dir(folder, program.name)
+        start = 0
+        for name in program.trials:
+            config, progress = made.trials[name].config, state.trials[name]
+            part = slice(start, start + config.num_seeds) if program.packed else slice(None)
+            start += config.num_seeds
+            record = own if program.packed else plan.trial_dir(folder, name)
+            lines = {} if progress.state == WAITING else _newest(record / "metrics.jsonl")
+            rows.append(_row(made, program.name, name, progress, lines, part))
+    rows.sort(key=lambda row: ORDER.index(row.state))
+    times = [event["time"] for event in events if event["event"] == "started"]
+    now = time.time() if now is None else now
+    running = any(row.state == RUNNING for row in rows)
+    end = now if running else max((event["time"] for event in events), default=now)
+    elapsed = max(0.0, end - times[0]) if times else 0.0
+    shares = [row.share * made.trials[row.trial].steps for row in rows]
+    total = sum(made.trials[row.trial].steps for row in rows if row.state not in (FAILED, DIVERGED))
+    done = sum(s for s, row in zip(shares, rows, strict=True) if row.state not in (FAILED, DIVERGED))
+    left = elapsed * (total - done) / done if running and done else None
+    return Status(made, state, tuple(rows), elapsed, left, ledger.held(folder))
+
+
+def _row(made: Plan, program: str, name: str, progress: Any, lines: Mapping[str, dict], part: slice) -> Row:
+    trial = made.trials[name]
+    total = trial.steps / trial.config.num_seeds
+    train, evaluation = lines.get("train"), lines.get("evaluation")
+    step = max((line["step"] for line in (train, evaluation) if line), default=0)
+    share = 1.0 if progress.state == DONE else min(1.0, step / total) if total else 0.0
+    speed = train["values"].get("steps_per_second") if train and progress.state == RUNNING else None
+    measure, found = _measure(evaluation or train, part)
+    return Row(name, program, progress.state, share, speed, found, measure, progress.error)
+
+
+def _measure(line: Mapping[str, Any] | None, part: slice) -> tuple[str, dict[str, float]]:
+    """Mean and worst over tasks, averaged over the trial's seeds, of a line of a record."""
+    for name in ("success_any", "success", "return"):
+        if line and name in line["values"]:
+            values = np.array(line["values"][name], float)[part]  # [S, T]
+            known = values[np.isfinite(values).all(axis=-1)]
+            if len(known):
+                found = {"mean": float(known.mean()), "worst": float(known.min(axis=-1).mean())}
+                return name.removesuffix("_any"), found
+    return "", {}
+
+
+def _newest(path: pathlib.Path) -> dict[str, dict]:
+    """The newest line of training and the newest deterministic evaluation of the training tasks."""
+    found: dict[str, dict] = {}
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            reach = TAIL
+            while True:
+                file.seek(max(0, size - reach))
+                lines = file.read().split(b"\n")
+                for text in reversed(lines if reach >= size else lines[1:]):
+                    _take(found, text)
+                    if len(found) == 2:
+                        return found
+                if reach >= size:
+                    return found
+                reach *= 8
+    except OSError:
+        return found
+
+
+def _take(found: dict[str, dict], text: bytes) -> None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return  # empty, or torn
+    kind = line.get("kind")
+    other = kind == "evaluation" and (line["split"], line["mode"]) != ("train", "deterministic")
+    if kind in ("train", "evaluation") and not other:
+        found.setdefault(kind, line)
