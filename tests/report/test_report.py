@@ -1,0 +1,319 @@
+"""Reports: a page that opens anywhere, and says what the records say."""
+
+from __future__ import annotations
+
+import dataclasses
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from mtjax import options
+from mtjax.launch import report as report_command
+from mtjax.report import charts, data, measures, page, svg
+from mtjax.sweeps import ledger, plan
+from mtjax.training import packing
+from mtjax.training.config import RunConfig
+from mtjax.training.record import Recorder
+
+TASKS = ("reach", "push <b>", "pick & place")
+BASE = RunConfig(suite="some-suite", total_steps=1000)
+VOID = {"meta", "img", "br", "line", "path", "circle", "hr"}
+
+
+def make_run(folder, config=BASE, *, success=0.5, seed=0, final=True, has_success=True, finished=True):
+    """A run's folder as training leaves it, with a success that ends at ``success`` on the first task."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    version = {"suite": "1", "simulator": "none", "reward": "v1", "horizon": 5, "warnings": []}
+    splits = {"train": TASKS, "extrapolation": ("far",)}
+    tasks = {split: [{"name": n, "description": f"Do {n}."} for n in names] for split, names in splits.items()}
+    (folder / "suite.json").write_text(json.dumps({"name": config.suite, "version": version, "tasks": tasks}))
+    (folder / "versions.json").write_text(json.dumps({"mtjax": "0.1", "packages": {"jax": "0.12"}}))
+    write_record(folder, config, success=success, seed=seed, final=final, has_success=has_success)
+    if finished:
+        (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def write_record(folder, config, *, success=0.5, seed=0, final=True, has_success=True):
+    random, seeds = np.random.default_rng(seed), config.num_seeds
+    with Recorder(folder, TASKS, tensorboard=False) as recorder:
+        for update in range(1, 11):
+            cosine = np.clip(random.normal(0, 0.3, (seeds, 3, 3)), -1, 1)
+            values = {"return": random.normal(update, 1, (seeds, 3)), "grads/cosine": cosine}
+            values["steps_per_second"] = np.float64(123.0)
+            if has_success:
+                values["success"] = random.uniform(size=(seeds, 3))
+            recorder.train(100 * update, update, float(update), values)
+            for split, tasks in (("train", 3), ("extrapolation", 1)):
+                if update % 5:
+                    continue
+                done = np.full((seeds, tasks), success * update / 10)
+                done[:, 1:] *= random.uniform(0.5, 0.9, (seeds, tasks - 1))
+                values = {"return": 100 * done, "length": done}
+                if has_success:
+                    values |= {"success_any": done, "success_last": done}
+                last = update == 10 and final
+                names = None if split == "train" else ["far"]
+                recorder.evaluation(
+                    100 * update,
+                    1.0,
+                    split=split,
+                    mode="deterministic",
+                    final=last,
+                    episodes=5,
+                    values=values,
+                    task_names=names,
+                )
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are closed in order, and collects what the page would load and say."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.loads, self.words, self.classes, self.tags = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "poster", "data", "action"):
+                self.loads.append(value)
+            if name == "class":
+                self.classes += (value or "").split()
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open[-1:] not in (["style"], ["script"]):
+            self.words.append(text)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def assert_offline(text):
+    """Nothing that a browser would fetch: every source is inside the page, or a file beside it."""
+    found = Page(text)
+    for address in found.loads:
+        assert address.startswith(("#", "data:")) or not re.match(r"(?i)[a-z]+:|//", address), address
+    assert "@import" not in text and not re.search(r"url\((?!['\"]?(data:|#))", text)
+    assert not re.search(r"(?i)(fetch|XMLHttpRequest|import)\s*\(", text)
+    assert "https://" not in text and "http://" not in text
+    return found
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """Two methods, the second one of two runs that differ in their seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    mean = dataclasses.replace(BASE, grads="mean", num_seeds=3)
+    other = dataclasses.replace(BASE, grads="cagrad(c=0.4)")
+    return [
+        make_run(folder / "a", mean, success=0.4),
+        make_run(folder / "b", dataclasses.replace(other, num_seeds=2), success=0.9, seed=1),
+        make_run(folder / "c", dataclasses.replace(other, seed=7), success=0.6, seed=2),
+    ]
+
+
+def test_runs_that_differ_in_their_seeds_are_one_method(three):
+    (suite,) = data.gather(three)
+    assert [method.label for method in suite.methods] == ["mean", "cagrad(c=0.4)"]
+    assert suite.differing == ("grads",) and [method.seeds for method in suite.methods] == [3, 3]
+    final = suite.methods[1].final["train"]["success_any"]
+    np.testing.assert_allclose(final[:, 0], [0.9, 0.9, 0.6])
+    assert suite.methods[1].run.train["grads/cosine"].values.shape == (10, 3, 3, 3)
+    assert "steps_per_second" not in suite.methods[1].run.train  # two programs have no common speed
+
+
+def test_the_page_stands_alone_and_says_what_was_measured(three, tmp_path):
+    written = page.write(three, tmp_path / "report.html", title="A <title> & more")
+    found = assert_offline(written.read_text())
+    for words in (
+        "A <title> & more",
+        "some-suite",
+        "2 methods · 6 agents · 3 tasks",
+        "cagrad(c=0.4)",
+        "push <b>",  # names are text, never markup
+        "Final results",
+        "Learning curves",
+        "Performance profiles",
+        "Probability of improvement",
+        "Gradient conflict",
+        "Tasks that were held out",
+        "What differs",
+        "jax",
+        "0.12",
+        "3 done",
+    ):
+        assert words in found.text, words
+    # The better method stands first, with mean over tasks and seeds.
+    results = found.text[found.text.index("Final results") :]
+    assert results.index("cagrad(c=0.4)") < results.index("mean 3")
+    assert found.tags.count("button") == 2 and {"m0", "m1", "c0", "c1"} <= set(found.classes)
+    assert {"svg", "table", "img"} <= set(found.tags)
+
+
+def test_the_final_evaluation_counts_not_a_later_one(three, tmp_path):
+    """mtjax-evaluate appends to the record; a report of the run must not change by it."""
+    folder = make_run(tmp_path / "run")
+    with Recorder(folder, TASKS, tensorboard=False) as recorder:
+        values = {"return": np.zeros((1, 3)), "success_any": np.zeros((1, 3))}
+        recorder.evaluation(
+            1000, 9.0, split="train", mode="deterministic", final=False, episodes=1, values=values, task_names=TASKS
+        )
+    (suite,) = data.gather([folder])
+    assert suite.methods[0].final["train"]["success_any"][0, 0] == 0.5
+
+
+@pytest.mark.parametrize("has_success", [True, False])
+def test_one_unfinished_run(tmp_path, has_success):
+    """A page can be had of a run that still trains, of one seed, with or without success."""
+    folder = make_run(tmp_path / "run", final=False, finished=False, has_success=has_success)
+    found = assert_offline(page.write([folder], tmp_path / "r.html").read_text())
+    assert "1 unfinished" in found.text and "Probability of improvement" not in found.text
+    assert ("Success, mean of the tasks" in found.text) == has_success
+    assert "Return, mean of the tasks" in found.text
+
+
+def test_a_run_without_any_evaluation(tmp_path):
+    folder = tmp_path / "run"
+    make_run(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(line for line in lines if '"evaluation"' not in line))
+    found = assert_offline(page.write([folder], tmp_path / "r.html").read_text())
+    assert "Final results" not in found.text and "while training" in found.text
+
+
+def test_suites_have_sections_of_their_own(tmp_path):
+    folders = [make_run(tmp_path / name, dataclasses.replace(BASE, suite=name)) for name in ("one", "two")]
+    found = assert_offline(page.write(folders, tmp_path / "r.html").read_text())
+    assert found.tags.count("h2") == 3 and {"#s0", "#s1"} <= set(found.loads)
+    assert {"m0", "m1"} <= set(found.classes)  # the legend of one switches nothing of the other
+
+
+def make_sweep(folder):
+    """Four trials: two packed ones that train, one that failed, one that waits."""
+    changes = [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}, {"num_epochs": 2}, {"num_epochs": 3}]
+    base = dataclasses.replace(BASE, num_seeds=2)
+    trials = [(change, options.replace(base, change)) for change in changes]
+    made = plan.make_plan("s", trials, lambda config: plan.Facts(1000, ("learning_rate",)), most_rows=9)
+    plan.save(made, folder)
+    packed = made.programs["p001"]
+    rows = packing.pack({name: made.trials[name].config for name in packed.trials}, ("learning_rate",))
+    program = plan.program_dir(folder, "p001")
+    program.mkdir(parents=True)
+    (program / packing.PROGRAM).write_text(json.dumps(packing.describe_program(rows)))
+    write_record(program, rows.config, final=False)
+    with ledger.Ledger(folder) as book:
+        book.write("started", program="p001", attempt=1, job="process 1")
+        book.write("started", program="p002", attempt=1, job="process 2")
+        (failed,) = made.programs["p002"].trials
+        outcome = {failed: {"state": "failed", "error": "ValueError: <no>"}}
+        book.write("ended", program="p002", attempt=1, state="failed", error="ValueError: <no>", trials=outcome)
+    return made
+
+
+def test_a_sweep_at_work(tmp_path):
+    """Packed trials are told apart while they train; failures are shown with their reasons."""
+    make_sweep(tmp_path / "s")
+    (suite,) = data.gather([tmp_path / "s"])
+    assert [method.label for method in suite.methods] == ["lr=0.001 · num_epochs=4", "lr=0.01 · num_epochs=4"]
+    assert [method.seeds for method in suite.methods] == [2, 2] and len(suite.silent) == 2
+    assert not np.array_equal(*(method.run.train["return"].values for method in suite.methods))
+    found = assert_offline(page.write([tmp_path / "s"], tmp_path / "r.html").read_text())
+    assert "2 running" in found.text and "1 failed" in found.text and "1 waiting" in found.text
+    assert "ValueError: <no>" in found.text
+
+
+def test_videos_are_inside_until_the_page_is_large_enough(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "videos").mkdir()
+    for name in ("a", "b"):
+        (folder / "videos" / f"{name}.mp4").write_bytes(b"0" * 600_000)
+    text = page.write([folder], tmp_path / "r.html", video_megabytes=1.0).read_text()
+    sources = [address for address in assert_offline(text).loads if "mp4" in address]
+    assert sources[0].startswith("data:video/mp4;base64,") and sources[1] == "run/videos/b.mp4"
+
+
+def test_what_is_no_run(tmp_path, three):
+    with pytest.raises(ValueError, match="nowhere is neither a run nor a sweep: there is no such folder"):
+        page.write([tmp_path / "nowhere"], tmp_path / "r.html")
+    with pytest.raises(ValueError, match="it has neither config.json nor sweep.json"):
+        page.write([tmp_path], tmp_path / "r.html")
+    empty = tmp_path / "empty"
+    make_run(empty)
+    (empty / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="nothing has been measured yet"):
+        page.write([empty], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_command(three, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments, code, said in (
+        ([str(three[0]), "--output=x.html"], 0, "report: x.html"),
+        ([], 1, "name the folders of runs or sweeps"),
+        (["nowhere"], 1, "nowhere is neither a run nor a sweep"),
+        ([str(three[0]), "--outptu=x"], 1, "Did you mean: output"),
+        ([str(three[0]), "--video_megabytes=-1"], 1, "too small"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            report_command.main(["mtjax-report", *arguments])
+        captured = capsys.readouterr()
+        assert (stopped.value.code or 0) == code and said in captured.out + captured.err
+
+
+# ------------------------------------------------------------------------------------------- numbers
+
+
+def test_scores_of_returns_are_scaled_within_each_task():
+    values = {"a": np.array([[0.0, 10.0], [5.0, 30.0]]), "b": np.array([[10.0, 20.0]])}
+    scaled = measures.common_scale(values, "return")
+    np.testing.assert_allclose(scaled["a"], [[0.0, 0.0], [0.5, 1.0]])
+    np.testing.assert_allclose(scaled["b"], [[1.0, 0.5]])
+    assert measures.common_scale(values, "success_any") == values
+    assert measures.common_scale({"a": values["a"]}, "return") == {}
+
+
+def test_a_curve_over_seeds():
+    """Mean and bootstrap interval; where a seed knows nothing the others speak, where none does there is a gap."""
+    values = np.array([[1.0, 3.0], [np.nan, np.nan], [np.nan, 4.0]])
+    found = measures.over_seeds(data.Series(np.array([0.0, 1.0, 2.0]), values))
+    np.testing.assert_array_equal(found.steps, [0, 2])
+    np.testing.assert_array_equal(found.middle, [2, 4])
+    assert found.low[0] == 1 and found.high[0] == 3
+
+
+def test_ticks_are_round_and_inside():
+    assert svg.Scale(0.0, 1.0, 0, 100).ticks() == [0.0, 0.2, 0.4, pytest.approx(0.6), 0.8, 1.0]
+    assert svg.Scale(1e-4, 1e-2, 0, 100, log=True).ticks() == pytest.approx([1e-4, 1e-3, 1e-2])
+    assert float(svg.Scale(1e-4, 1e-2, 0, 100, log=True)(1e-3)) == pytest.approx(50)
+    assert [svg.number(v) for v in (1e-4, 0.25, 1234.5, 60_416, 4.1e6, None)] == [
+        "1e-4", "0.25", "1,234", "60.4k", "4.1M", "–",
+    ]  # fmt: skip
+
+
+def test_methods_that_differ_in_numbers_share_a_colour(tmp_path):
+    changes = [{"grads": g, "learning_rate": lr} for g in ("mean", "pcgrad") for lr in (1e-3, 1e-2, 1e-1)]
+    folders = [make_run(tmp_path / str(i), options.replace(BASE, change)) for i, change in enumerate(changes)]
+    (suite,) = data.gather(folders)
+    looks = charts.styles(suite, [method.label for method in suite.methods])
+    assert [style.colour for style in looks.values()] == [0, 0, 0, 1, 1, 1]
+    assert [style.dash for style in looks.values()] == [0, 1, 2, 0, 1, 2]
+    assert "along learning_rate" in page.render([suite], "t", tmp_path)

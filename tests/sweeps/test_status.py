@@ -1,0 +1,79 @@
+"""Watching a sweep: the numbers of a live table."""
+
+import json
+
+import pytest
+
+from mtjax import options
+from mtjax.launch import watch
+from mtjax.sweeps import ledger, plan, status
+from mtjax.training.config import RunConfig
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """p001 trains two packed trials with two seeds each, p002 is done, p003 failed, p004 waits."""
+    base = RunConfig(num_seeds=2)
+    changes = [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}, *({"num_epochs": n} for n in (1, 2, 3))]
+    trials = [(change, options.replace(base, change)) for change in changes]
+    made = plan.make_plan("s", trials, lambda config: plan.Facts(1000, ("learning_rate",)), most_rows=9)
+    plan.save(made, tmp_path)
+    with ledger.Ledger(tmp_path) as book:
+        for name in ("p001", "p002", "p003"):
+            book.write("started", program=name, attempt=1, job="x")
+        for name, state in (("p002", "done"), ("p003", "failed")):
+            error = "ValueError: no" if state == "failed" else None
+            trials = {trial: {"state": state, "error": error} for trial in made.programs[name].trials}
+            book.write("ended", program=name, attempt=1, state=state, error=error, trials=trials)
+    lines = [
+        {"kind": "train", "step": 100, "values": {"success": [[None]] * 4, "steps_per_second": 5.0}},
+        {"kind": "evaluation", "step": 200, "split": "train", "mode": "deterministic",
+         "values": {"success_any": [[0.0, 0.2], [0.4, 0.2], [1.0, 0.5], [1.0, 0.7]]}},
+        {"kind": "evaluation", "step": 200, "split": "extrapolation", "mode": "deterministic",
+         "values": {"success_any": [[0.0]] * 4}},
+        {"kind": "train", "step": 250, "values": {"success": [[None, 1.0]] * 4, "steps_per_second": 7.0}},
+    ]  # fmt: skip
+    own = plan.program_dir(tmp_path, "p001")
+    own.mkdir(parents=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (own / "metrics.jsonl").write_text(text + '{"kind": "train", "step": 300, "val')  # torn: still being written
+    return tmp_path
+
+
+@pytest.mark.parametrize("tail", [8, 200, 2**18])
+def test_each_trial_of_a_program_has_its_own_numbers(sweep, monkeypatch, tail):
+    """Whatever part of the record is looked at first."""
+    monkeypatch.setattr(status, "TAIL", tail)
+    now = status.look(sweep)
+    first, second = now.rows[:2]
+    assert (first.state, first.share, first.speed, first.measure) == ("running", 0.25, 7.0, "success")
+    assert first.measures == pytest.approx({"mean": 0.2, "worst": 0.1})
+    assert second.measures == pytest.approx({"mean": 0.8, "worst": 0.6})
+    assert [row.state for row in now.rows] == ["running", "running", "failed", "waiting", "done"]
+    assert now.rows[2].error == "ValueError: no" and now.rows[4].share == 1.0
+
+
+def test_time_left(sweep):
+    events = ledger.read(sweep)
+    now = status.look(sweep, now=events[0]["time"] + 60)
+    # 2 × 0.25 + 1 of 4 trials that can still be done.
+    assert now.elapsed == pytest.approx(60) and now.left == pytest.approx(60 * 2.5 / 1.5)
+
+
+def test_whether_a_launcher_is_at_work(sweep):
+    assert not status.look(sweep).launcher
+    with ledger.lock(sweep, "sweep"):
+        assert status.look(sweep).launcher
+
+
+def test_the_command_without_a_terminal_prints_once(sweep, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit) as stopped:
+        watch.main(["mtjax-watch", str(sweep)])
+    printed = capsys.readouterr().out
+    assert not stopped.value.code
+    for words in ("1 done, 2 running, 1 waiting, 1 failed", "success (mean)", "80%", "ValueError: no", "no launcher"):
+        assert words in printed, printed
+    with pytest.raises(SystemExit) as stopped:
+        watch.main(["mtjax-watch"])
+    assert stopped.value.code == 1 and "name the folder of one sweep" in capsys.readouterr().err
