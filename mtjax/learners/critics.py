@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from mtjax.envs.base import ActionSpec
-from mtjax.networks.arrangements import Network, Parameters
+from mtjax.networks.base import Network, Parameters
+from mtjax.networks.task import Task
 
 Array = jax.Array
 
@@ -133,7 +134,7 @@ class Critic(NamedTuple):
 
     Attributes:
         init: key -> Parameters; shared leaves are [N, ...], private ones [T, N, ...].
-        apply: (shared, private of one task, task code, observation [B, obs], action [B, A] or None)
+        apply: (shared, private of one task, the task, observation [B, obs], action [B, A] or None)
             -> outputs [N, B, C, K].
     """
 
@@ -154,9 +155,9 @@ def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> C
     def init(key: Array) -> Parameters:
         return jax.vmap(network.init, out_axes=Parameters(0, 1))(jax.random.split(key, number))
 
-    def apply(shared: Any, private: Any, code: Any, observation: Array, taken: Array | None) -> Array:
+    def apply(shared: Any, private: Any, task: Task, observation: Array, taken: Array | None) -> Array:
         x = observation if taken is None else jnp.concatenate([observation, taken], axis=-1)
-        outputs = jax.vmap(network.apply, in_axes=(0, 0, None, None))(shared, private, code, x)
+        outputs = jax.vmap(network.apply, in_axes=(0, 0, None, None))(shared, private, task, x)
         return outputs.reshape(*outputs.shape[:-1], -1, head.size)
 
     return Critic(init, apply)

@@ -24,12 +24,11 @@ from mtjax.learners.returns import discounted_sums, generalized_advantages
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters, of_unseen_task
 from mtjax.networks.config import NetworkConfig
-from mtjax.networks.diagnostics import summarize
+from mtjax.networks.diagnostics import diagnose
 from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.task import Task, training_tasks, unseen_tasks
 
 Array = jax.Array
-DIAGNOSED = 64  # observations of each task at which routing is looked at
 MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
 
 
@@ -215,7 +214,8 @@ class _PPO:
         unexplained = (batch.target - batch.value).var(axis=1) / (batch.target.var(axis=1) + 1e-8)
         metrics["explained_variance"] = 1.0 - unexplained
         metrics["learning_rate"] = self._learning_rate(state)
-        metrics |= self._routing(state, batch.observation[:, :DIAGNOSED])
+        for part, network in (("policy", self.policy), ("value", self.value)):
+            metrics |= diagnose(network, state.params[part], self.tasks, batch.observation, part)
         state = state._replace(
             observations=observations,
             returns=returns,
@@ -224,18 +224,6 @@ class _PPO:
             updates=state.updates + 1,
         )
         return state, metrics
-
-    def _routing(self, state: PPOState, observation: Array) -> dict[str, Array]:
-        """How each network routes or mixes for each task at observations [T, B, obs]: [T] or [T, F] by name."""
-        metrics = {}
-        for part, network in (("policy", self.policy), ("value", self.value)):
-            p = state.params[part]
-            weights = jax.vmap(network.diagnose, in_axes=(None, 0, 0, 0))(
-                p.shared, p.private, self.tasks, observation
-            )
-            if weights:
-                metrics |= {f"{name}/{part}": value for name, value in jax.vmap(summarize)(weights).items()}
-        return metrics
 
     def _targets(self, state: PPOState, rollout: Transitions):
         """Scale rewards, evaluate the critic, estimate advantages. Returns ([T, H·E] batch, return state)."""

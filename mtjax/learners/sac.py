@@ -26,10 +26,12 @@ from mtjax.learners.critics import Candidates
 from mtjax.learners.descent import Descent, DescentState, optimizer, polyak
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
-from mtjax.networks.arrangements import Parameters, make_network, of_unseen_task
-from mtjax.networks.bro import make_bro
+from mtjax.networks.arrangements import make_network
+from mtjax.networks.base import Parameters, of_unseen_task
 from mtjax.networks.config import NetworkConfig
+from mtjax.networks.diagnostics import diagnose
 from mtjax.networks.policy import Policy, make_policy
+from mtjax.networks.task import Task, training_tasks, unseen_tasks
 
 Array = jax.Array
 OF_TASK = Parameters(None, 0)  # how vmap hands a network to one task: what is shared as it is, and its own slice
@@ -98,14 +100,14 @@ class Known(NamedTuple):
     """What a loss knows of its task, beside the batch; leaves lead with [T] outside.
 
     Attributes:
-        code: task code [T].
+        task: which it is.
         mask: [A] real entries (or choices) of the action.
         temperature: [] α.
         weight: [] of this task's loss among the others'.
         key: for drawing actions.
     """
 
-    code: Array
+    task: Task
     mask: Array
     temperature: Array
     weight: Array
@@ -129,7 +131,11 @@ class _SAC:
         )
         network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
         self.policy: Policy = make_policy(
-            network, inputs=spec.observation_size, action=spec.action, num_tasks=spec.num_tasks
+            network,
+            inputs=spec.observation_size,
+            action=spec.action,
+            num_tasks=spec.num_tasks,
+            contexts=spec.context_size,
         )
         self.head = critics.make_head(
             config.critic_head,
@@ -138,7 +144,7 @@ class _SAC:
             value_range=config.value_range,
         )
         self.critic = self._make_critic(network)
-        self.codes = jnp.eye(spec.num_tasks, dtype=jnp.float32)
+        self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
         self.masks = action_masks(spec)
         self.rewards = make_reward_scaling(config.return_scaling, value_range=config.value_range)
         adam = optimizer(
@@ -154,20 +160,20 @@ class _SAC:
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         config, spec = self.config, self.spec
         inputs, outputs = critics.inputs_and_outputs(spec.observation_size, spec.action, self.head)
+        network = network.of_value()
         if config.critic_body == "bro":
-            body = make_bro(
-                network,
-                inputs=inputs,
-                outputs=outputs,
-                num_tasks=spec.num_tasks,
-                width=config.bro_width,
-                depth=config.bro_depth,
-            )
-        else:
-            sizes = network.value_hidden_sizes or network.hidden_sizes
-            body = make_network(
-                network, inputs=inputs, outputs=outputs, num_tasks=spec.num_tasks, sizes=sizes, gain=1.0
-            )
+            sizes = (config.bro_width,) * config.bro_depth
+            network = dataclasses.replace(network, trunk="residual", activation="relu", hidden_sizes=sizes)
+            network.check()
+        body = make_network(
+            network,
+            inputs=inputs,
+            outputs=outputs,
+            num_tasks=spec.num_tasks,
+            sizes=network.hidden_sizes,
+            gain=1.0,
+            contexts=spec.context_size,
+        )
         return critics.ensemble(body, config.num_critics, spec.action, self.head)
 
     # ------------------------------------------------------------------------------------------ state
@@ -212,7 +218,7 @@ class _SAC:
         p, family = state.params["policy"], self.policy.distribution
         normalized = self._normalize(state.observations, observation)
         distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
-            p.shared, p.private, self.codes, normalized
+            p.shared, p.private, self.tasks, normalized
         )
         keys = jax.random.split(key, (2, self.spec.num_tasks))
         drawn = family.to_action(jax.vmap(family.sample)(distribution, self.masks, keys[0]))
@@ -228,18 +234,18 @@ class _SAC:
         return jax.random.categorical(key, logits, shape=(number,)).astype(jnp.int32)
 
     def evaluation_policy(
-        self, state: SACState, observation: Array, key: Array, deterministic: Array, unseen: bool = False
+        self, state: SACState, observation: Array, key: Array, deterministic: Array, unseen: Array | None = None
     ) -> Array:
         p, number = state.params["policy"], observation.shape[0]
-        statistics, private, codes, masks = state.observations, p.private, self.codes, self.masks
-        if unseen:
+        statistics, private, tasks, masks = state.observations, p.private, self.tasks, self.masks
+        if unseen is not None:
             statistics = normalization.pooled(statistics)
             private = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), of_unseen_task(p))
-            codes = jnp.full((number, self.spec.num_tasks), 1.0 / self.spec.num_tasks, jnp.float32)
+            tasks = unseen_tasks(self.spec.num_tasks, unseen)
             masks = jnp.ones((number, masks.shape[1]), jnp.float32)
             statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
         normalized = self._normalize(statistics, observation)
-        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, private, codes, normalized)
+        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, private, tasks, normalized)
         family = self.policy.distribution
         sampled = jax.vmap(family.sample)(distribution, masks, jax.random.split(key, number))
         mode = jax.vmap(family.mode)(distribution, masks)
@@ -255,6 +261,10 @@ class _SAC:
         metrics["finite"] = jnp.where(arrived.all(), metrics["finite"], arrived)
         metrics["replay/size"] = state.replay.size.astype(jnp.float32)
         metrics["learning_rate"] = state.hyper.learning_rate
+        observation = jnp.moveaxis(rollout.observation, 1, 0)
+        observation = observation.reshape(observation.shape[0], -1, observation.shape[-1])
+        observation = self._normalize(state.observations, observation)
+        metrics |= diagnose(self.policy, state.params["policy"], self.tasks, observation, "policy")
         return state._replace(updates=state.updates + 1), metrics
 
     def _take_in(self, state: SACState, rollout: Transitions) -> SACState:
@@ -357,7 +367,7 @@ class _SAC:
         temperature = jnp.exp(state.log_temperature)
         tasks = self.spec.num_tasks
         weights = task_weights(self.config.task_weights, temperature)
-        return Known(self.codes, self.masks, temperature, weights, jax.random.split(key, (tasks, 2)))
+        return Known(self.tasks, self.masks, temperature, weights, jax.random.split(key, (tasks, 2)))
 
     def task_target(self, policy: Parameters, targets: Parameters, known: Known, batch: Batch) -> Array:
         """What the critics of ONE task should say of its transitions [B]: [B, K'] (see critics.Head).
@@ -366,7 +376,7 @@ class _SAC:
         bootstraps from where it got to; a terminal one has nothing to bootstrap from.
         """
         candidates = self._candidates(policy, known, batch.next_observation, known.key[0])
-        outputs = self.critic.apply(*targets, known.code, batch.next_observation, candidates.action)
+        outputs = self.critic.apply(*targets, known.task, batch.next_observation, candidates.action)
         return self.head.target(outputs, candidates, known.temperature, batch.reward, batch.discount)
 
     def critic_loss(
@@ -374,7 +384,7 @@ class _SAC:
     ) -> tuple[Array, dict[str, Array]]:
         """The critics' loss of ONE task: a sum over the ensemble, a mean over the batch."""
         continuous = self.spec.action.kind == "continuous"
-        outputs = self.critic.apply(*critic, known.code, batch.observation, batch.action if continuous else None)
+        outputs = self.critic.apply(*critic, known.task, batch.observation, batch.action if continuous else None)
         outputs = critics.of_action(outputs, self.spec.action, batch.action)
         loss = self.head.loss(outputs, target).mean(axis=1).sum()
         return known.weight * loss, {"loss/value": loss, "value": self.head.value(outputs).mean()}
@@ -384,7 +394,7 @@ class _SAC:
     ) -> tuple[Array, dict[str, Array]]:
         """The policy's loss of ONE task: E[Σ π (α log π − Q)] over its observations."""
         candidates = self._candidates(policy, known, batch.observation, known.key[1])
-        outputs = self.critic.apply(*critic, known.code, batch.observation, candidates.action)
+        outputs = self.critic.apply(*critic, known.task, batch.observation, candidates.action)
         values = critics.reduce_values(self.head.value(outputs), self.config.critic_reduction)
         cost = candidates.probability * (known.temperature * candidates.log_prob - values)
         loss = cost.sum(axis=1).mean()
@@ -394,7 +404,7 @@ class _SAC:
     def _candidates(self, policy: Parameters, known: Known, observation: Array, key: Array) -> Candidates:
         """The actions that an expectation over the policy of ONE task runs over, at [B, obs]."""
         family = self.policy.distribution
-        p = self.policy.apply(*policy, known.code, observation)
+        p = self.policy.apply(*policy, known.task, observation)
         if self.spec.action.kind == "continuous":
             raw = family.sample(p, known.mask, key)
             log_prob = family.log_prob(p, known.mask, raw)[:, None]
@@ -462,6 +472,6 @@ def make_sac(
         sac.act,
         sac.update,
         sac.evaluation_policy,
-        network.arrangement != "independent",
+        network.generalises,
         sac.buffer,
     )
