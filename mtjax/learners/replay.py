@@ -86,9 +86,7 @@ class Buffer:
 
     def insert(self, replay: Replay, rollout: Transitions, action: Array) -> Replay:
         """Store a rollout [H, T, E, ...] over the oldest transitions. In place if ``replay`` is donated."""
-        sample = Sample(
-            rollout.observation, action, rollout.reward, rollout.terminated, rollout.final_observation
-        )
+        sample = Sample(rollout.observation, action, rollout.reward, rollout.terminated, rollout.final_observation)
         columns = [leaf.astype(jnp.float32).reshape(*leaf.shape[:3], -1) for leaf in sample]
         rows = jnp.moveaxis(jnp.concatenate(columns, axis=-1), 1, 0)  # [T, H, E, F]
         rows = rows.reshape(rows.shape[0], self.arriving, self.width)

@@ -211,9 +211,7 @@ class _SAC:
     def act(self, state: SACState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
         p, family = state.params["policy"], self.policy.distribution
         normalized = self._normalize(state.observations, observation)
-        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
-            p.shared, p.private, self.codes, normalized
-        )
+        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, self.codes, normalized)
         keys = jax.random.split(key, (2, self.spec.num_tasks))
         drawn = family.to_action(jax.vmap(family.sample)(distribution, self.masks, keys[0]))
         anything = jax.vmap(self._any_action, in_axes=(0, 0, None))(keys[1], self.masks, observation.shape[1])
