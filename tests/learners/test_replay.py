@@ -104,12 +104,12 @@ def test_memory_is_known_before_it_is_taken(monkeypatch):
     assert buffer.bytes == 4 * T * buffer.capacity * (2 * OBS + 2 + 2)
     small = _buffer()
     assert small.bytes == small.init().rows.nbytes
-    assert buffer.describe(3) == "replay: 1,000,008 transitions of each of 2 tasks and 3 seeds, 0.192 GB on the device"
+    assert buffer.describe(3) == "replay: 1,000,008 transitions of each of 2 tasks and 3 seeds, 192 MB on the device"
     monkeypatch.setattr(replay, "free_memory", lambda: 100_000_000)
     buffer.require_memory(1)
-    with pytest.raises(ValueError, match="3 seeds, 0.192 GB on the device, but 0.1 GB are free; lower replay_capacity"):
+    with pytest.raises(ValueError, match="3 seeds, 192 MB on the device, but 100 MB are free; lower replay_capacity"):
         buffer.require_memory(3)
-    with pytest.raises(ValueError, match="but replay_limit allows 0.05 GB"):
+    with pytest.raises(ValueError, match="but replay_limit allows 50 MB"):
         _buffer(capacity=10**6, limit=5e7).require_memory(1)
     _buffer(capacity=10**6, limit=5e8).require_memory(3)  # the user knows better
     monkeypatch.undo()

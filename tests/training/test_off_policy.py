@@ -115,7 +115,7 @@ def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
             command.main(["mtjax-train", *arguments, *more])
         printed = capsys.readouterr()
         assert not stopped.value.code, printed.err
-        assert "replay: 64 transitions of each of 2 tasks and 2 seeds, 6.14e-06 GB on the device" in printed.err
+        assert "replay: 64 transitions of each of 2 tasks and 2 seeds, 5.12 kB on the device" in printed.err
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["learner"] == "sac" and saved["hyper"]["warm_start"] == 16 and "ppo" not in saved
     assert (tmp_path / "run" / "plots").is_dir() and "total_steps extended from 128 to 160" in printed.out
