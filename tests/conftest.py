@@ -26,6 +26,8 @@ SMOKE = (
     "learners/test_returns.py",
     "learners/test_normalization.py",
     "learners/test_ppo.py",
+    "learners/test_replay.py",
+    "learners/test_critics.py",
     "envs/test_vectorize.py",
     "envs/test_host.py",
     "training/test_checkpoint.py",

@@ -86,9 +86,7 @@ class Buffer:
 
     def insert(self, replay: Replay, rollout: Transitions, action: Array) -> Replay:
         """Store a rollout [H, T, E, ...] over the oldest transitions. In place if ``replay`` is donated."""
-        sample = Sample(
-            rollout.observation, action, rollout.reward, rollout.terminated, rollout.final_observation
-        )
+        sample = Sample(rollout.observation, action, rollout.reward, rollout.terminated, rollout.final_observation)
         columns = [leaf.astype(jnp.float32).reshape(*leaf.shape[:3], -1) for leaf in sample]
         rows = jnp.moveaxis(jnp.concatenate(columns, axis=-1), 1, 0)  # [T, H, E, F]
         rows = rows.reshape(rows.shape[0], self.arriving, self.width)
@@ -126,7 +124,7 @@ class Buffer:
         seeds = f" and {num_seeds} seeds" if num_seeds > 1 else ""
         return (
             f"replay: {self.capacity:,} transitions of each of {self.spec.num_tasks} tasks{seeds}, "
-            f"{num_seeds * self.bytes / GIGABYTE:.3g} GB on the device"
+            f"{_size(num_seeds * self.bytes)} on the device"
         )
 
     def require_memory(self, num_seeds: int) -> None:
@@ -137,12 +135,20 @@ class Buffer:
         """
         need, free = num_seeds * self.bytes, free_memory()
         if self.limit and need > self.limit:
-            allowed = f"replay_limit allows {self.limit / GIGABYTE:.3g} GB"
+            allowed = f"replay_limit allows {_size(self.limit)}"
         elif not self.limit and free is not None and need > free:
-            allowed = f"{free / GIGABYTE:.3g} GB are free"
+            allowed = f"{_size(free)} are free"
         else:
             return
         raise ValueError(f"{self.describe(num_seeds)}, but {allowed}; lower replay_capacity or num_seeds")
+
+
+def _size(number: float) -> str:
+    """Bytes in a unit that suits them."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f} B"
 
 
 def free_memory() -> int | None:

@@ -189,6 +189,40 @@ def test_a_broken_configuration_is_refused(command, training, tmp_path, content,
     assert result.err.count("\n") == 1 and not training.calls
 
 
+def test_a_configuration_of_the_first_runs_is_still_read(command, training, tmp_path):
+    """PPO's options had a key of their own then; such runs can be resumed, evaluated and varied."""
+    command(PROBE, "--run_dir=run", "--gae_lambda=0.5")
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["ppo"] = saved.pop("hyper")
+    path.write_text(json.dumps(saved))
+    assert command("--run_dir=run", "--resume").code == 0
+    assert training.calls[1][0] == training.calls[0][0] and training.calls[1][0].hyper.gae_lambda == 0.5
+
+
+def test_a_run_of_another_learner_is_resumed_by_its_folder(command, training):
+    """Which learner's options are meant, the folder says."""
+    sac = (PROBE, "--learner=sac", "--polyak=0.1", "--run_dir=run")
+    assert command(*sac).code == 0
+    assert command("--run_dir=run", "--resume", "--polyak=0.1").code == 0
+    assert command(*sac, "--resume").code == 0
+    configs = [config for config, *_ in training.calls]
+    assert configs[0] == configs[1] == configs[2] and configs[0].hyper.polyak == 0.1
+    result = command("--run_dir=run", "--resume", "--polyak=0.2")
+    assert result.code == 1 and "--polyak: 0.1 in the run, 0.2 asked" in result.err
+    result = command("--run_dir=run", "--resume", "--learner=ppo")
+    assert result.code == 1 and "--learner: sac in the run, ppo asked" in result.err
+
+
+def test_config_from_with_another_learner_takes_what_is_common(command, training):
+    """Suite, environments and network stay; the new learner's own options start from its defaults."""
+    command(PROBE, "--run_dir=run", "--num_envs=3", "--hidden_sizes=8", "--learning_rate=0.5")
+    assert command("--config_from=run", "--learner=sac", "--run_dir=other").code == 0
+    config = training.calls[1][0]
+    assert (config.learner, config.num_envs, config.network.hidden_sizes) == ("sac", 3, (8,))
+    assert config.hyper.learning_rate == 3e-4
+
+
 def test_config_from_says_everything(command, training):
     command(PROBE, "--run_dir=run")
     result = command("--config_from=run", "--preset=control-*")

@@ -1,0 +1,439 @@
+"""SAC's update, piece by piece and as a whole, against references and against itself."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtjax import grads
+from mtjax.envs.base import continuous, discrete
+from mtjax.learners import replay, sac
+from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.config import SACConfig
+from mtjax.networks.config import NetworkConfig
+
+T, E, H, OBS, B = 3, 2, 4, 3, 6
+SMALL = {"rollout_length": H, "update_to_data": 0.25, "batch_size": B, "replay_capacity": 48, "warm_start": 0}
+KEY = jax.random.key(5)
+GAMMA = 0.9
+
+
+def _make(*, action=None, arrangement="one_hot", method=None, tasks=T, sizes=None, **options):
+    """The pure functions of a small SAC; its methods are what make_sac returns."""
+    config = SACConfig(**{**SMALL, "learning_rate": 1e-2, "discount": GAMMA, **options})
+    network = NetworkConfig(arrangement=arrangement, hidden_sizes=(8,), embedding_size=4, scale="state")
+    spec = TaskSpec(tasks, OBS, action or discrete(3), sizes)
+    return sac._SAC(config, network, method or grads.mean(), spec, num_envs=E)
+
+
+def _rollout(agent, state, seed=0):
+    """Random experience, acted for by the agent itself; tasks of very different reward."""
+    draw = np.random.default_rng(seed)
+    shape = (H, agent.spec.num_tasks, E)
+    observation, final = (jnp.asarray(draw.normal(size=(*shape, OBS)), jnp.float32) for _ in range(2))
+    _, extras = jax.vmap(agent.act, in_axes=(None, 0, 0))(state, observation, jax.random.split(KEY, H))
+    return Transitions(
+        observation=observation,
+        reward=jnp.asarray(draw.normal(size=shape) * 10.0 ** np.arange(shape[1])[:, None], jnp.float32),
+        terminated=jnp.asarray(draw.random(shape) < 0.2),
+        truncated=jnp.asarray(draw.random(shape) < 0.2),
+        final_observation=final,
+        extras=extras,
+    )
+
+
+def _sample(agent, seed=0):
+    """Stored transitions [T, B]; the first of each task is terminal, the others are not."""
+    draw = np.random.default_rng(seed)
+    shape, action = (agent.spec.num_tasks, B), agent.spec.action
+    taken = (
+        draw.integers(0, action.size, shape)
+        if action.kind == "discrete"
+        else draw.uniform(-1, 1, (*shape, action.size))
+    )
+    return replay.Sample(
+        observation=jnp.asarray(draw.normal(size=(*shape, OBS)), jnp.float32),
+        action=jnp.asarray(taken, jnp.int32 if action.kind == "discrete" else jnp.float32),
+        reward=jnp.asarray(draw.normal(size=shape), jnp.float32),
+        terminated=jnp.broadcast_to(jnp.arange(B) == 0, shape),
+        final_observation=jnp.asarray(draw.normal(size=(*shape, OBS)), jnp.float32),
+    )
+
+
+def _start(agent):
+    """A fresh state, in one small program."""
+    return jax.jit(agent.init)(jax.random.key(0))
+
+
+def _task(tree, t):
+    return jax.tree.map(lambda leaf: leaf[t], tree)
+
+
+def _of(parameters, t):
+    """A network's parameters as task t has them."""
+    return parameters._replace(private=_task(parameters.private, t))
+
+
+def _close(a, b, rtol=2e-4, atol=2e-6):
+    """Equal within rounding, keys aside."""
+    plain = functools.partial(jax.tree.map, lambda x: None if grads.base.is_key(x) else np.asarray(x))
+    chex.assert_trees_all_close(plain(a), plain(b), rtol=rtol, atol=atol)
+
+
+# ------------------------------------------------------------------------------------- losses and targets
+
+
+def _mlp(parameters, x):
+    p = parameters["trunk"]["params"]["Dense_0"], parameters["head"]["params"]["Dense_0"]
+    hidden = np.tanh(x @ np.asarray(p[0]["kernel"]) + np.asarray(p[0]["bias"]))
+    return hidden @ np.asarray(p[1]["kernel"]) + np.asarray(p[1]["bias"])
+
+
+def _values(parameters, x):
+    """Answers [2, B, …] of both critics."""
+    return np.stack([_mlp(jax.tree.map(lambda leaf, n=n: leaf[n], parameters.shared), x) for n in range(2)])
+
+
+def _told(x, t):
+    return np.concatenate([x, np.tile(np.eye(T)[t], (len(x), 1))], axis=1)
+
+
+def test_discrete_losses_and_target_against_numpy():
+    """Expectations over all choices; the target bootstraps from the final observation, and never at a terminal step."""
+    agent = _make(target_entropy_scale=0.0, initial_temperature=0.3)
+    state = _start(agent)
+    state = state._replace(targets=jax.tree.map(lambda x: 1.5 * x, state.targets))
+    sample = _sample(agent)
+    batch, known = agent._prepare(state, sample), agent._known(state, KEY)
+    policy, critic = state.params["policy"], state.params["critic"]
+    for t in range(T):
+        b, k = _task(batch, t), _task(known, t)
+        x, after = _told(np.asarray(sample.observation[t]), t), _told(np.asarray(sample.final_observation[t]), t)
+
+        def probabilities(x):
+            out = _mlp(policy.shared, x)
+            return np.exp(out) / np.exp(out).sum(axis=1, keepdims=True)
+
+        p = probabilities(after)
+        soft = (p * (_values(state.targets, after).min(axis=0) - 0.3 * np.log(p))).sum(axis=1)
+        expected = np.asarray(sample.reward[t]) + GAMMA * np.where(np.arange(B) == 0, 0.0, soft)
+        target = agent.task_target(_of(policy, t), _of(state.targets, t), k, b)
+        np.testing.assert_allclose(target[:, 0], expected, rtol=2e-4, atol=1e-5)
+
+        q = _values(critic, x)
+        taken = q[:, np.arange(B), np.asarray(sample.action[t])]
+        loss, parts = agent.critic_loss(_of(critic, t), k, b, target)
+        np.testing.assert_allclose(loss, 0.5 * ((taken - expected) ** 2).mean(axis=1).sum(), rtol=2e-4)
+        np.testing.assert_allclose(parts["value"], taken.mean(), rtol=2e-4, atol=1e-5)
+
+        p = probabilities(x)
+        loss, parts = agent.policy_loss(_of(policy, t), _of(critic, t), k, b)
+        np.testing.assert_allclose(loss, (p * (0.3 * np.log(p) - q.min(axis=0))).sum(axis=1).mean(), rtol=2e-4)
+        np.testing.assert_allclose(parts["entropy"], -(p * np.log(p)).sum(axis=1).mean(), rtol=2e-4)
+
+
+def test_continuous_losses_and_target_against_numpy():
+    """The density is that of the squashed action which the critics see."""
+    agent = _make(action=continuous(2), initial_temperature=0.3)
+    state = _start(agent)
+    sample = _sample(agent)
+    batch, known = agent._prepare(state, sample), agent._known(state, KEY)
+    policy, critic, t = state.params["policy"], state.params["critic"], 1
+    b, k = _task(batch, t), _task(known, t)
+
+    def drawn(x, key):
+        """An action at every row with its log-density, from the same noise."""
+        mean, log_scale = np.split(_mlp(policy.shared, x), 2, axis=1)
+        log_scale = np.clip(log_scale - 0.5, -5, 2)  # NetworkConfig.initial_log_scale
+        noise = np.asarray(jax.random.normal(key, mean.shape))
+        action = np.tanh(mean + np.exp(log_scale) * noise)
+        density = -0.5 * noise**2 - log_scale - 0.5 * np.log(2 * np.pi) - np.log(1 - action**2)
+        return action, density.sum(axis=1)
+
+    def values(parameters, x, action):
+        return _values(parameters, _told(np.concatenate([x, action], axis=1), t))[..., 0]
+
+    after = np.asarray(sample.final_observation[t])
+    action, log_prob = drawn(_told(after, t), k.key[0])
+    soft = values(state.targets, after, action).min(axis=0) - 0.3 * log_prob
+    expected = np.asarray(sample.reward[t]) + GAMMA * np.where(np.arange(B) == 0, 0.0, soft)
+    target = agent.task_target(_of(policy, t), _of(state.targets, t), k, b)
+    np.testing.assert_allclose(target[:, 0], expected, rtol=1e-3, atol=1e-4)
+
+    x = np.asarray(sample.observation[t])
+    taken = values(critic, x, np.asarray(sample.action[t]))
+    loss, _ = agent.critic_loss(_of(critic, t), k, b, target)
+    np.testing.assert_allclose(loss, 0.5 * ((taken - expected) ** 2).mean(axis=1).sum(), rtol=1e-3)
+    action, log_prob = drawn(_told(x, t), k.key[1])
+    loss, parts = agent.policy_loss(_of(policy, t), _of(critic, t), k, b)
+    np.testing.assert_allclose(loss, (0.3 * log_prob - values(critic, x, action).min(axis=0)).mean(), rtol=1e-3)
+    np.testing.assert_allclose(parts["entropy"], -log_prob.mean(), rtol=1e-3)
+
+
+def test_truncation_is_no_end():
+    """From rollout through replay to the target: only ``terminated`` stops the bootstrap, from where it got to."""
+    agent = _make(batch_size=64)
+    state = _start(agent)
+    rollout = _rollout(agent, state)
+    rollout = rollout._replace(
+        terminated=jnp.zeros_like(rollout.terminated), truncated=jnp.ones_like(rollout.truncated)
+    )
+    state = agent._take_in(state, rollout)
+    batch = agent._prepare(state, agent.buffer.sample(state.replay, KEY, 64))
+    assert (batch.discount == GAMMA).all()
+    for t in range(T):
+        reached = np.asarray(rollout.final_observation[:, t]).reshape(-1, OBS)
+        rewards = np.asarray(rollout.reward[:, t]).reshape(-1)
+        for next_observation, reward in zip(batch.next_observation[t], batch.reward[t], strict=True):
+            np.testing.assert_array_equal(reached[np.flatnonzero(rewards == reward)[0]], next_observation)
+    ended = agent._take_in(state, rollout._replace(terminated=jnp.ones_like(rollout.terminated)))
+    rows = agent.buffer.unpack(ended.replay.rows[:, H * E : 2 * H * E])
+    assert rows.terminated.all() and (agent._prepare(ended, rows).discount == 0).all()
+
+
+def test_temperature_moves_by_its_gradient():
+    """d/d log α of α (H − H̄): too little entropy heats, too much cools, each task for itself."""
+    agent = _make(action=continuous(2), sizes=(2, 1, 2), initial_temperature=0.5, temperature_learning_rate=0.1)
+    agent.temperature_optimizer = optax.identity()
+    state = _start(agent)
+    np.testing.assert_array_equal(agent.target_entropy(state.hyper), [-2.0, -1.0, -2.0])
+    entropy = jnp.asarray([-3.0, -1.0, 1.0])
+    found, _ = agent._heat(state, entropy)
+    np.testing.assert_allclose(found, np.log(0.5) - 0.1 * 0.5 * np.asarray([-1.0, 0.0, 3.0]), rtol=1e-6)
+    still = _make(learn_temperature=False)
+    state = _start(still)
+    np.testing.assert_array_equal(still._heat(state, entropy)[0], state.log_temperature)
+    padded = _make(sizes=(3, 2, 3), discrete_entropy_scale=0.5)
+    np.testing.assert_allclose(padded.target_entropy(state.hyper), 0.5 * np.log([3, 2, 3]), rtol=1e-6)
+
+
+def test_task_weights():
+    """Both published forms have mean one; the paper prints exp(−α)/Σ, its code computes softmax(−log α)·T."""
+    alpha = np.asarray([0.1, 0.5, 2.0])
+    np.testing.assert_array_equal(sac.task_weights("equal", jnp.asarray(alpha)), 1.0)
+    exponential = np.exp(-alpha) / np.exp(-alpha).sum() * 3
+    np.testing.assert_allclose(sac.task_weights("exponential", jnp.asarray(alpha)), exponential, rtol=1e-5)
+    inverse = (1 / alpha) / (1 / alpha).sum() * 3
+    np.testing.assert_allclose(sac.task_weights("inverse", jnp.asarray(alpha)), inverse, rtol=1e-5)
+    agent = _make(task_weights="inverse")
+    state = _start(agent)._replace(log_temperature=jnp.log(jnp.asarray(alpha, jnp.float32)))
+    batch, known = agent._prepare(state, _sample(agent)), agent._known(state, KEY)
+    loss, parts = agent.policy_loss(
+        _of(state.params["policy"], 0), _of(state.params["critic"], 0), _task(known, 0), _task(batch, 0)
+    )
+    np.testing.assert_allclose(loss, inverse[0] * parts["loss/policy"], rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- gradient steps
+
+
+@functools.cache
+def _stepped(**options):
+    """(agent, state before, batch, state after, metrics) of one gradient step."""
+    agent = _make(**options)
+
+    @jax.jit
+    def step(key):
+        state = agent.init(key)
+        state = state._replace(log_temperature=jnp.log(jnp.linspace(0.2, 0.8, agent.spec.num_tasks)))
+        batch = agent._prepare(state, _sample(agent))
+        return state, batch, *agent._step(state, batch, KEY)
+
+    return agent, *step(jax.random.key(0))
+
+
+def test_split_and_unsplit_losses_give_the_same_gradients_and_targets():
+    """A peer samples next actions from other observations when losses are split. Here a vmap is all there is."""
+    agent, state, batch, _, _ = _stepped(action=continuous(2), arrangement="multi_head")
+    known = agent._known(state, KEY)
+    policy, critic = state.params["policy"], state.params["critic"]
+    axes = (sac.OF_TASK, sac.OF_TASK, 0, 0)
+    targets = jax.vmap(agent.task_target, in_axes=axes)(policy, state.targets, known, batch)
+    together = jax.vmap(jax.grad(agent.policy_loss, has_aux=True), in_axes=axes)(policy, critic, known, batch)[0]
+    critics_together = jax.vmap(jax.grad(agent.critic_loss, has_aux=True), in_axes=(sac.OF_TASK, 0, 0, 0))(
+        critic, known, batch, targets
+    )[0]
+
+    @jax.jit
+    def alone(t):
+        p, c, k, b = _of(policy, t), _of(critic, t), _task(known, t), _task(batch, t)
+        target = agent.task_target(p, _of(state.targets, t), k, b)
+        of_policy = jax.grad(agent.policy_loss, has_aux=True)(p, c, k, b)[0]
+        return target, of_policy, jax.grad(agent.critic_loss, has_aux=True)(c, k, b, target)[0]
+
+    for t in range(T):
+        _close(alone(t), _task((targets, together, critics_together), t))
+
+
+def test_one_agent_per_task_is_that_many_agents():
+    """Nothing leaks between tasks that share nothing: T agents in one program are T programs."""
+    agent, state, batch, after, metrics = _stepped(arrangement="independent", max_grad_norm=0.5, weight_decay=0.1)
+    assert not [name for name in metrics if name.startswith("grads/")]
+    one = _make(arrangement="independent", tasks=1, max_grad_norm=0.5, weight_decay=0.1)
+    step = jax.jit(one._step)
+    mine = {part: p.private for part, p in after.params.items()} | {"targets": after.targets.private}
+    for t in range(T):
+
+        def row(x, t=t):
+            return x[t : t + 1] if np.ndim(x) and x.shape[0] == T else x
+
+        new, numbers = step(jax.tree.map(row, state._replace(replay=None)), jax.tree.map(row, batch), KEY)
+        alone = {part: p.private for part, p in new.params.items()} | {"targets": new.targets.private}
+        _close(alone, jax.tree.map(row, mine))
+        np.testing.assert_allclose(new.log_temperature, after.log_temperature[t : t + 1], rtol=1e-5)
+        np.testing.assert_allclose(numbers["loss"], metrics["loss"][t : t + 1], rtol=1e-4)
+
+
+def test_the_order_of_tasks_does_not_matter():
+    """Tasks renamed are tasks renamed: nothing may depend on which comes first."""
+    agent, state, batch, after, metrics = _stepped(arrangement="embedding", method=grads.cagrad())
+    order = jnp.asarray([2, 0, 1])
+
+    def shuffled(tree):
+        return jax.tree.map(lambda x: x[order] if np.ndim(x) and x.shape[0] == T else x, tree)
+
+    def parts(state):
+        """What leads with the task axis (an ensemble of N critics never has N = T here)."""
+        params = {k: p._replace(private=shuffled(p.private)) for k, p in state.params.items()}
+        targets = state.targets._replace(private=shuffled(state.targets.private))
+        return state._replace(params=params, targets=targets, log_temperature=state.log_temperature[order])
+
+    new, numbers = jax.jit(agent._step)(parts(state), shuffled(batch), KEY)
+    _close(new.params, parts(after).params, rtol=1e-3, atol=1e-5)
+    _close(new.log_temperature, after.log_temperature[order])
+    for name in ("loss", "entropy", "grads/norm", "grads/norm/value"):
+        np.testing.assert_allclose(numbers[name], metrics[name][order], rtol=1e-3, atol=1e-5)
+
+
+def test_targets_follow_slowly_and_start_as_copies():
+    agent, state, _, after, _ = _stepped(polyak=0.2)
+    _close(state.targets, state.params["critic"])
+    expected = jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state.targets, after.params["critic"])
+    _close(after.targets, expected)
+    leaves = jax.tree.leaves(_start(agent))
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves if not grads.base.is_key(leaf)]
+    assert len(pointers) == len(set(pointers)), "leaves that alias cannot be donated"
+
+
+def test_each_network_has_its_own_method():
+    """--grads for the policy, --critic_grads for the critics, both with their diagnostics."""
+    _, _, _, _, metrics = _stepped(action=continuous(2), method=grads.pcgrad(), critic_grads="sum")
+    np.testing.assert_array_equal(metrics["grads/weight/value"], 1.0)
+    for name, shape in (("cosine", (T, T)), ("conflict", ()), ("norm", (T,)), ("weight", (T,))):
+        assert metrics[f"grads/{name}"].shape == metrics[f"grads/{name}/value"].shape == shape
+    with pytest.raises(ValueError, match="no method 'som': did you mean sum"):
+        _make(critic_grads="som")
+
+
+# -------------------------------------------------------------------------------------------------- updates
+
+
+@functools.cache
+def _update(**options):
+    """An agent with its compiled update and rollout."""
+    agent = _make(**options)
+    return agent, jax.jit(agent.update), jax.jit(functools.partial(_rollout, agent))
+
+
+def test_nothing_is_learnt_before_the_warm_start_is_over():
+    """Until 16 transitions a task are there, parameters stay; then they move, and the random actions end."""
+    agent, update, rollout = _update(warm_start=16, action=continuous(2), sizes=(2, 1, 2), normalize_observations=True)
+    start = state = _start(agent)
+    action, extras = agent.act(state, jnp.zeros((T, 500, OBS)), KEY)
+    np.testing.assert_array_equal(action, extras["action"])
+    np.testing.assert_allclose(action.std(axis=(0, 1))[0], 2 / np.sqrt(12), atol=0.03)  # uniform in [-1, 1]
+    assert (action[1, :, 1] == 0).all() and (action[0, :, 1] != 0).all()
+    state, metrics = update(state, rollout(state), KEY)
+    kept = lambda s: (s.params, s.targets, s.descent, s.log_temperature)  # noqa: E731
+    _close(kept(state), kept(start))
+    assert state.seen == state.replay.size == metrics["replay/size"] == 8 and state.observations.count[0] == 8
+    state, _ = update(state, rollout(state), KEY)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start.params)
+    assert all(jax.tree.leaves(moved)) and state.updates == 2
+    action, _ = agent.act(state, jnp.zeros((T, 500, OBS)), KEY)
+    assert action.std() < 0.5 and (action[1, :, 1] == 0).all()
+
+
+def test_an_emptied_replay_is_filled_before_learning_goes_on():
+    """After a resume without the replay, nothing may be drawn from zeros."""
+    agent, update, rollout = _update(warm_start=16)
+    state = _start(agent)._replace(seen=jnp.asarray(1000, jnp.int32))
+    new, _ = update(state, rollout(state), KEY)
+    _close(new.params, state.params)
+    action, _ = agent.act(state, jnp.zeros((T, 5, OBS)), KEY)
+    assert (action == agent.act(state, jnp.zeros((T, 5, OBS)), KEY)[0]).all()
+
+
+def test_metrics():
+    agent, update, rollout = _update()
+    state = _start(agent)
+    state, metrics = update(state, rollout(state), KEY)
+    for name in ("loss", "loss/policy", "loss/value", "value", "entropy", "temperature", "finite"):
+        assert metrics[name].shape == (T,)
+    assert metrics["finite"].dtype == bool and metrics["finite"].all() and metrics["learning_rate"] == jnp.float32(1e-2)
+    np.testing.assert_allclose(metrics["loss"], metrics["loss/policy"] + metrics["loss/value"], rtol=1e-5)
+
+
+def test_a_nan_is_blamed_on_the_task_that_brought_it():
+    """It may lie in the replay for hours before it is drawn, and then spreads to every task."""
+    agent, update, rollout = _update()
+    state = _start(agent)
+    sick = rollout(state)
+    sick = sick._replace(reward=sick.reward.at[3, 1, 1].set(jnp.nan))
+    np.testing.assert_array_equal(update(state, sick, KEY)[1]["finite"], [True, False, True])
+
+
+def test_choices_that_are_none_are_never_made():
+    """Padded choices: neither at random, nor by the policy, nor in the expectation of the losses."""
+    agent = _make(sizes=(3, 2, 1), initial_temperature=0.3)
+    state = _start(agent)
+    for seen in (0, 1):
+        agent.config.__dict__["warm_start"] = 1  # a frozen dataclass, for this test alone
+        action, _ = agent.act(state._replace(seen=jnp.asarray(seen)), jnp.zeros((T, 300, OBS)), KEY)
+        assert action.dtype == jnp.int32 and [sorted(set(np.asarray(a).tolist())) for a in action] == [
+            [0, 1, 2],
+            [0, 1],
+            [0],
+        ]
+    known = _task(agent._known(state, KEY), 2)
+    candidates = agent._candidates(_of(state.params["policy"], 2), known, jnp.zeros((B, OBS)), KEY)
+    np.testing.assert_allclose(candidates.probability, np.eye(3)[np.zeros(B, int)], atol=1e-7)
+    assert (candidates.log_prob == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_policy_for_evaluation(kind):
+    """Deterministic is the mode and needs no key; stochastic explores; unseen tasks get the mean."""
+    action = discrete(3) if kind == "discrete" else continuous(2)
+    agent = _make(action=action, arrangement="multi_head", normalize_observations=True)
+    state = _start(agent)
+    observation, other = jnp.ones((T, 40, OBS)), jax.random.key(9)
+    yes, no = jnp.asarray(True), jnp.asarray(False)
+    mode = agent.evaluation_policy(state, observation, KEY, yes)
+    assert mode.shape == (T, 40, *action.shape)
+    np.testing.assert_array_equal(mode, agent.evaluation_policy(state, observation, other, yes))
+    drawn = agent.evaluation_policy(state, observation, KEY, no)
+    assert (drawn != agent.evaluation_policy(state, observation, other, no)).any() and (abs(drawn) <= 2).all()
+    unseen = agent.evaluation_policy(state, jnp.ones((5, E, OBS)), KEY, yes, unseen=True)
+    assert unseen.shape == (5, E, *action.shape)
+    np.testing.assert_array_equal(unseen[0], unseen[4])
+
+
+def test_brc_is_made_of_parts_that_work_alone():
+    """Wide residual critics alone; and with categorical returns and the return normaliser (both tested alone, too)."""
+    bro = {"critic_body": "bro", "bro_width": 8, "bro_depth": 1, "action": continuous(2), "arrangement": "embedding"}
+    rest = {"critic_head": "categorical", "num_atoms": 11, "return_scaling": "range", "critic_reduction": "mean"}
+    for options in (bro, {**bro, **rest}):
+        agent, update, rollout = _update(**options)
+        state = _start(agent)
+        layers = state.params["critic"].shared["bro"]["params"]
+        assert layers["LayerNorm_2"]["scale"].shape == (2, 8)
+        state, metrics = update(state, rollout(state), KEY)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
+    with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1"):
+        config = SACConfig(return_scaling="range", discount=1.0)
+        sac.make_sac(config, NetworkConfig(), grads.mean(), TaskSpec(2, 3, discrete(2)), num_envs=1, num_updates=1)
