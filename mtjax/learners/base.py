@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -39,6 +39,18 @@ class TaskSpec(NamedTuple):
         return 0 if self.contexts is None else self.contexts.shape[1]
 
 
+class Unseen(NamedTuple):
+    """What is known of N tasks that were not trained on.
+
+    Attributes:
+        contexts: [N, D] embeddings of their descriptions; D = 0 where nobody reads them.
+        masks: [N, A] float32, 1 where an entry (or choice) of a padded action is real.
+    """
+
+    contexts: Array
+    masks: Array
+
+
 class Transitions(NamedTuple):
     """A rollout: every leaf is [H, T, E, ...] (time, task, environment).
 
@@ -68,9 +80,8 @@ class Learner(NamedTuple):
             "finite" [T] bool are always there; "finite" is False for the tasks whose loss was not finite when
             that first happened to any.
         policy: (state, observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...]. For
-            evaluation. ``unseen`` None: N = T training tasks. [N, D]: N tasks that were never trained on, by
-            the embeddings of their descriptions (D = 0 without), acted for zero-shot with the mean of what
-            belongs to single tasks.
+            evaluation. ``unseen`` None: N = T training tasks; otherwise N tasks that were never trained on, acted
+            for zero-shot.
         generalises: False if the learner has nothing to say about unseen tasks.
         replay: the replay that its state holds, or None: who runs it states its memory before it is taken.
     """
@@ -85,5 +96,9 @@ class Learner(NamedTuple):
 
 def action_masks(spec: TaskSpec) -> Array:
     """[T, A] float32: 1 where an entry (or choice) of a padded action is real."""
-    sizes = spec.action_sizes or (spec.action.size,) * spec.num_tasks
-    return (jnp.arange(spec.action.size)[None] < jnp.asarray(sizes)[:, None]).astype(jnp.float32)
+    return masks_of(spec.action_sizes or (spec.action.size,) * spec.num_tasks, spec.action)
+
+
+def masks_of(sizes: Sequence[int], action: ActionSpec) -> Array:
+    """[N, A] float32: 1 in the first ``sizes[n]`` entries."""
+    return (jnp.arange(action.size)[None] < jnp.asarray(sizes)[:, None]).astype(jnp.float32)

@@ -23,8 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtjax.learners import normalization
-from mtjax.learners.base import Learner, TaskSpec, Transitions
+from mtjax.learners import acting
+from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.learners.ppo import _PPO, Minibatch, PPOState, check_minibatches, task_major, time_major
 from mtjax.networks.base import Parameters
@@ -89,19 +89,14 @@ class _Distral(_PPO):
         return self.config.distral_kl_cost * divergence, {"kl/prior": divergence}
 
     def evaluation_policy(
-        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Array | None = None
+        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
     ) -> Array:
         """As PPO's; a task that was not trained on is acted for by π₀."""
         if unseen is None:
             return super().evaluation_policy(state, observation, key, deterministic)
-        number, family = observation.shape[0], self.policy.distribution
-        statistics = normalization.pooled(state.observations)
-        statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
-        normalized = self._normalize(statistics, observation)
+        normalized = self._normalize(acting.pooled(state.observations, len(observation)), observation)
         prior = jax.vmap(self.prior, in_axes=(None, 0))(state.params["policy"].shared, normalized)
-        masks = jnp.ones((number, self.masks.shape[1]), jnp.float32)
-        sampled = jax.vmap(family.sample)(prior, masks, jax.random.split(key, number))
-        return family.to_action(jnp.where(deterministic, jax.vmap(family.mode)(prior, masks), sampled))
+        return acting.choose(self.policy, prior, unseen.masks, key, deterministic)
 
 
 def product(prior: Any, own: Any, alpha: Array | float) -> Any:

@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import optax
 
 from mtjax import grads
-from mtjax.learners import normalization
-from mtjax.learners.base import Learner, TaskSpec, Transitions, action_masks
+from mtjax.learners import acting, normalization
+from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.returns import discounted_sums, generalized_advantages
 from mtjax.networks.arrangements import make_network
-from mtjax.networks.base import Network, Parameters, of_unseen_task
+from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import diagnose
 from mtjax.networks.policy import Policy, make_policy
-from mtjax.networks.task import Task, training_tasks, unseen_tasks
+from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
 MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
@@ -182,24 +182,19 @@ class _PPO:
         return family.to_action(raw), extras
 
     def evaluation_policy(
-        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Array | None = None
+        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
     ) -> Array:
-        p, number = state.params["policy"], observation.shape[0]
-        statistics, private, tasks, masks = state.observations, p.private, self.tasks, self.masks
-        if unseen is not None:
-            statistics = normalization.pooled(statistics)
-            private = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), of_unseen_task(p))
-            tasks = unseen_tasks(self.spec.num_tasks, unseen)
-            masks = jnp.ones((number, masks.shape[1]), jnp.float32)
-            statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
-        normalized = self._normalize(statistics, observation)
-        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
-            p.shared, private, tasks, normalized
+        return acting.act(
+            self.policy,
+            state.params["policy"],
+            state.observations,
+            observation,
+            key,
+            deterministic,
+            spec=self.spec,
+            normalize=self._normalize,
+            unseen=unseen,
         )
-        family = self.policy.distribution
-        sampled = jax.vmap(family.sample)(distribution, masks, jax.random.split(key, number))
-        mode = jax.vmap(family.mode)(distribution, masks)
-        return family.to_action(jnp.where(deterministic, mode, sampled))
 
     # ------------------------------------------------------------------------------------------ learning
 

@@ -19,19 +19,19 @@ import jax.numpy as jnp
 import optax
 
 from mtjax import grads
-from mtjax.learners import critics, normalization
-from mtjax.learners.base import Learner, TaskSpec, Transitions, action_masks
+from mtjax.learners import acting, critics, normalization
+from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
 from mtjax.learners.descent import Descent, DescentState, optimizer, polyak
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
 from mtjax.networks.arrangements import make_network
-from mtjax.networks.base import Parameters, of_unseen_task
+from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import diagnose
 from mtjax.networks.policy import Policy, make_policy
-from mtjax.networks.task import Task, training_tasks, unseen_tasks
+from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
 OF_TASK = Parameters(None, 0)  # how vmap hands a network to one task: what is shared as it is, and its own slice
@@ -234,22 +234,19 @@ class _SAC:
         return jax.random.categorical(key, logits, shape=(number,)).astype(jnp.int32)
 
     def evaluation_policy(
-        self, state: SACState, observation: Array, key: Array, deterministic: Array, unseen: Array | None = None
+        self, state: SACState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
     ) -> Array:
-        p, number = state.params["policy"], observation.shape[0]
-        statistics, private, tasks, masks = state.observations, p.private, self.tasks, self.masks
-        if unseen is not None:
-            statistics = normalization.pooled(statistics)
-            private = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), of_unseen_task(p))
-            tasks = unseen_tasks(self.spec.num_tasks, unseen)
-            masks = jnp.ones((number, masks.shape[1]), jnp.float32)
-            statistics = jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), statistics)
-        normalized = self._normalize(statistics, observation)
-        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, private, tasks, normalized)
-        family = self.policy.distribution
-        sampled = jax.vmap(family.sample)(distribution, masks, jax.random.split(key, number))
-        mode = jax.vmap(family.mode)(distribution, masks)
-        return family.to_action(jnp.where(deterministic, mode, sampled))
+        return acting.act(
+            self.policy,
+            state.params["policy"],
+            state.observations,
+            observation,
+            key,
+            deterministic,
+            spec=self.spec,
+            normalize=self._normalize,
+            unseen=unseen,
+        )
 
     # ------------------------------------------------------------------------------------------ learning
 

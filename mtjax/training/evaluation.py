@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtjax.envs.base import Array, VectorEnv
-from mtjax.learners.base import Learner
+from mtjax.learners.base import Learner, Unseen, masks_of
 from mtjax.suites.base import Suite
 from mtjax.training.rollout import over_seeds, traceable
 
@@ -58,7 +58,7 @@ class Evaluator:
             "return", "length", "success_any", "success_last": [S, N] means over episodes, float32.
         """
         env = self._env(split)  # says so if there is no such split
-        flag, unseen = jnp.asarray(deterministic), self._unseen(split)
+        flag, unseen = jnp.asarray(deterministic), unseen_tasks(self.suite, split, self.contexts)
         keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num_seeds))
         results = [
             self._run(env, states, jax.vmap(jax.random.fold_in, (0, None))(keys, index), flag, unseen)
@@ -66,21 +66,13 @@ class Evaluator:
         ]
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
 
-    def _unseen(self, split: str) -> Array | None:
-        """None for the training tasks; else what is known of the tasks of this split, [N, D]."""
-        if split == "train":
-            return None
-        if split in self.contexts:
-            return self.contexts[split]
-        return jnp.zeros((len(self.suite.splits[split]), 0), jnp.float32)
-
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:
             env = self.suite.vector_env(self.episodes, split=split, seed=self.seed)
             self._envs[split] = traceable(env)
         return self._envs[split]
 
-    def _evaluate(self, env: VectorEnv, states: Any, keys: Array, deterministic: Array, unseen: Array | None):
+    def _evaluate(self, env: VectorEnv, states: Any, keys: Array, deterministic: Array, unseen: Unseen | None):
         reset, step = over_seeds(env)
         # Every seed from its own key alone: who else is in the program changes nothing.
         reset_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
@@ -113,3 +105,18 @@ class Evaluator:
         if not self.suite.has_success:
             totals = {name: totals[name] for name in ("return", "length")}
         return jax.tree.map(lambda x: x.mean(axis=-1), totals)
+
+
+def unseen_tasks(suite: Suite, split: str, contexts: Mapping[str, Array]) -> Unseen | None:
+    """What a learner is told of the tasks of a split: None for the training tasks, which it knows.
+
+    Args:
+        suite: the suite.
+        split: name of the split.
+        contexts: [N, D] by split, embeddings of the tasks' descriptions; D = 0 where a split is missing.
+    """
+    if split == "train":
+        return None
+    part = suite.splits[split]
+    sizes = part.action_sizes or (suite.action.size,) * len(part)
+    return Unseen(contexts.get(split, jnp.zeros((len(part), 0), jnp.float32)), masks_of(sizes, suite.action))

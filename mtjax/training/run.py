@@ -24,7 +24,7 @@ from mtjax.suites.base import Suite
 from mtjax.training import plots, record, statistics, versions, video
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import CONFIG, RunConfig, load_config
-from mtjax.training.evaluation import Evaluator
+from mtjax.training.evaluation import Evaluator, unseen_tasks
 from mtjax.training.progress import Progress
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
 
@@ -479,7 +479,7 @@ def draw_videos(
     trainer: Trainer, suite: Suite, state: TrainState, run_dir: pathlib.Path, split: str, results: Mapping
 ) -> None:
     """Draw an episode of every task of a split by the first seed's deterministic policy."""
-    unseen = None if split == "train" else trainer.contexts[split]
+    unseen = unseen_tasks(suite, split, trainer.contexts)
     learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
     number = len(suite.splits[split])
 

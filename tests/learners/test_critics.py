@@ -11,6 +11,7 @@ from mtjax.learners import critics
 from mtjax.learners.critics import Candidates
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.config import NetworkConfig
+from mtjax.networks.task import Task
 
 N, B, C, K = 2, 5, 3, 11
 RANGE = 4.0
@@ -116,13 +117,13 @@ def test_an_ensemble_is_its_members(action, arrangement):
     chex.assert_tree_shape_prefix(parameters.private, (tasks, N))
     x, taken = jnp.ones((B, 4)), jnp.full((B, 2), 0.5)
     private = jax.tree.map(lambda leaf: leaf[1], parameters.private)
-    code = jnp.eye(tasks)[1]
+    task = Task(jnp.eye(tasks)[1], jnp.zeros(0))
     taken = taken if action.kind == "continuous" else None
-    found = critic.apply(parameters.shared, private, code, x, taken)
+    found = critic.apply(parameters.shared, private, task, x, taken)
     candidates = 1 if action.kind == "continuous" else C
     assert found.shape == (N, B, candidates, K)
     member = jax.tree.map(lambda leaf: leaf[1], (parameters.shared, private))
-    alone = network.apply(*member, code, x if taken is None else jnp.concatenate([x, taken], axis=1))
+    alone = network.apply(*member, task, x if taken is None else jnp.concatenate([x, taken], axis=1))
     np.testing.assert_allclose(found[1].reshape(B, -1), alone, rtol=1e-5, atol=1e-6)
     assert not np.allclose(found[0], found[1])
 

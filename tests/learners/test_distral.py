@@ -11,7 +11,7 @@ from mtjax import grads
 from mtjax.envs import Step, discrete, vectorize
 from mtjax.envs.gridworld import TransitionTable
 from mtjax.learners import distral, distral_tabular
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import Normal, gaussian
@@ -169,8 +169,8 @@ def test_an_unseen_task_is_acted_for_by_the_prior():
     p = state.params["policy"]
     head = p.shared["prior"]["network"]["head"]["params"]["Dense_0"]
     head["bias"] = jnp.asarray([0.0, 0.0, 50.0])
-    observation = jnp.ones((3, 4, 1))
-    unseen = agent.evaluation_policy(state, observation, jax.random.key(0), jnp.asarray(False), jnp.zeros((3, 0)))
+    observation, others = jnp.ones((3, 4, 1)), Unseen(jnp.zeros((3, 0)), jnp.ones((3, 3)))
+    unseen = agent.evaluation_policy(state, observation, jax.random.key(0), jnp.asarray(False), others)
     assert unseen.shape == (3, 4) and (unseen == 2).all()
 
 

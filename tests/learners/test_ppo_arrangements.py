@@ -8,7 +8,7 @@ import pytest
 from mtjax import grads
 from mtjax.envs.base import continuous
 from mtjax.learners import ppo
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 
@@ -55,7 +55,8 @@ def test_two_updates(arrangement):
             return agent.update(state, rollout._replace(extras=extras), key)
 
         state, metrics = jax.lax.scan(update, state, jax.random.split(key))
-        unseen = agent.evaluation_policy(state, rollout.observation[0], key, jnp.asarray(True), contexts)
+        others = Unseen(contexts, agent.masks)
+        unseen = agent.evaluation_policy(state, rollout.observation[0], key, jnp.asarray(True), others)
         return start, state, metrics, unseen
 
     start, state, metrics, unseen = run(jax.random.key(0))

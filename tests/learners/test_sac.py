@@ -12,7 +12,7 @@ import pytest
 from mtjax import grads
 from mtjax.envs.base import continuous, discrete
 from mtjax.learners import replay, sac
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import SACConfig
 from mtjax.networks.config import NetworkConfig
 
@@ -418,7 +418,8 @@ def test_policy_for_evaluation(kind):
     np.testing.assert_array_equal(mode, agent.evaluation_policy(state, observation, other, yes))
     drawn = agent.evaluation_policy(state, observation, KEY, no)
     assert (drawn != agent.evaluation_policy(state, observation, other, no)).any() and (abs(drawn) <= 2).all()
-    unseen = agent.evaluation_policy(state, jnp.ones((5, E, OBS)), KEY, yes, unseen=True)
+    others = Unseen(jnp.zeros((5, 0)), jnp.ones((5, action.size)))
+    unseen = agent.evaluation_policy(state, jnp.ones((5, E, OBS)), KEY, yes, others)
     assert unseen.shape == (5, E, *action.shape)
     np.testing.assert_array_equal(unseen[0], unseen[4])
 

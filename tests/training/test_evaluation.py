@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtjax import suites
+from mtjax import grads, suites
 from mtjax.envs import Step, discrete
-from mtjax.learners.base import Learner
-from mtjax.training.evaluation import Evaluator
+from mtjax.learners.base import Learner, TaskSpec
+from mtjax.learners.config import PPOConfig
+from mtjax.learners.ppo import make_ppo
+from mtjax.networks.config import NetworkConfig
+from mtjax.training.evaluation import Evaluator, unseen_tasks
 
 HORIZON, S, E = 6, 2, 32
 
@@ -46,7 +49,9 @@ class Countdown:
 
 def _policy(state, observation, key, deterministic, unseen):
     """Deterministic: the state's number (plus 5 if unseen). Stochastic: 0 or 9."""
-    assert unseen is None or unseen.shape == (observation.shape[0], 0)
+    if unseen is not None:
+        assert unseen.contexts.shape == (observation.shape[0], 0)
+        assert unseen.masks.shape == (observation.shape[0], 10)
     shape = observation.shape[:2]
     drawn = 9 * jax.random.bernoulli(key, 0.5, shape).astype(jnp.int32)
     return jnp.where(deterministic, jnp.full(shape, state + 5 * (unseen is not None), jnp.int32), drawn)
@@ -107,3 +112,27 @@ def test_without_success_nothing_is_said_of_it():
 def test_a_split_that_does_not_exist():
     with pytest.raises(ValueError, match="no split 'interpolation'"):
         _evaluator()(jnp.asarray([1, 2]), split="interpolation", key=jax.random.key(0))
+
+
+def test_held_out_tasks_keep_their_own_action_sizes():
+    """A padded choice is none, on tasks that were not trained on too."""
+    infos = (suites.TaskInfo("few", "Three choices."), suites.TaskInfo("all", "Ten choices."))
+    tasks = Task(jnp.full(2, 3.0), jnp.ones(2))
+    suite = suites.from_env(
+        "padded",
+        Countdown(),
+        {"train": suites.Split(infos, tasks), "extrapolation": suites.Split(infos, tasks, (3, 10))},
+        version=suites.Version("1", "none", "v1", HORIZON),
+        has_success=True,
+    )
+    assert unseen_tasks(suite, "train", {}) is None
+    unseen = unseen_tasks(suite, "extrapolation", {"extrapolation": jnp.ones((2, 4))})
+    np.testing.assert_array_equal(unseen.masks, [[1] * 3 + [0] * 7, [1] * 10])
+    np.testing.assert_array_equal(unseen.contexts, np.ones((2, 4)))
+    spec = TaskSpec(2, suite.observation_size, suite.action)
+    agent = make_ppo(PPOConfig(), NetworkConfig(hidden_sizes=(4,)), grads.mean(), spec, num_envs=8, num_updates=1)
+    observation = jnp.ones((2, 200, suite.observation_size))
+    state = agent.init(jax.random.key(0))
+    unseen = unseen._replace(contexts=jnp.zeros((2, 0)))
+    drawn = agent.policy(state, observation, jax.random.key(1), jnp.asarray(False), unseen)
+    assert drawn[0].max() == 2 and drawn[1].max() > 5
