@@ -21,10 +21,14 @@ halves = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal((2, T, *p.shape)
 whole = jax.tree.map(lambda g: g.mean(0), halves)
 losses = jnp.ones(T)
 
-for name in ("mgda", "pcgrad", "upgrad", "cagrad", "moco", "db_mtl"):
-    method = grads.get(name)
+# Gram methods (solvers, a random one, one with a layer of its own), elementwise ones, ones with [T, P] state.
+METHODS = {
+    **{name: grads.get(name) for name in ("pcgrad", "upgrad", "cagrad", "moco", "db_mtl", "trimmed_mean", "graddrop")},
+    "gradnorm": grads.gradnorm(leaves=lambda path: path == "kernel"),
+}
+for name, method in METHODS.items():
     one = grads.aggregate(method, num_tasks=T, seed=1)
-    want, _ = one.update(whole, one.init(params), losses=losses)
+    want, _ = jax.jit(one.update)(whole, one.init(params), losses=losses)
 
     # By jit alone: the arrays carry their sharding.
     placed = {
@@ -44,9 +48,15 @@ for name in ("mgda", "pcgrad", "upgrad", "cagrad", "moco", "db_mtl"):
 
     spec = {"bias": P(), "kernel": P(None, "model")}
     inner = {"bias": P("data"), "kernel": P("data", None, None, "model")}
-    got = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(inner, spec), out_specs=spec, check_vma=False))(
-        halves, params
-    )
+    across = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(inner, spec), out_specs=spec, check_vma=False))
+    got = across(halves, params)
+    if name == "graddrop":
+        # The shards draw for themselves; of what is not sharded, all draw the same.
+        np.testing.assert_allclose(got["bias"], want["bias"], rtol=2e-4, atol=2e-4)
+        twice = {**halves, "kernel": jnp.concatenate([halves["kernel"][..., :4]] * 2, axis=-1)}
+        kernel = across(twice, params)["kernel"]
+        assert (kernel[:, :4] != kernel[:, 4:]).any()
+        continue
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4), got, want)
 
 # The Gram of the mean is not the mean of the Grams: averaging afterwards would fail the above.

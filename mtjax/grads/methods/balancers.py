@@ -220,6 +220,8 @@ def gls() -> Weighting:
     conflict. Cost: O(T), no Gram. Losses must be positive; others count as 1e-8.
     (Π L)^(1/T)/L_i is at most e¹⁵.
 
+    Use when: positive losses of unlike scale, and nothing is to be tuned.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -247,9 +249,13 @@ def stch(
     μ → 0 is the worst task alone.
 
     Properties: permutation equivariant with a uniform preference; may conflict. Cost: O(T), no Gram.
+    (The authors' networks are trained on log(L_i/nadir_i) in place of L_i, after a warm-up: pass such
+    losses, and divide the gradients alike with `normalize(..., by="loss")`.)
+
+    Use when: the worst task matters, or a point of a non-convex Pareto front is wanted by preference.
 
     Args:
-      mu: smoothing.
+      mu: smoothing; the paper tries 0.01 to 1.
       preference: λ [T], default 1/T.
       ideal: z [T], the best losses, default 0.
 

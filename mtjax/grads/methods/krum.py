@@ -12,8 +12,10 @@ def krum(byzantine: int = 1, selected: int = 1) -> Weighting:
     ‖g_i − g_j‖² = G_ii + G_jj − 2G_ij; the `selected` gradients of least score are averaged.
     (At least one distance counts, so that it is defined for T < f + 3.)
 
-    Properties: permutation equivariant away from ties; may conflict; robust to f outliers. Cost:
-    sorting [T, T].
+    Properties: permutation equivariant away from ties (with T ≤ f + 3 the two nearest gradients always
+    tie); may conflict; robust to f outliers. Cost: sorting [T, T].
+
+    Use when: a few tasks' gradients may be corrupt, and whole ones are to be left out.
 
     Args:
       byzantine: f, how many gradients may be arbitrary.

@@ -8,9 +8,12 @@ from mtjax.grads.base import Array, State, Weighting, presence, stateless, unifo
 
 
 def mean() -> Weighting:
-    """Mean of the task gradients: w_i = 1/T. Needs no Gram.
+    """Mean of the task gradients: w_i = 1/T.
 
-    Properties: permutation equivariant, linear under scaling; may conflict with a task.
+    Properties: permutation equivariant; linear under scaling; may conflict with a task. Cost: one
+    weighted sum, no Gram.
+
+    Use when: in doubt; it is the baseline that every other method must beat.
 
     Example:
       >>> import jax.numpy as jnp
@@ -27,7 +30,19 @@ def mean() -> Weighting:
 
 
 def sum_() -> Weighting:
-    """Sum of the task gradients: w_i = 1. Needs no Gram. Also exported as `sum`."""
+    """Sum of the task gradients: w_i = 1. Also exported as `sum`.
+
+    Properties: those of `mean`, T times as long. Cost: one weighted sum, no Gram.
+
+    Use when: comparing with papers that sum their losses; with Adam it is the mean.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mtjax import grads
+      >>> weights, _ = grads.sum().update(jnp.eye(2), ())
+      >>> [float(w) for w in weights]
+      [1.0, 1.0]
+    """
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         return presence(gram.shape[-1], mask, gram.dtype), state
@@ -37,6 +52,10 @@ def sum_() -> Weighting:
 
 def fixed(weights: Sequence[float] | Array) -> Weighting:
     """Constant weights w_i, used as given (no normalisation).
+
+    Properties: linear under scaling; may conflict with a task. Cost: one weighted sum, no Gram.
+
+    Use when: the tasks' worth is known, or was searched for.
 
     Args:
       weights: [T].
