@@ -13,7 +13,6 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from mtjax import options
 from mtjax.launch import command, environment, flags, presets, resolve, show
 from mtjax.options import option
 from mtjax.sweeps import ledger, plan, schedule, space
@@ -82,7 +81,7 @@ def define(values: command.FlagValues) -> None:
         [],
         "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. May be given for several options.",
         flag_values=values,
-        module_name=flags.group(Command()),
+        module_name=next(iter(flags.sections(Command()))),
     )
     flags.define_options(values, Command())
     flags.define_options(values, RunConfig())
@@ -120,8 +119,8 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     """
     if asked.retry_failed:
         raise ValueError("--retry_failed goes with --resume: it tries the failed trials of a sweep again")
-    known = options.flatten(RunConfig())
-    axes = [space.parse_axis(text, known, parser()) for text in sweep]
+    known, parse = readable()
+    axes = [space.parse_axis(text, known, parse) for text in sweep]
     for axis in axes:
         if axis.name in given:
             raise ValueError(f"--{axis.name} is given and swept; leave one of them out")
@@ -159,10 +158,12 @@ def explained(inspect: Callable[[RunConfig], plan.Facts]) -> Callable[[RunConfig
     return checked
 
 
-def parser() -> space.Parse:
-    """Reads a value of an option as its flag would."""
-    fields = {field.name: field for part in flags.parts(RunConfig()) for field in dataclasses.fields(part)}
-    return lambda name, text: flags.OptionParser(fields[name]).parse(text)
+def readable() -> tuple[dict[str, Any], space.Parse]:
+    """Every option of a run, whichever learner it is of, with a default; and what reads a value as its flag would."""
+    fields = {name: fields for members in flags.sections(RunConfig()).values() for name, fields in members.items()}
+    parsers = {name: flags.OptionParser(kinds) for name, kinds in fields.items()}
+    known = {name: parser.field.default for name, parser in parsers.items()}
+    return known, lambda name, text: parsers[name].parse(text)
 
 
 def choose_folder(name: str, suite: str) -> Path:
