@@ -51,6 +51,11 @@ class Command:
     pack: int = option(64, "Most agents (trials × seeds) in one program; 1 gives every trial its own.", low=1)
     jobs: int = option(0, "Programs at once; 0 is one a device, or one for four cores where there is none.", low=0)
     launcher: str = option("local", "Where programs run.", choices=LAUNCHERS)
+    slurm: str = option(
+        "",
+        "Options of SLURM jobs: partition=gpu,gpus_per_node=1,cpus_per_task=8,timeout_min=240; any other is one of "
+        "sbatch.",
+    )
     retries: int = option(0, "Times that a program which fails is started again.", low=0)
     plan_only: bool = option(False, "Print the plan and exit.")
     resume: str = option("", "Folder of a sweep: run exactly what it is missing.")
@@ -70,7 +75,7 @@ class Command:
 
 
 # What may stand beside --resume: how what is missing runs, not what it is.
-WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher")
+WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher", "slurm")
 PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # kept in the plan
 
 
@@ -218,8 +223,14 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
 
     Raises:
         ImportError: its extra is not installed.
+        ValueError: it cannot work here, or its options are wrong.
     """
-    from mtjax.sweeps import local
+    from mtjax.sweeps import local, slurm
+
+    if asked.slurm and asked.launcher != "slurm":
+        raise ValueError("--slurm is for --launcher=slurm")
+    if asked.launcher == "slurm":
+        return slurm.SlurmLauncher(folder, asked.jobs, slurm.parse_options(asked.slurm))
 
     return local.LocalLauncher(folder, asked.jobs, made.process["platform"], environ)
 
