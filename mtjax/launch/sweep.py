@@ -13,7 +13,6 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from mtjax import options
 from mtjax.launch import command, environment, flags, presets, resolve, show
 from mtjax.options import option
 from mtjax.sweeps import ledger, plan, schedule, space
@@ -52,6 +51,11 @@ class Command:
     pack: int = option(64, "Most agents (trials × seeds) in one program; 1 gives every trial its own.", low=1)
     jobs: int = option(0, "Programs at once; 0 is one a device, or one for four cores where there is none.", low=0)
     launcher: str = option("local", "Where programs run.", choices=LAUNCHERS)
+    slurm: str = option(
+        "",
+        "Options of SLURM jobs: partition=gpu,gpus_per_node=1,cpus_per_task=8,timeout_min=240; any other is one of "
+        "sbatch.",
+    )
     retries: int = option(0, "Times that a program which fails is started again.", low=0)
     plan_only: bool = option(False, "Print the plan and exit.")
     resume: str = option("", "Folder of a sweep: run exactly what it is missing.")
@@ -71,7 +75,7 @@ class Command:
 
 
 # What may stand beside --resume: how what is missing runs, not what it is.
-WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher")
+WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher", "slurm")
 PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # kept in the plan
 
 
@@ -82,7 +86,7 @@ def define(values: command.FlagValues) -> None:
         [],
         "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. May be given for several options.",
         flag_values=values,
-        module_name=flags.group(Command()),
+        module_name=next(iter(flags.sections(Command()))),
     )
     flags.define_options(values, Command())
     flags.define_options(values, RunConfig())
@@ -120,8 +124,8 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     """
     if asked.retry_failed:
         raise ValueError("--retry_failed goes with --resume: it tries the failed trials of a sweep again")
-    known = options.flatten(RunConfig())
-    axes = [space.parse_axis(text, known, parser()) for text in sweep]
+    known, parse = readable()
+    axes = [space.parse_axis(text, known, parse) for text in sweep]
     for axis in axes:
         if axis.name in given:
             raise ValueError(f"--{axis.name} is given and swept; leave one of them out")
@@ -159,10 +163,12 @@ def explained(inspect: Callable[[RunConfig], plan.Facts]) -> Callable[[RunConfig
     return checked
 
 
-def parser() -> space.Parse:
-    """Reads a value of an option as its flag would."""
-    fields = {field.name: field for part in flags.parts(RunConfig()) for field in dataclasses.fields(part)}
-    return lambda name, text: flags.OptionParser(fields[name]).parse(text)
+def readable() -> tuple[dict[str, Any], space.Parse]:
+    """Every option of a run, whichever learner it is of, with a default; and what reads a value as its flag would."""
+    fields = {name: fields for members in flags.sections(RunConfig()).values() for name, fields in members.items()}
+    parsers = {name: flags.OptionParser(kinds) for name, kinds in fields.items()}
+    known = {name: parser.field.default for name, parser in parsers.items()}
+    return known, lambda name, text: parsers[name].parse(text)
 
 
 def choose_folder(name: str, suite: str) -> Path:
@@ -217,8 +223,14 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
 
     Raises:
         ImportError: its extra is not installed.
+        ValueError: it cannot work here, or its options are wrong.
     """
-    from mtjax.sweeps import local
+    from mtjax.sweeps import local, slurm
+
+    if asked.slurm and asked.launcher != "slurm":
+        raise ValueError("--slurm is for --launcher=slurm")
+    if asked.launcher == "slurm":
+        return slurm.SlurmLauncher(folder, asked.jobs, slurm.parse_options(asked.slurm))
 
     return local.LocalLauncher(folder, asked.jobs, made.process["platform"], environ)
 

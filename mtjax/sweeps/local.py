@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from mtjax.sweeps import plan, worker
 from mtjax.sweeps.plan import Program
+from mtjax.sweeps.schedule import End
 
 CORES_PER_PROGRAM = 4  # a program on the CPU gains little from more
 MEMORY = 0.9  # of a device's memory, shared by the programs on it
@@ -87,7 +88,7 @@ class LocalJob:
         self.process, self._free, self._slot = process, free, slot
         self.name = f"process {process.pid}"
 
-    def ended(self) -> str | None:
+    def ended(self) -> End | None:
         code = self.process.poll()
         if code is None:
             return None
@@ -97,8 +98,8 @@ class LocalJob:
             self.process.stdin.close()
         if code < 0:
             why = " (out of memory?)" if -code == signal.SIGKILL else ""
-            return f"killed by {signal.Signals(-code).name}{why}"
-        return f"exit code {code}"
+            return End(f"killed by {signal.Signals(-code).name}{why}")
+        return End(f"exit code {code}")
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -131,8 +132,17 @@ class LocalLauncher:
         self._free = share(jobs, usable_cores(), usable_devices(platform, self.environ))
         self.slots = len(self._free)
 
-    def start(self, program: Program, attempt: int) -> LocalJob:
-        """Start a process; what it prints goes to the program's log."""
+    def start(self, attempts: Sequence[tuple[Program, int]]) -> list[LocalJob | OSError]:
+        """Start processes; what one prints goes to its program's log."""
+        jobs: list[LocalJob | OSError] = []
+        for program, attempt in attempts:
+            try:
+                jobs.append(self._start(program, attempt))
+            except OSError as error:
+                jobs.append(error)
+        return jobs
+
+    def _start(self, program: Program, attempt: int) -> LocalJob:
         slot = self._free.pop(0)
         command = [sys.executable, "-m", ENTRY, str(self.folder), program.name, str(attempt), "--with_launcher"]
         if slot.cores:
@@ -159,5 +169,5 @@ class LocalLauncher:
             raise
         return LocalJob(process, self._free, slot)
 
-    def find(self, job: str) -> None:
+    def find(self, job: str, program: Program, attempt: int) -> None:
         """Local programs end with their launcher."""

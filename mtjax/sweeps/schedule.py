@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from mtjax.sweeps import ledger, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, Ledger, State
@@ -16,6 +16,18 @@ from mtjax.sweeps.plan import Plan, Program
 
 POLL_SECONDS = 0.5
 MOST_INTERRUPTIONS = 100  # of one program by its machine, after which it counts as failed
+
+
+class End(NamedTuple):
+    """How a job ended, which counts if it left no outcome.
+
+    Attributes:
+        how: in words.
+        interrupted: its machine took the place away, or died: the program is not to blame.
+    """
+
+    how: str
+    interrupted: bool = False
 
 
 class Job(Protocol):
@@ -27,8 +39,8 @@ class Job(Protocol):
 
     name: str
 
-    def ended(self) -> str | None:
-        """None while it runs; else how the process ended, in words, which count if it left no outcome."""
+    def ended(self) -> End | None:
+        """None while it runs or waits for its turn."""
 
     def stop(self) -> None:
         """Ask it to save and exit."""
@@ -48,10 +60,10 @@ class Launcher(Protocol):
     name: str
     slots: int
 
-    def start(self, program: Program, attempt: int) -> Job:
-        """Start an attempt at a program."""
+    def start(self, attempts: Sequence[tuple[Program, int]]) -> list[Job | Exception]:
+        """Start attempts, or say why one could not be started."""
 
-    def find(self, job: str) -> Job | None:
+    def find(self, job: str, program: Program, attempt: int) -> Job | None:
         """A job that an earlier launcher started and that is still there, by its name."""
 
 
@@ -123,12 +135,14 @@ class _Schedule:
         for name, progress in self.state.programs.items():
             if progress.state != RUNNING:
                 continue
-            job = self.launcher.find(progress.job) if progress.job else None
-            outcome = worker.outcome_of(self.folder, self.plan.programs[name], progress.attempt)
+            program, attempt = self.plan.programs[name], progress.attempt
+            job = self.launcher.find(progress.job, program, attempt) if progress.job else None
+            outcome = worker.outcome_of(self.folder, program, attempt)
             if job is not None and outcome is None:
                 self.jobs[name] = job
+                self.report(f"{name} is still there ({job.name})")
             else:
-                self._book(name, outcome or worker.interrupted(self.plan.programs[name], progress.attempt))
+                self._book(name, outcome or worker.interrupted(program, attempt))
         for name, progress in self.state.programs.items():
             again = progress.state == FAILED and self.policy.retry_failed
             if again or (progress.state not in (DONE, FAILED) and name not in self.jobs):
@@ -140,43 +154,49 @@ class _Schedule:
     def loop(self, signals: _Signals) -> None:
         told = 0
         while self.jobs or (self.queue and not signals.count):
-            while self.queue and len(self.jobs) < self.launcher.slots and not signals.count:
-                self._start(self.queue.pop(0))
+            free = self.launcher.slots - len(self.jobs)
+            if self.queue and free > 0 and not signals.count:
+                self._start([self.queue.pop(0) for _ in range(min(free, len(self.queue)))])
             if signals.count > told:
                 told = signals.count
                 self._stop_all(kill=told > 1)
             for name, job in list(self.jobs.items()):
-                how = job.ended()
-                if how is not None:
+                end = job.ended()
+                if end is not None:
                     del self.jobs[name]
-                    self._end(name, how, stopping=bool(signals.count))
+                    self._end(name, end, stopping=bool(signals.count))
             if self.jobs:
                 signals.wait(POLL_SECONDS)
 
-    def _start(self, name: str) -> None:
-        progress = self.state.programs[name]
-        program, attempt = self.plan.programs[name], progress.attempt + 1
-        again = " again" if progress.attempt else ""
-        # The ledger comes first: whatever is running is known to have been started.
-        self.book.write("started", program=name, attempt=attempt, job=None)
-        try:
-            job = self.launcher.start(program, attempt)
-        except Exception as error:
-            self._book(name, worker.killed(program, attempt, f"could not be started: {error}"))
-            return
-        self.jobs[name] = job
-        self.book.write("started", program=name, attempt=attempt, job=job.name)
-        self.report(f"{name} started{again} ({job.name}): {_members(program)}")
+    def _start(self, names: Sequence[str]) -> None:
+        state = self.state
+        attempts = [(self.plan.programs[name], state.programs[name].attempt + 1) for name in names]
+        for program, attempt in attempts:  # the ledger comes first: what is running is known to have been started
+            self.book.write("started", program=program.name, attempt=attempt, job=None)
+        for (program, attempt), job in zip(attempts, self.launcher.start(attempts), strict=True):
+            if isinstance(job, Exception):
+                outcome = worker.killed(program, attempt, f"could not be started: {job}")
+                self._settle(program.name, outcome, stopping=False)
+                continue
+            self.jobs[program.name] = job
+            self.book.write("started", program=program.name, attempt=attempt, job=job.name)
+            again = " again" if attempt > 1 else ""
+            self.report(f"{program.name} started{again} ({job.name}): {_members(program)}")
 
-    def _end(self, name: str, how: str, *, stopping: bool) -> None:
+    def _end(self, name: str, end: End, *, stopping: bool) -> None:
         program, attempt = self.plan.programs[name], self.state.programs[name].attempt
         outcome = worker.outcome_of(self.folder, program, attempt)
         if outcome is None:
-            outcome = worker.interrupted(program, attempt) if stopping else worker.killed(program, attempt, how)
+            forgiven = stopping or end.interrupted
+            outcome = worker.interrupted(program, attempt) if forgiven else worker.killed(program, attempt, end.how)
+        self._settle(name, outcome, stopping=stopping)
+
+    def _settle(self, name: str, outcome: worker.Outcome, *, stopping: bool) -> None:
+        """Book an outcome, and queue the program again if it is to go on or to be tried again."""
         self._book(name, outcome)
         if stopping:
             return
-        if outcome.state == STOPPED and attempt < MOST_INTERRUPTIONS:
+        if outcome.state == STOPPED and outcome.attempt < MOST_INTERRUPTIONS:
             self.queue.insert(0, name)  # its machine wanted the place: go on elsewhere, or later
         elif outcome.state == FAILED and self.allowed[name] > 0:
             self.allowed[name] -= 1

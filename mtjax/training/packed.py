@@ -124,7 +124,7 @@ def _leave(
         state = packing.rows_of(session.state, part)
         with Checkpointer(folder) as saver:
             host = {"update": session.update, "seconds": seconds, "lost": {}}
-            saver.save(session.step, state, host)
+            saver.save(session.step, session.trainer.saved(state), host)
         own = {
             split: {mode: packing.values_of(values, part) for mode, values in modes.items()}
             for split, modes in measured.items()

@@ -50,14 +50,18 @@ class FakeLauncher:
         self.started, self.running, self.most = [], 0, 0
         self.on_start = lambda program: None
 
-    def start(self, program, attempt):
+    def start(self, attempts):
+        return [self._start(program, attempt) for program, attempt in attempts]
+
+    def _start(self, program, attempt):
         self.started.append((program.name, attempt))
         self.running += 1
         self.most = max(self.most, self.running)
         script = self.script.get(program.name, [DONE])
         state = script[min(attempt, len(script)) - 1]
         if state == "unstartable":
-            raise OSError("no room")
+            self.running -= 1
+            return OSError("no room")
         self.on_start(program)
 
         def work(job):
@@ -67,10 +71,10 @@ class FakeLauncher:
                 self._leave(program, attempt, STOPPED)
             elif job.polls < 3:
                 return None
-            elif state != "killed":
+            elif state not in ("killed", "preempted"):
                 self._leave(program, attempt, state)
             self.running -= 1
-            return "killed by SIGKILL" if state == "killed" else "exit code 0"
+            return schedule.End("killed by SIGKILL" if state == "killed" else "exit code 0", state == "preempted")
 
         return FakeJob(work)
 
@@ -80,7 +84,7 @@ class FakeLauncher:
             state = DONE
         leave(self.folder, program, worker.Outcome(attempt, state, "x" if state == FAILED else None, trials))
 
-    def find(self, job):
+    def find(self, job, program, attempt):
         return None
 
 
@@ -128,11 +132,11 @@ def test_retries_are_as_many_as_asked(made, tmp_path):
     launcher = FakeLauncher(tmp_path, p001=[FAILED, DONE], p002=["killed"], p003=["unstartable", DONE])
     state, _ = run(made, launcher, retries=2)
     assert [launcher.started.count(("p002", attempt)) for attempt in (1, 2, 3, 4)] == [1, 1, 1, 0]
-    assert states(state)[:3] == [DONE, DONE, FAILED]
+    assert states(state) == [DONE, DONE, FAILED, DONE]
 
 
 def test_a_program_whose_machine_wants_the_place_goes_on(made, tmp_path):
-    launcher = FakeLauncher(tmp_path, p001=[STOPPED, STOPPED, DONE])
+    launcher = FakeLauncher(tmp_path, p001=[STOPPED, "preempted", DONE])
     state, _ = run(made, launcher)
     assert states(state) == [DONE] * 4 and launcher.started[:3] == [("p001", 1), ("p001", 2), ("p001", 3)]
 

@@ -6,16 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtjax import options
 from mtjax.launch import sweep
 from mtjax.sweeps import space
-from mtjax.training.config import RunConfig
 
-KNOWN = options.flatten(RunConfig())
+KNOWN, PARSE = sweep.readable()
 
 
 def axis(text):
-    return space.parse_axis(text, KNOWN, sweep.parser())
+    return space.parse_axis(text, KNOWN, PARSE)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +30,7 @@ def axis(text):
         ("rollout_length=log:16:256:5", (16, 32, 64, 128, 256)),
         ("hidden_sizes=(64,64),(256,)", ((64, 64), (256,))),
         ("normalize_observations=true,false", (True, False)),
+        ("polyak=0.005,0.01", (0.005, 0.01)),  # of another learner than the default
     ],
 )
 def test_what_is_written_is_what_is_tried(text, values):

@@ -13,6 +13,7 @@ import pytest
 
 from mtjax import options, suites
 from mtjax.launch import presets
+from mtjax.learners.registry import LEARNERS
 from mtjax.training import packed, packing, plots, record, run
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Trainer
@@ -75,10 +76,14 @@ def test_another_program_is_not_packed():
         packing.pack({"a": BASE, "b": TRIALS["fast"]}, ("entropy_cost",))
 
 
-def test_the_learner_says_what_is_a_leaf_of_its_state():
-    learner = Trainer(BASE, suites.make(BASE.suite)).learner
-    assert "learning_rate" in packing.vmapped_options(learner)
-    assert "hidden_sizes" not in packing.vmapped_options(learner)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_learner_says_what_is_a_leaf_of_its_state(name):
+    """These are options of the learner, and --help marks them: a sweep packs what it promises to."""
+    config = options.replace(BASE, {"learner": name, "num_minibatches": 2} if name == "ppo" else {"learner": name})
+    config = options.replace(config, {"replay_capacity": 100} if name == "sac" else {})
+    found = packing.vmapped_options(Trainer(config, suites.make(BASE.suite)).learner)
+    marked = [f.name for f in dataclasses.fields(config.hyper) if "[vmapped]" in f.metadata["help"]]
+    assert sorted(found) == sorted(marked)
 
 
 @pytest.fixture(scope="module")
