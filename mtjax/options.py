@@ -211,3 +211,10 @@ def _convert(name: str, old: Any, new: Any) -> Any:
     elif type(new) is type(old):
         return new
     raise ValueError(f"{name}: {new!r} is not a {type(old).__name__}")
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line, such that it reads back equal."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from mtjax import options
-from mtjax.launch.resolve import as_text
+from mtjax.options import as_text
 
 FlagValues = flags.FlagValues
 Fields = Mapping[str, dataclasses.Field]  # of one option, by the kind of part that has it

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtjax import options
 from mtjax.launch import resolve
-from mtjax.training.config import CONFIG, RunConfig
+from mtjax.training.config import CONFIG, RunConfig, resumed
 
 RUNS = Path("runs")
 
@@ -76,7 +76,7 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
         what = "it has no config.json" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"nothing to resume: {run_dir} is not a run ({what}); leave --resume out to start one there")
     saved = resolve.load_config(folder)
-    config = resolve.resumed(saved, given, folder)
+    config = resumed(saved, given, folder)
     sources = dict.fromkeys(options.flatten(config), "run") | dict.fromkeys(given, "flag")
     extended = saved.total_steps if config.total_steps > saved.total_steps else None
     return Plan(resolve.Resolved(config, None, sources), folder, resume=True, extended_from=extended)
@@ -123,7 +123,7 @@ def _newest(config: RunConfig) -> Path:
     runs.sort(key=lambda folder: (folder / CONFIG).stat().st_mtime, reverse=True)
     for folder in runs:
         try:
-            resolve.resumed(resolve.load_config(folder), options.flatten(config), folder)
+            resumed(resolve.load_config(folder), options.flatten(config), folder)
         except ValueError:
             continue
         return folder

@@ -9,20 +9,10 @@ from typing import Any
 
 from mtjax import options
 from mtjax.launch import presets
+from mtjax.options import as_text
 from mtjax.training.config import CONFIG, RunConfig, load_config
 
 FLAGS = "flags.txt"
-
-# May change when a run is resumed: they decide what is looked at, not what is learnt.
-OPERATIONAL = (
-    "log_every",
-    "evaluate_every",
-    "evaluation_episodes",
-    "final_evaluation_episodes",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -74,46 +64,6 @@ def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str 
 def is_run(folder: str | Path) -> bool:
     """True if the folder holds a run."""
     return (Path(folder) / CONFIG).is_file()
-
-
-def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> RunConfig:
-    """The configuration with which a saved run continues.
-
-    Args:
-        saved: what the run was started with.
-        asked: options that the command line names; they may repeat the run's, extend ``total_steps``, and
-            change how often is logged, evaluated and saved.
-        run_dir: for the message.
-
-    Raises:
-        ValueError: another option differs; the message holds a table of the differences.
-    """
-    options.replace(saved, {name: value for name, value in asked.items() if name != "learner"})  # are they its own?
-    have = options.flatten(saved)
-    different = {name: value for name, value in asked.items() if value != have[name]}
-    steps = different.get("total_steps", saved.total_steps)
-    if steps < saved.total_steps:
-        raise ValueError(
-            f"{run_dir} was started with --total_steps={saved.total_steps}; a run can be extended, "
-            f"not shortened to {steps}"
-        )
-    fixed = {name: value for name, value in different.items() if name not in (*OPERATIONAL, "total_steps")}
-    if fixed:
-        rows = [f"\n  --{name}: {as_text(have[name])} in the run, {as_text(new)} asked" for name, new in fixed.items()]
-        raise ValueError(
-            f"{run_dir} cannot be resumed with other options; leave them out, or start a new run in another "
-            f"--run_dir:{''.join(rows)}"
-        )
-    config = options.replace(saved, different)
-    config.validate()
-    return config
-
-
-def as_text(value: Any) -> str:
-    """A value as it is written on the command line, such that it reads back equal."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def flagfile(config: RunConfig) -> str:

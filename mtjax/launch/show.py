@@ -10,7 +10,7 @@ import mtjax
 from mtjax import options
 from mtjax.launch.folder import Plan
 from mtjax.launch.presets import Preset
-from mtjax.launch.resolve import as_text
+from mtjax.options import as_text
 from mtjax.sweeps.ledger import DONE, State
 from mtjax.sweeps.plan import Plan as Sweep
 from mtjax.sweeps.plan import swept_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
 
 CONFIG = "config.json"  # in a run's folder
+
+# May change when a run is resumed: they decide what is looked at, not what is learnt.
+OPERATIONAL = (
+    "log_every",
+    "evaluate_every",
+    "evaluation_episodes",
+    "final_evaluation_episodes",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,4 +91,38 @@ def load_config(run_dir: str | os.PathLike) -> RunConfig:
         config.validate()
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+    return config
+
+
+def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> RunConfig:
+    """The configuration with which a saved run continues.
+
+    Args:
+        saved: what the run was started with.
+        asked: options that the command line names; they may repeat the run's, extend ``total_steps``, and
+            change how often is logged, evaluated and saved.
+        run_dir: for the message.
+
+    Raises:
+        ValueError: another option differs; the message holds a table of the differences.
+    """
+    options.replace(saved, {name: value for name, value in asked.items() if name != "learner"})  # are they its own?
+    have = options.flatten(saved)
+    different = {name: value for name, value in asked.items() if value != have[name]}
+    steps = different.get("total_steps", saved.total_steps)
+    if steps < saved.total_steps:
+        raise ValueError(
+            f"{run_dir} was started with --total_steps={saved.total_steps}; a run can be extended, "
+            f"not shortened to {steps}"
+        )
+    fixed = {name: value for name, value in different.items() if name not in (*OPERATIONAL, "total_steps")}
+    if fixed:
+        text = options.as_text
+        rows = [f"\n  --{name}: {text(have[name])} in the run, {text(new)} asked" for name, new in fixed.items()]
+        raise ValueError(
+            f"{run_dir} cannot be resumed with other options; leave them out, or start a new run in another "
+            f"--run_dir:{''.join(rows)}"
+        )
+    config = options.replace(saved, different)
+    config.validate()
     return config

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtjax import suites
+from mtjax import options, suites
 from mtjax.suites.base import Suite
 from mtjax.training import plots, record, statistics, versions, video
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import CONFIG, RunConfig, load_config
+from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator, unseen_tasks
 from mtjax.training.progress import Progress
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
@@ -64,16 +64,19 @@ def train(
         What ``summary.json`` holds.
 
     Raises:
-        ValueError: the configuration is wrong, or the folder holds a run and ``resume`` is False.
+        ValueError: the configuration is wrong, the folder holds a run and ``resume`` is False, or it holds a run of
+            another configuration.
         Diverged: a loss or parameter is not finite.
         Interrupted: a signal came; the state was saved.
     """
     run_dir = pathlib.Path(run_dir)
     config.validate()
-    suite = suites.make(config.suite)
-    trainer = Trainer(config, suite)
     if not resume and (run_dir / record.FILE).exists():
         raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
+    if resume and (run_dir / CONFIG).exists():
+        resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
+    suite = suites.make(config.suite)
+    trainer = Trainer(config, suite)
     write_description(config, suite, run_dir)
     with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
         session.loop()

@@ -6,6 +6,7 @@ import pytest
 
 import mtjax.grads as grads
 
+
 @pytest.mark.parametrize("name", sorted(set(grads.names()) - {"every_k", "normalize"}))
 def test_every_method_says_what_it_is(name):
     """Its paper or definition, its properties, its cost, when to use it, and an example."""

@@ -263,6 +263,17 @@ def test_a_signal_saves_and_resuming_is_bit_for_bit(straight, tmp_path, monkeypa
     assert _events(damaged)[-1] == f"resumed from checkpoint {4 * STEPS}"
 
 
+def test_another_configuration_is_not_resumed(straight):
+    """Nor does the attempt change what the folder says it is."""
+    folder = straight[0]
+    before = (folder / "config.json").read_bytes()
+    other = dataclasses.replace(CONFIG, num_envs=4, log_every=2)
+    with pytest.raises(ValueError, match="cannot be resumed with other options") as found:
+        run.train(other, folder, resume=True)
+    assert "--num_envs: 2 in the run, 4 asked" in str(found.value) and "log_every" not in str(found.value)
+    assert (folder / "config.json").read_bytes() == before
+
+
 def test_a_signal_during_the_last_evaluation_stops_the_run(straight, tmp_path, monkeypatch, no_plots):
     """Training is over and saved: the run ends at once, and resuming it does only what was left."""
     folder = tmp_path / "run"
