@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 
@@ -16,7 +16,7 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Collection[str] | None = None,
 ) -> Any:
     """A dataclass field that documents and bounds itself.
 
@@ -27,7 +27,7 @@ def option(
         low: smallest value allowed.
         above: the value must be greater than this.
         high: largest value allowed.
-        choices: the only strings allowed.
+        choices: the only strings allowed, as they are when a value is checked.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)

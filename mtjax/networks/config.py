@@ -56,7 +56,7 @@ class NetworkConfig:
     arrangement: str = option(
         "one_hot",
         "How the tasks share networks: " + "; ".join(f"'{name}' ({p.about})" for name, p in ARRANGEMENTS.items()) + ".",
-        choices=tuple(ARRANGEMENTS),
+        choices=ARRANGEMENTS,  # as it is when somebody chooses: one may add to it
     )
     task_input: str = option(
         "auto",

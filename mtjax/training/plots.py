@@ -77,6 +77,7 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
         "tasks": task_curves,
         "generalisation": generalisation,
         "gradients": gradients,
+        "routing": routing,
         "time": time_spent,
         "learning": quantities,
     }
@@ -227,6 +228,35 @@ def gradients(run: Run) -> Figure | None:
     _band(right, thin(conflict), color=AGGREGATES["worst"])
     _finish(right, "Share of conflicting pairs (cosine < 0)", percent=True)
     _label_steps(np.array([[left, right]]))
+    return figure
+
+
+def routing(run: Run) -> Figure | None:
+    """How each network routes or mixes for each task of the first seed, early and late; None if none does.
+
+    Seeds are not averaged: what one seed's first module does, another's third may do.
+    """
+    names = [name for name in run.train if name.startswith(("routing/", "weights/")) and _known(run.train[name])]
+    if not names:
+        return None
+    figure = Figure(figsize=(11, 0.9 + 2.6 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), 3, squeeze=False)
+    for name, row in zip(names, grid, strict=True):
+        maps = snapshots(run.train[name].map(lambda values: values[:, 0]), 3)  # [3, T, F]
+        kind, network = name.split("/")
+        limit = 1.0 if kind == "routing" else float(np.nanmax(np.abs(maps.values))) or 1.0
+        style = {"cmap": "Blues", "vmin": 0} if kind == "routing" else {"cmap": "RdBu", "vmin": -limit}
+        for index, axes in enumerate(row):
+            if index >= len(maps.steps):
+                axes.set_visible(False)
+                continue
+            image = axes.imshow(maps.values[index], aspect="auto", interpolation="nearest", vmax=limit, **style)
+            _task_ticks(axes, run.tasks, maps.values.shape[1], names=index == 0)
+            axes.set_xticks([])
+            step = EngFormatter(places=1, sep="")(maps.steps[index])
+            axes.set_title(f"{kind} of the {network}, {step} steps", fontsize=9, fontweight="normal")
+        figure.colorbar(image, ax=row, shrink=0.85)
+    figure.supxlabel("who is listened to: modules by source, experts, parameter sets", fontsize=9)
     return figure
 
 

@@ -151,7 +151,7 @@ def evaluate(
     with record.Recorder(run_dir, [t.name for t in suite.tasks], tensorboard=False) as recorder:
         for split in splits:
             if split != "train" and not trainer.learner.generalises:
-                warnings.warn(f"{split}: one agent per task has no agent for unseen tasks; skipped", stacklevel=2)
+                warnings.warn(f"{split}: tasks own their networks, and unseen ones have none; skipped", stacklevel=2)
                 continue
             names = [info.name for info in suite.splits[split].infos]
             for mode in modes:

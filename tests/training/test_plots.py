@@ -8,7 +8,7 @@ from mtjax.training import plots
 from mtjax.training.record import Recorder
 
 
-def write_run(run_dir, *, tasks, seeds=1, updates=60, success=False, held_out=False, holes=False):
+def write_run(run_dir, *, tasks, seeds=1, updates=60, success=False, held_out=False, holes=False, routed=False):
     """A made-up run: tasks of rising difficulty, noise, conflict that grows and fades."""
     generator = np.random.default_rng(0)
     difficulty = np.linspace(0.5, 2.5, tasks)
@@ -42,6 +42,9 @@ def write_run(run_dir, *, tasks, seeds=1, updates=60, success=False, held_out=Fa
             cosine = np.clip(cosine + 0.1 * generator.normal(size=(seeds, tasks, tasks)), -1, 1)
             values["grads/cosine"] = np.where(np.eye(tasks, dtype=bool), 1, (cosine + cosine.mT) / 2)
             values["grads/conflict"] = (cosine < 0).sum(axis=(1, 2)) / max(1, tasks * (tasks - 1))
+            if routed:
+                values["routing/policy"] = generator.uniform(size=(seeds, tasks, 6))
+                values["weights/value"] = generator.normal(size=(seeds, tasks, 3))
             if success:
                 values["success"] = np.clip(skill + 0.1 * noise, 0, 1)
             if holes:
@@ -66,9 +69,9 @@ ALL = {"learning_curves", "tasks", "gradients", "time", "learning"}
     "settings, expected",
     [
         ({"tasks": 2, "seeds": 3, "success": True, "held_out": True}, ALL | {"generalisation"}),
-        ({"tasks": 26, "updates": 8, "success": True}, ALL),
+        ({"tasks": 26, "updates": 8, "success": True, "routed": True}, ALL | {"routing"}),
         ({"tasks": 3, "seeds": 2, "holes": True}, ALL),
-        ({"tasks": 1, "updates": 1}, ALL - {"gradients"}),
+        ({"tasks": 1, "updates": 1, "routed": True}, ALL - {"gradients"} | {"routing"}),
         ({"tasks": 2, "updates": 0}, set()),
     ],
 )
