@@ -104,7 +104,7 @@ def values_of(field: dataclasses.Field) -> st.SearchStrategy:
     """Values that an option may have."""
     bounds, default = field.metadata, field.default
     if bounds["choices"]:
-        return st.sampled_from(bounds["choices"])
+        return st.sampled_from(tuple(bounds["choices"]))
     if isinstance(default, bool):
         return st.booleans()
     low = next((bounds[key] for key in ("low", "above") if bounds[key] is not None), None)

@@ -11,7 +11,7 @@ import pytest
 from mtjax import grads
 from mtjax.envs.base import continuous, discrete
 from mtjax.learners import normalization, ppo
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 
@@ -500,7 +500,7 @@ def test_policy_for_evaluation(kind):
     drawn = agent.evaluation_policy(state, observation, KEY, no)
     assert (drawn != agent.evaluation_policy(state, observation, other, no)).any()
     few = jnp.broadcast_to(observation[:1, :1], (5, E, OBS))
-    unseen = agent.evaluation_policy(state, few, KEY, yes, unseen=jnp.zeros((5, 0)))
+    unseen = agent.evaluation_policy(state, few, KEY, yes, unseen=Unseen(jnp.zeros((5, 0)), jnp.ones((5, action.size))))
     assert unseen.shape == (5, E, *action.shape)
     np.testing.assert_array_equal(unseen[0], unseen[4])
 

@@ -7,7 +7,7 @@ import numpy as np
 from mtjax import grads
 from mtjax.envs.base import continuous
 from mtjax.learners import sac
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import SACConfig
 from mtjax.networks.config import NetworkConfig
 
@@ -28,6 +28,7 @@ def test_care_in_policy_and_critics():
     over = jnp.zeros((H, T, E), bool)
     action = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, 2)), jnp.float32)
     reward = jnp.asarray(draw.normal(size=(H, T, E)), jnp.float32)
+    unseen = Unseen(contexts, jnp.ones((T, 2)))
     rollout = Transitions(observation, reward, over, over, final, {"action": action})
 
     @jax.jit
@@ -35,12 +36,12 @@ def test_care_in_policy_and_critics():
         state = agent.init(key)
         after, metrics = agent.update(state, rollout, key)
         same = jnp.broadcast_to(observation[0][:1], observation[0].shape)
-        return state, after, metrics, agent.policy(after, same, key, jnp.asarray(True), contexts)
+        return state, after, metrics, agent.policy(after, same, key, jnp.asarray(True), unseen)
 
-    before, after, metrics, unseen = run(jax.random.key(0))
+    before, after, metrics, acted = run(jax.random.key(0))
     for part in ("policy", "critic"):
         a, b = (jax.tree.leaves(state.params[part].shared["encoders"]) for state in (before, after))
         assert all(np.isfinite(y).all() and np.abs(x - y).max() > 0 for x, y in zip(a, b, strict=True))
     assert metrics["routing/policy"].shape == (T, 2)
     np.testing.assert_allclose(metrics["routing/policy"].sum(axis=1), 1.0, rtol=1e-4)
-    assert np.abs(unseen[0] - unseen[1]).max() > 0
+    assert np.abs(acted[0] - acted[1]).max() > 0
