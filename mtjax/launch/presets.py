@@ -277,7 +277,8 @@ PRESETS = (
         "wide residual critics, categorical returns, rewards scaled a task, a learned embedding of length one "
         "(arXiv 2505.23150), on top of the suite's preset",
         {
-            "critic_body": "bro",
+            "value_trunk": "residual",
+            "value_hidden_sizes": (512, 512),
             "critic_head": "categorical",
             "critic_reduction": "mean",
             "return_scaling": "range",

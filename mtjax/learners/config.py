@@ -133,14 +133,6 @@ class SACConfig:
     critic_reduction: str = option(
         "min", "How the ensemble's answers become one: 'min' (pessimistic) or 'mean'.", choices=("min", "mean")
     )
-    critic_body: str = option(
-        "arrangement",
-        "Critic network: 'arrangement' (what --arrangement says) or 'bro' (wide residual blocks with layer "
-        "normalisation, fully shared; --arrangement says what it knows of the task).",
-        choices=("arrangement", "bro"),
-    )
-    bro_width: int = option(512, "Width of a 'bro' critic.", low=1)
-    bro_depth: int = option(2, "Residual blocks of a 'bro' critic.", low=1)
     critic_head: str = option(
         "scalar",
         "What a critic says of a return: 'scalar' (its mean, by squared error) or 'categorical' (a distribution "

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mtjax.envs.base import ActionSpec
-from mtjax.networks.base import Network, Parameters
+from mtjax.networks.base import Network, Parameters, Weights
 from mtjax.networks.task import Task
 
 Array = jax.Array
@@ -136,10 +136,13 @@ class Critic(NamedTuple):
         init: key -> Parameters; shared leaves are [N, ...], private ones [T, N, ...].
         apply: (shared, private of one task, the task, observation [B, obs], action [B, A] or None)
             -> outputs [N, B, C, K].
+        diagnose: (…, task, network input [B, in]) -> what the first critic decides on beside its outputs, as in
+            Network.
     """
 
     init: Callable[[Array], Parameters]
     apply: Callable[..., Array]
+    diagnose: Callable[[Any, Any, Task, Array], Weights]
 
 
 def inputs_and_outputs(observation_size: int, action: ActionSpec, head: Head) -> tuple[int, int]:
@@ -160,7 +163,11 @@ def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> C
         outputs = jax.vmap(network.apply, in_axes=(0, 0, None, None))(shared, private, task, x)
         return outputs.reshape(*outputs.shape[:-1], -1, head.size)
 
-    return Critic(init, apply)
+    def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
+        first = jax.tree.map(lambda leaf: leaf[0], (shared, private))
+        return network.diagnose(*first, task, x)
+
+    return Critic(init, apply, diagnose)
 
 
 def of_action(outputs: Array, action: ActionSpec, taken: Array) -> Array:

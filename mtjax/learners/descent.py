@@ -9,9 +9,25 @@ import jax.numpy as jnp
 import optax
 
 from mtjax import grads
-from mtjax.networks.arrangements import Parameters
+from mtjax.networks.arrangements import last_shared_layer
+from mtjax.networks.base import Parameters
+from mtjax.networks.config import NetworkConfig
 
 Array = jax.Array
+
+
+def gradient_method(spec: str, network: NetworkConfig) -> grads.Method:
+    """The method of mtjax.grads that a flag names. GradNorm is shown the last shared layer, as its paper says.
+
+    Raises:
+        ValueError: there is no such method, or it cannot be used by a learner.
+    """
+    method = grads.get(spec)
+    if getattr(method, "on_representation", False):
+        raise ValueError(f"grads: {spec} needs gradients of a representation, which no learner provides")
+    if spec.strip().startswith("gradnorm") and method.leaves is None:
+        method = method._replace(leaves=last_shared_layer(network))
+    return method
 
 
 class DescentState(NamedTuple):

@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax import grads
 from mtjax.learners import acting, critics, normalization
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
-from mtjax.learners.descent import Descent, DescentState, optimizer, polyak
+from mtjax.learners.descent import Descent, DescentState, gradient_method, optimizer, polyak
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
 from mtjax.networks.arrangements import make_network
@@ -150,7 +149,7 @@ class _SAC:
         adam = optimizer(
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
-        critic_method = grads.get(config.critic_grads) if config.critic_grads else method
+        critic_method = gradient_method(config.critic_grads, network) if config.critic_grads else method
         self.descent = {
             "policy": Descent(method, spec.num_tasks, adam),
             "critic": Descent(critic_method, spec.num_tasks, adam),
@@ -160,17 +159,13 @@ class _SAC:
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         config, spec = self.config, self.spec
         inputs, outputs = critics.inputs_and_outputs(spec.observation_size, spec.action, self.head)
-        network = network.of_value()
-        if config.critic_body == "bro":
-            sizes = (config.bro_width,) * config.bro_depth
-            network = dataclasses.replace(network, trunk="residual", activation="relu", hidden_sizes=sizes)
-            network.check()
+        value = network.of_value()
         body = make_network(
-            network,
+            value,
             inputs=inputs,
             outputs=outputs,
             num_tasks=spec.num_tasks,
-            sizes=network.hidden_sizes,
+            sizes=value.hidden_sizes,
             gain=1.0,
             contexts=spec.context_size,
         )
@@ -258,11 +253,16 @@ class _SAC:
         metrics["finite"] = jnp.where(arrived.all(), metrics["finite"], arrived)
         metrics["replay/size"] = state.replay.size.astype(jnp.float32)
         metrics["learning_rate"] = state.hyper.learning_rate
-        observation = jnp.moveaxis(rollout.observation, 1, 0)
-        observation = observation.reshape(observation.shape[0], -1, observation.shape[-1])
-        observation = self._normalize(state.observations, observation)
-        metrics |= diagnose(self.policy, state.params["policy"], self.tasks, observation, "policy")
+        metrics |= self._routing(state, rollout)
         return state._replace(updates=state.updates + 1), metrics
+
+    def _routing(self, state: SACState, rollout: Transitions) -> dict[str, Array]:
+        """How policy and critics route or mix for each task, at the rollout's first step."""
+        observation = self._normalize(state.observations, rollout.observation[0])  # [T, E, obs]
+        metrics = diagnose(self.policy, state.params["policy"], self.tasks, observation, "policy")
+        if self.spec.action.kind == "continuous":
+            observation = jnp.concatenate([observation, rollout.extras["action"][0]], axis=-1)
+        return metrics | diagnose(self.critic, state.params["critic"], self.tasks, observation, "value")
 
     def _take_in(self, state: SACState, rollout: Transitions) -> SACState:
         """Store a rollout [H, T, E, ...] as it is, and let the running statistics see it."""

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax import grads
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.envs.host import HostVectorEnv
 from mtjax.learners import registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
-from mtjax.networks.arrangements import last_shared_layer
+from mtjax.learners.descent import gradient_method
 from mtjax.suites import descriptions
 from mtjax.suites.base import Suite
 from mtjax.training import packing
@@ -148,7 +147,7 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
     """
     contexts = task_contexts(config, suite)["train"]
     spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes, contexts)
-    method = gradient_method(config)
+    method = gradient_method(config.grads, config.network)
     return registry.make(
         config.learner,
         config.hyper,
@@ -170,20 +169,6 @@ def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
         return {label: jnp.zeros((len(split), 0), jnp.float32) for label, split in suite.splits.items()}
     found = descriptions.contexts(suite, config.network.task_embeddings)
     return {label: jnp.asarray(vectors) for label, vectors in found.items()}
-
-
-def gradient_method(config: RunConfig) -> grads.Method:
-    """The method that ``config.grads`` names. GradNorm is shown the last shared layer, as its paper says.
-
-    Raises:
-        ValueError: there is no such method, or it cannot be used by a learner.
-    """
-    method = grads.get(config.grads)
-    if getattr(method, "on_representation", False):
-        raise ValueError(f"grads: {config.grads} needs gradients of a representation, which no learner provides")
-    if config.grads.strip().startswith("gradnorm") and method.leaves is None:
-        method = method._replace(leaves=last_shared_layer(config.network))
-    return method
 
 
 def _fold(keys: Array, stream: int) -> Array:

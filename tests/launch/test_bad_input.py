@@ -31,9 +31,9 @@ FLAGS = {
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
     "did you mean 'relu'?" + PASS_HELP,
-    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, sac; did you mean 'ppo'?" + PASS_HELP,
+    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, distral, sac; did you mean 'ppo'?" + PASS_HELP,
     "--polyak=0.1": "polyak is an option of learner sac; the learner here is ppo",
-    "--learner=sac --gae_lambda=0.9": "gae_lambda is an option of learner ppo; the learner here is sac",
+    "--learner=sac --gae_lambda=0.9": "gae_lambda is an option of learner ppo and distral; the learner here is sac",
     "--learner=sac --return_scaling=rnage": "flag --return_scaling=rnage: 'rnage' is not one of running, range, none; "
     "did you mean 'range'?" + PASS_HELP,
     "--return_scaling=range": "return_scaling: 'range' is not one of running, none; did you mean 'running'?",

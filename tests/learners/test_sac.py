@@ -22,11 +22,12 @@ KEY = jax.random.key(5)
 GAMMA = 0.9
 
 
-def _make(*, action=None, arrangement="one_hot", method=None, tasks=T, sizes=None, **options):
+def _make(*, action=None, arrangement="one_hot", method=None, tasks=T, sizes=None, network=(), **options):
     """The pure functions of a small SAC; its methods are what make_sac returns."""
     config = SACConfig(**{**SMALL, "learning_rate": 1e-2, "discount": GAMMA, **options})
-    network = NetworkConfig(arrangement=arrangement, hidden_sizes=(8,), embedding_size=4, scale="state")
-    spec = TaskSpec(tasks, OBS, action or discrete(3), sizes)
+    network = NetworkConfig(arrangement=arrangement, **{"hidden_sizes": (8,), "scale": "state", **dict(network)})
+    contexts = jnp.eye(tasks, 5) if network.told == "context" else None
+    spec = TaskSpec(tasks, OBS, action or discrete(3), sizes, contexts)
     return sac._SAC(config, network, method or grads.mean(), spec, num_envs=E)
 
 
@@ -426,15 +427,30 @@ def test_policy_for_evaluation(kind):
 
 def test_brc_is_made_of_parts_that_work_alone():
     """Wide residual critics alone; and with categorical returns and the return normaliser (both tested alone, too)."""
-    bro = {"critic_body": "bro", "bro_width": 8, "bro_depth": 1, "action": continuous(2), "arrangement": "embedding"}
+    network = (("value_trunk", "residual"), ("embedding_size", 4), ("unit_norm_embedding", True))
+    bro = {"network": network, "action": continuous(2), "arrangement": "embedding"}
     rest = {"critic_head": "categorical", "num_atoms": 11, "return_scaling": "range", "critic_reduction": "mean"}
     for options in (bro, {**bro, **rest}):
         agent, update, rollout = _update(**options)
         state = _start(agent)
-        layers = state.params["critic"].shared["bro"]["params"]
+        layers = state.params["critic"].shared["trunk"]["params"]
         assert layers["LayerNorm_2"]["scale"].shape == (2, 8)
+        assert state.params["critic"].private["embedding"].shape == (T, 2, 4)
         state, metrics = update(state, rollout(state), KEY)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
     with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1"):
         config = SACConfig(return_scaling="range", discount=1.0)
         sac.make_sac(config, NetworkConfig(), grads.mean(), TaskSpec(2, 3, discrete(2)), num_envs=1, num_updates=1)
+
+
+def test_arrangements_in_policy_and_critic():
+    """Whatever the tasks share, SAC sees two networks; and the routing of both is told like PPO's."""
+    network = (("encoder_sizes", (3,)), ("context_sizes", (3,)), ("num_experts", 2))
+    agent, update, rollout = _update(action=continuous(2), arrangement="care", network=network, method=grads.pcgrad())
+    start = _start(agent)
+    state, metrics = update(start, rollout(start), KEY)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
+    for part in ("policy", "value"):
+        assert metrics[f"routing/{part}"].shape[0] == T and metrics[f"routing_entropy/{part}"].shape == (T,)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start.params)
+    assert all(jax.tree.leaves(moved))

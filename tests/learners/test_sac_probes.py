@@ -74,7 +74,7 @@ def _values(agent, state, observations):
 
     def of_task(critic, policy, known, observation):
         candidates = agent._candidates(policy, known, observation, known.key[0])
-        outputs = agent.critic.apply(*critic, known.code, observation, None if no_action else candidates.action)
+        outputs = agent.critic.apply(*critic, known.task, observation, None if no_action else candidates.action)
         return agent.head.value(outputs).mean(axis=0), candidates.probability
 
     observations = agent._normalize(state.observations, observations)

@@ -121,4 +121,4 @@ def test_the_command_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "plots").is_dir() and "total_steps extended from 128 to 160" in printed.out
     with pytest.raises(SystemExit):
         command.main(["mtjax-train", *arguments, "--resume", "--gae_lambda=0.9"])
-    assert "gae_lambda is an option of learner ppo; the learner here is sac" in capsys.readouterr().err
+    assert "gae_lambda is an option of learner ppo and distral; the learner here is sac" in capsys.readouterr().err
