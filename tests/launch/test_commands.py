@@ -81,7 +81,7 @@ def test_a_run_is_killed_resumed_and_evaluated(tmp_path):
 @pytest.mark.parametrize(
     "name, typed, message",
     [
-        ("train", "--sede=1", "train.py: Unknown command line flag 'sede'. Did you mean: seed ?\n"),
+        ("train", "--sede=1", "train.py: Unknown command line flag 'sede'. Did you mean: seed, selection ?\n"),
         ("evaluate", "--run_dir=nowhere", "evaluate.py: nowhere is not a run: there is no such folder\n"),
     ],
 )
