@@ -81,6 +81,12 @@ class DistralConfig(PPOConfig):
         total = self.distral_kl_cost + self.distral_entropy_cost
         return self.distral_kl_cost / total if total else 0.0
 
+    @property
+    def beta(self) -> float:
+        """β = 1 / (c_KL + c_Ent), how much a task's own column counts."""
+        total = self.distral_kl_cost + self.distral_entropy_cost
+        return 1.0 / total if total else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class SACConfig:

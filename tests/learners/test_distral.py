@@ -153,14 +153,27 @@ def test_distilling_moves_the_prior_alone():
 def test_two_columns_of_gaussians_are_a_product_of_densities():
     prior = Normal(jnp.asarray([[0.3, -1.0]]), jnp.asarray([[-0.2, 0.4]]))
     own = Normal(jnp.asarray([[-0.5, 0.7]]), jnp.asarray([[0.1, -0.6]]))
-    found, family, mask = distral.product(prior, own, 0.7), gaussian(False), jnp.ones(2)
+    found, family, mask = distral.product(prior, own, 0.7, 3.0), gaussian(False), jnp.ones(2)
     points = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)), jnp.float32)
     log_product = 0.7 * family.log_prob(prior, mask, points) + family.log_prob(own, mask, points)
     difference = np.asarray(family.log_prob(found, mask, points) - log_product)
     np.testing.assert_allclose(difference, difference[0], atol=1e-5)  # the constant that normalises
-    alone = distral.product(prior, own, 0.0)
+    alone = distral.product(prior, own, 0.0, 3.0)
     np.testing.assert_allclose(alone.mean, own.mean, rtol=1e-6)
     np.testing.assert_allclose(alone.log_scale, own.log_scale, atol=1e-6)
+
+
+def test_two_columns_of_choices_add_their_logits():
+    """Equation 8: α h + β f, with α = 0.3 / 0.4 and β = 1 / 0.4."""
+    agent = make_agent()
+    p = agent.init(jax.random.key(1)).params["policy"]
+    p = jax.tree.map(lambda leaf: leaf + 0.3, p)
+    task, private = jax.tree.map(lambda leaf: leaf[0], (agent.tasks, p.private))
+    whole = agent.policy.apply(p.shared, private, task, jnp.ones(1))
+    alone = make_agent(DistralConfig(**{**CONFIG.__dict__, "columns": 1}))
+    own = alone.policy.apply(p.shared, private, task, jnp.ones(1))
+    expected = 0.75 * np.asarray(agent.prior(p.shared, jnp.ones(1))) + 2.5 * np.asarray(own)
+    np.testing.assert_allclose(whole, expected, rtol=1e-5)
 
 
 def test_an_unseen_task_is_acted_for_by_the_prior():
