@@ -9,6 +9,7 @@ direction, `solver` the Gram to the weights. The floor is the bare Gram plus the
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,8 @@ METHODS = {
     "aligned_mtl": ("aligned_mtl", "AlignedMTL()"),
     "upgrad": ("upgrad", "UPGrad()"),
     "dualproj": ("dualproj", "DualProj()"),
+    "cr_mogm": ("cr_mogm(upgrad)", "GramianWeightedAggregator(A.CRMOGMWeighting(A.UPGradWeighting()))"),
+    "excess_mtl": ("excess_mtl", "ExcessMTL(robust_step_size=0.01)"),
     "krum": ("krum(1, 4)", "Krum(n_byzantine=1, n_selected=4)"),
     "trimmed_mean": ("trimmed_mean(1)", "TrimmedMean(trim_number=1)"),
     "graddrop": ("graddrop", "GradDrop()"),
@@ -92,8 +95,14 @@ class Torch:
         return json.loads(self.process.stdout.readline())
 
 
+def pin() -> None:
+    """Keeps this process, and TorchJD's, to as many cores as threads: XLA sizes its pool by them."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
+
+
 def ours(method, J, part):
-    """A compiled call of ours, and its argument."""
+    """A compiled call of ours, without arguments. Its state moves on from call to call, as TorchJD's does."""
     import jax
 
     from mtjax import grads
@@ -101,11 +110,17 @@ def ours(method, J, part):
     tx = grads.aggregate(method, num_tasks=J.shape[0])
     state = jax.jit(tx.init)(J[0])
     if part == "whole":
-        step = jax.jit(tx.update)
-        return lambda: step(J, state)
-    weights = jax.jit(method.update)
-    gram, inner = grads.gram_matrix(J), jax.tree.map(lambda x: x[0], state.inner)
-    return lambda: weights(gram, inner)
+        data, step = J, jax.jit(tx.update)
+    else:
+        data, step = grads.gram_matrix(J), jax.jit(method.update)
+        state = jax.tree.map(lambda x: x[0], state.inner)
+
+    def call():
+        nonlocal state
+        result, state = step(data, state)
+        return result, state
+
+    return call
 
 
 def clock(call) -> float:
@@ -146,8 +161,9 @@ def compare(torch: Torch | None) -> None:
             parts = ("whole",) if isinstance(method, Transform) else ("whole", "solver")
             calls = {part: ours(method, J, part) for part in parts}
             times = {key: [] for key in ("floor", "whole", "solver", "torch whole", "torch solver")}
+            weights = J[:, 0] + 0
             for turn in range(_ROUNDS.value + 1):
-                floor = clock(partial(gram, J)) + clock(partial(total, J[:, 0], J))
+                floor = clock(partial(gram, J)) + clock(partial(total, weights, J))
                 row = {"floor": floor, **{part: clock(calls[part]) for part in parts}}
                 if torch:
                     row |= {f"torch {part}": torch.seconds(path, make, part) for part in parts}
@@ -177,7 +193,10 @@ def report(tasks, size, kind, name, ms) -> None:
 
 
 def surgery() -> None:
-    """The time of one PPO-like minibatch update (2×256 trunk, 400 samples a task), by method."""
+    """The time of one PPO-like minibatch update (2×256 trunk, 400 samples a task), by method, taking turns.
+
+    The share is what a method costs beyond the mean of the gradients, which any update must take.
+    """
     import jax
     import jax.numpy as jnp
     import optax
@@ -202,7 +221,7 @@ def surgery() -> None:
 
         backward = jax.vmap(jax.value_and_grad(loss), (None, 0))
 
-        seconds = {}
+        steps = {}
         for name in ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "upgrad", "gradnorm"):
             tx = optax.chain(grads.aggregate(grads.get(name), num_tasks=num_tasks), optax.adam(3e-4))
 
@@ -212,17 +231,23 @@ def surgery() -> None:
                 updates, state = tx.update(g, state, p, losses=values)
                 return optax.apply_updates(p, updates), state
 
-            state = tx.init(params)
-            clock(lambda: step(params, state))  # noqa: B023
-            seconds[name] = statistics.median(clock(lambda: step(params, state)) for _ in range(_ROUNDS.value))  # noqa: B023
-        for name, value in seconds.items():
-            extra = 100 * (value - seconds["mean"]) / value
-            print(f"T={num_tasks:2} {name:10} {1e3 * value:8.2f} ms a minibatch; surgery {extra:5.1f}%")
+            steps[name] = partial(step, params, tx.init(params))
+            clock(steps[name])
+        turns = [name for _ in range(_ROUNDS.value) for name in random.sample(list(steps), len(steps))]
+        times = {name: [] for name in steps}
+        for name in turns:
+            times[name].append(clock(steps[name]))
+        mean = statistics.median(times["mean"])
+        for name, values in times.items():
+            value = statistics.median(values)
+            extra = 100 * (value - mean) / value
+            print(f"T={num_tasks:2} {name:10} {1e3 * value:8.2f} ms a minibatch; surgery {extra:5.1f}%", flush=True)
 
 
 def main(argv) -> None:
     del argv
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    pin()
     if _SURGERY.value:
         return surgery()
     return compare(Torch(_TORCHJD.value) if _TORCHJD.value else None)

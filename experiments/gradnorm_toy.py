@@ -27,7 +27,7 @@ _TASKS = flags.DEFINE_integer("tasks", 10, "T: 2 (scales 1 and 100) or 10, as in
 _STEPS = flags.DEFINE_integer("steps", 5000, "Updates.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds, batched by vmap.")
 _WIDTH = flags.DEFINE_integer("width", 100, "Width of the four hidden layers.")
-_OUT = flags.DEFINE_string("out", "runs/gradnorm_toy", "Folder for the picture and the numbers.")
+_OUTPUT = flags.DEFINE_string("output", "runs/gradnorm_toy", "Folder for the picture and the numbers.")
 
 INPUT, OUTPUT, BATCH = 250, 100, 100
 SCALES = {2: (1.0, 100.0), 10: (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0)}
@@ -114,9 +114,9 @@ def main(argv):
         kernel = np.ones(width) / width
         curves[name] = np.stack([np.convolve(row, kernel, "valid") for row in relative])
         weights = np.asarray(w)
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(_OUTPUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    draw(curves, weights, scales, out / "gradnorm_toy.svg")
+    draw(curves, weights, scales, out / "gradnorm_toy.png")
     final = {name: float(curve[:, -1].mean()) for name, curve in curves.items()}
     order = np.corrcoef(np.log(scales), np.log(weights[:, -1].mean(0)))[0, 1]
     result = {"mean L(t)/L(0)": final, "correlation of log weight and log scale": float(order)}

@@ -229,11 +229,18 @@ def _transform_step(
     weights = jnp.where(ones > 0, weights, 0).astype(state.weights.dtype)
     changes = dict(zip(picked, changed, strict=True))
     summed = [
-        grams.fused_sum(weights, changes[n]).astype(g.dtype) if n in changes else grams.weighted_sum(ones, g)
+        _direction(weights, changes[n]).astype(g.dtype) if n in changes else grams.weighted_sum(ones, g)
         for n, g in enumerate(leaves)
     ]
     every = gram_of(mine) if track_gram else jnp.zeros_like(state.gram)
     return summed, _advance(state, inner, every, weights[None])
+
+
+def _direction(weights: Array, g: Array) -> Array:
+    """Weighted sum of a leaf [T, ...] of a `Transform`, or of one row [1, ...] that stands for every task's."""
+    if g.shape[0] < weights.shape[0]:
+        return (jnp.sum(weights) * g[0].astype(grams.accumulator(g))).astype(g.dtype)
+    return grams.weighted_sum(weights, g)
 
 
 def _advance(state: AggregateState, inner: State, gram: Array, weights: Array) -> AggregateState:

@@ -57,13 +57,6 @@ def weighted_sum(weights: Array, task_grads: Any) -> Any:
     return jax.tree.map(leaf, task_grads)
 
 
-def fused_sum(weights: Array, g: Array) -> Array:
-    """`weighted_sum` of one leaf [T, ...], elementwise, so that it fuses with whatever computes the leaf."""
-    dtype = accumulator(g)
-    spread = weights.astype(dtype).reshape((-1,) + (1,) * (g.ndim - 1))
-    return jnp.sum(spread * g.astype(dtype), axis=0).astype(g.dtype)
-
-
 def accumulator(*arrays: Array) -> Any:
     """The dtype to accumulate products in: float32, or float64 if an operand is."""
     return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))

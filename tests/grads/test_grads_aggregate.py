@@ -202,8 +202,8 @@ def test_import_loads_nothing_else():
 
 def test_sharded():
     """On four fake devices: parameters sharded, batch sharded, and both by jit alone."""
-    extra = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {extra}"
+    more = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
+    flags = " ".join([os.environ.get("XLA_FLAGS", ""), *more])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     script = pathlib.Path(__file__).with_name("sharded.py")
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)

@@ -43,20 +43,35 @@ def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Ar
         axes = getattr(gram, "axes", [None] * len(task_grads))
         # The shards of a leaf must not repeat one pattern.
         draws = [d if a is None else jax.random.fold_in(d, lax.axis_index(a)) for d, a in zip(draws, axes, strict=True)]
+        here = presence(num_tasks, mask, default_float())
+        count = jnp.maximum(jnp.sum(here), 1)
         kept = [_drop(g, draw, leak, purity) for g, draw in zip(task_grads, draws, strict=True)]
-        return kept, presence(num_tasks, mask, default_float()), key
+        # One row carries the whole direction, and Σ w_i is the number of tasks.
+        return [(row / count.astype(row.dtype))[None] for row in kept], here, key
 
     return Transform(init, update)
 
 
 def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callable | None) -> Array:
+    """Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i of one leaf [T, ...]: two sums, of which each parameter takes one.
+
+    Row by row: as reductions over the task axis XLA's CPU took ten times as long (10 × 1M).
+    """
     dtype = accumulator(g)
-    wide = g.astype(dtype)
-    size = jnp.sum(jnp.abs(wide), axis=0)
-    share = jnp.where(size > 0, jnp.sum(wide, axis=0) / jnp.where(size > 0, size, 1), 0)
-    share = 0.5 * (1 + share)
+    passes = jnp.broadcast_to(jnp.asarray(leak, dtype), g.shape[:1])
+
+    def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        up, down, *leaked = sums
+        wide = g[row].astype(dtype)
+        rise, fall = jnp.maximum(wide, 0), jnp.minimum(wide, 0)
+        if leaked:
+            leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]
+        return up + rise, down + fall, *leaked
+
+    sums = [jnp.zeros(g.shape[1:], dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
+    up, down, *leaked = lax.fori_loop(0, g.shape[0], add, tuple(sums))
+    size = up - down  # Σ|g|
+    share = 0.5 * (1 + jnp.where(size > 0, (up + down) / jnp.where(size > 0, size, 1), 0))
     positive = (share if purity is None else purity(share)) > jax.random.uniform(key, size.shape, dtype)
-    passes = jnp.asarray(leak, dtype)
-    passes = passes.reshape((-1,) + (1,) * (g.ndim - 1)) if passes.ndim else passes
-    match = jnp.where(positive, wide > 0, wide < 0)
-    return jnp.where(match, wide, passes * wide).astype(g.dtype)
+    leaked_up, leaked_down = leaked or (0, 0)
+    return jnp.where(positive, up + leaked_down, down + leaked_up)

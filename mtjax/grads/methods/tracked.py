@@ -22,7 +22,7 @@ from mtjax.grads.methods.stochastic import onto_simplex
 
 
 class TrackedState(NamedTuple):
-    """A running quantity [T, ...] for each leaf, task weights [T] (DB-MTL uses none), and the calls so far."""
+    """A running quantity [T, ...] for each leaf, task weights [T] (unused by DB-MTL), and the calls so far."""
 
     tracked: list[Array]
     weights: Array

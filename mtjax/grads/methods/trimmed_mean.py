@@ -42,7 +42,7 @@ def trimmed_mean(trim: int = 1) -> Transform:
     def update(task_grads, state, gram, *, losses=None, mask=None):
         num_tasks = task_grads[0].shape[0]
         weights = uniform(num_tasks, mask, default_float())
-        # One row carries the mean: `aggregate` sums it times every weight, and Σ w_i = 1.
+        # One row carries the mean, and Σ w_i = 1.
         if mask is None:
             middle = [_middle(g, trim) for g in task_grads]
         else:

@@ -8,7 +8,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from mtjax.grads.base import Array
-from mtjax.grads.solvers.steps import cholesky, longest_step
+from mtjax.grads.solvers.steps import cholesky, inverse, longest_step
 
 
 def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3) -> Array:
@@ -47,8 +47,8 @@ def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], step
     """Over-relaxed ADMM for min ½sᵀCs + qᵀs, s ≥ 0: rows of s [N, T]; ten steps per check."""
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 
-    def inverse(rho: Array) -> Array:
-        return cho_solve((cholesky(matrix + rho * eye), True), eye)
+    def shifted(rho: Array) -> Array:
+        return inverse(matrix + rho * eye)
 
     def inner(_: Array, carry: tuple) -> tuple:
         z, u, gap, rho, solve = carry
@@ -64,7 +64,7 @@ def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], step
         ratio = jnp.sqrt((primal + 1e-30) / (rho * dual + 1e-30))
         change = jnp.where((ratio > 3) | (ratio < 1 / 3), jnp.clip(ratio, 0.1, 10), 1)
         new = jnp.clip(rho * change, 1e-4, 1e2)
-        solve = lax.cond(new != rho, inverse, lambda _: solve, new)
+        solve = lax.cond(new != rho, shifted, lambda _: solve, new)
         return step + 10, z, u * (rho / new), new, solve, jnp.max(residual(z))
 
     def unfinished(carry: tuple) -> Array:
@@ -72,7 +72,7 @@ def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], step
 
     rho = jnp.full((), 0.3, matrix.dtype)
     zero = jnp.zeros_like(linear)
-    start = (0, zero, zero, rho, inverse(rho), jnp.max(residual(zero)))
+    start = (0, zero, zero, rho, shifted(rho), jnp.max(residual(zero)))
     return lax.while_loop(unfinished, advance, start)[1]
 
 

@@ -13,3 +13,14 @@ def longest_step(x: Array, dx: Array) -> Array:
 
 def cholesky(matrix: Array) -> Array:
     return lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+
+def inverse(matrix: Array) -> Array:
+    """Inverse of a positive definite matrix [T, T].
+
+    The leading axis of 1 keeps XLA from handing the solve to the CPU's BLAS, whose threads wait for
+    each other: on busy cores one call in ten took 25 ms at T = 50, and 0.1 ms this way.
+    """
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    half = lax.linalg.triangular_solve(cholesky(matrix)[None], eye[None], left_side=True, lower=True)[0]
+    return jnp.matmul(half.T, half, precision="highest")

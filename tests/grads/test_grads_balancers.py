@@ -1,0 +1,110 @@
+"""The mistakes that other implementations of GradNorm and FAMO make (see test_grads_bugs.py)."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from faults import fails
+
+from mtjax import grads
+
+
+def train_gradnorm(method, norms, losses):
+    """GradNorm's weights after one call for each row of `losses`, with constant norms."""
+    state = method.init(len(norms))
+    for row in losses:
+        weights, state = method.update(jnp.diag(jnp.asarray(norms) ** 2), state, losses=jnp.asarray(row))
+    return np.asarray(weights), state
+
+
+def gradnorm_with(norms, losses, alpha, rate, stop=True, first_only=True, keep=True):
+    """GradNorm in NumPy by finite differences, with the mistakes of a moving target, a moving L(0), a lost Σw = T."""
+    w, used, first = np.ones(3), np.ones(3), losses[0]
+    for row in losses:
+        first = first if first_only else row
+
+        def target(v, ratio=row / first):
+            return (v * norms).mean() * (ratio / ratio.mean()) ** alpha
+
+        held = target(w)
+        value = lambda v: np.abs(v * norms - (held if stop else target(v))).sum()  # noqa: E731, B023
+        slope = [(value(w + 1e-6 * e) - value(w - 1e-6 * e)) / 2e-6 for e in np.eye(3)]
+        raw = np.maximum(w - rate * np.array(slope), 1e-4)
+        used = raw * 3 / raw.sum()
+        w = used if keep else raw
+    return used
+
+
+def test_gradnorm_holds_its_target_keeps_the_first_losses_and_the_sum():
+    """Each mistake moves the weights by more than the comparison allows."""
+    norms, alpha, rate = np.array([1.0, 1.2, 0.9]), 1.5, 0.1
+    losses = np.array([[1.0, 2.0, 3.0], [0.2, 1.9, 2.9], [0.1, 1.9, 2.9]])  # task 0 is learnt fast
+    ours, _ = train_gradnorm(grads.gradnorm(alpha, optax.sgd(rate)), norms, [*losses, losses[-1]])
+
+    def check(weights):
+        np.testing.assert_allclose(ours, weights, rtol=1e-4)
+
+    check(gradnorm_with(norms, losses, alpha, rate))
+    for mistake in ({"stop": False}, {"first_only": False}, {"keep": False}):
+        fails(check, gradnorm_with(norms, losses, alpha, rate, **mistake))
+
+
+def test_gradnorm_keeps_the_first_losses():
+    _, state = train_gradnorm(grads.gradnorm(), np.ones(2), [[4.0, 2.0], [1.0, 1.0], [0.1, 0.3]])
+    np.testing.assert_allclose(state.initial_losses, [4.0, 2.0])
+    given = grads.gradnorm(initial_losses=jnp.array([5.0, 6.0]))
+    _, state = train_gradnorm(given, np.ones(2), [[4.0, 2.0]])
+    np.testing.assert_allclose(state.initial_losses, [5.0, 6.0])
+
+
+def test_gradnorm_sees_the_last_shared_layer_only():
+    """A huge gradient in another layer must not move the weights; without `leaves` it does."""
+    params = {"first": jnp.ones(2), "last": jnp.ones(2)}
+
+    def check(method):
+        tx = grads.aggregate(method, num_tasks=2)
+
+        def weights(first):
+            g = {"first": jnp.asarray(first), "last": jnp.array([[1.0, 0], [0, 3.0]])}
+            _, state = tx.update(g, tx.init(params), losses=jnp.ones(2))
+            return tx.update(g, state, losses=jnp.ones(2))[1].weights
+
+        np.testing.assert_allclose(weights([[1e3, 0.0], [0, 0]]), weights([[0.0, 0], [0, 1.0]]))
+        assert weights([[1e3, 0.0], [0, 0]])[0] > 1
+
+    check(grads.gradnorm(optimizer=optax.sgd(0.1), leaves=lambda path: path == "last"))
+    fails(check, grads.gradnorm(optimizer=optax.sgd(0.1)))
+
+
+@pytest.mark.parametrize("surrogate", [None, "softplus", jnp.exp])
+def test_gradnorm_of_negative_losses(surrogate):
+    """An RL actor's losses: a negative number to the power α is NaN."""
+    losses = [[-1.0, 0.0, 2.0], [-3.0, 0.5, -1.0], [0.0, 0.0, 0.0]]
+
+    def check(surrogate):
+        weights, state = train_gradnorm(grads.gradnorm(surrogate=surrogate), np.ones(3), losses)
+        assert np.isfinite(weights).all() and np.isfinite(state.weights).all()
+        np.testing.assert_allclose(state.weights.sum(), 3, rtol=1e-5)
+
+    check(surrogate)
+    fails(check, lambda losses: losses)  # no surrogate at all
+
+
+def test_famo_observes():
+    """The logits move by the progress on the SAME batch; the losses of the next batch say nothing of it."""
+    method = grads.famo(optax.sgd(1.0), gamma=0.0)
+    tx = optax.chain(grads.aggregate(method, num_tasks=2), optax.sgd(0.1))
+
+    def check(after):
+        state = tx.init(jnp.zeros(2))
+        _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
+        state = grads.observe(method, state, jnp.asarray(after))
+        z, progress = np.array([0.5, 0.5]), np.log([1 / 0.5, 2 / 2])
+        logits = -(z * (progress - z @ progress))
+        np.testing.assert_allclose(grads.find_state(state).inner.logits[0], logits, rtol=1e-5)
+        _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
+        expected = np.exp(logits) / np.array([1.0, 2.0])
+        np.testing.assert_allclose(grads.find_state(state).weights, expected / expected.sum(), rtol=1e-5)
+
+    check([0.5, 2.0])
+    fails(check, [1.5, 1.9])  # another batch's losses
