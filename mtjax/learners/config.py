@@ -55,7 +55,7 @@ class PPOConfig:
     )
     exploration_bonus: float = option(
         0.1,
-        "Weight of the exploration bonus, in scaled reward; the bonus is 1 for what is new ('counts') or usual ('rnd').",
+        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts) or usual (rnd).",
         low=0,
     )
     count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)

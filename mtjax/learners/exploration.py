@@ -1,7 +1,7 @@
 """Exploration bonuses, each task's own: a reward for reaching what this task has seldom or never seen.
 
-``counts`` (after 1611.04717, with a plain hash in place of SimHash): 1 / √n, n the visits of this observation. For suites
-whose observations repeat exactly, such as grid worlds.
+``counts`` (after 1611.04717, with a plain hash in place of SimHash): 1 / √n, n the visits of this observation. For
+suites whose observations repeat exactly, such as grid worlds.
 
 ``rnd``, random network distillation (1810.12894): how badly a network predicts another one, fixed and random, at this
 observation. For continuous suites. Divided by its running root mean square, so that 1 is the usual bonus.
@@ -96,7 +96,7 @@ def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: floa
 
 
 class RndState(NamedTuple):
-    """Everything of T tasks: parameters of targets and predictors, Adam, running statistics of what they see and say."""
+    """Of T tasks: parameters of targets and predictors, Adam, running statistics of what they see and say."""
 
     target: Any
     predictor: Any
