@@ -47,12 +47,35 @@ class PPOConfig:
         choices=("running", "none"),
     )
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
+    exploration: str = option(
+        "none",
+        "A bonus, each task's own, for reaching what was seldom seen: 'counts' (for observations that repeat exactly) "
+        "or 'rnd' (random network distillation).",
+        choices=("none", "counts", "rnd"),
+    )
+    exploration_bonus: float = option(
+        0.1,
+        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts) or usual (rnd).",
+        low=0,
+    )
+    count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
+    count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
+    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1)
+    rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
     surgery: str = option(
         "separate",
         "What the gradient transform sees as one gradient: 'separate' (policy and value network each) or "
         "'joint' (both as one).",
         choices=("separate", "joint"),
     )
+
+    def check(self) -> None:
+        """Refuse options of a bonus that is not given. Raises ValueError with one line."""
+        owners = {"count_bins": "counts", "count_resolution": "counts", "rnd_sizes": "rnd", "rnd_learning_rate": "rnd"}
+        for field in dataclasses.fields(self):
+            value, owner = getattr(self, field.name), owners.get(field.name)
+            if owner and value != field.default and self.exploration != owner:
+                raise ValueError(f"{field.name}: {value!r} has no effect without exploration={owner}")
 
 
 @dataclasses.dataclass(frozen=True)

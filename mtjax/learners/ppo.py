@@ -20,6 +20,7 @@ from mtjax import grads
 from mtjax.learners import acting, normalization
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
+from mtjax.learners.exploration import make_exploration
 from mtjax.learners.returns import discounted_sums, generalized_advantages
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters
@@ -53,6 +54,7 @@ class PPOState(NamedTuple):
         returns: running statistics [T] of discounted returns, by which rewards are scaled.
         return_sums: [T, E] discounted reward of the running episodes.
         hyper: see Hyper.
+        exploration: state of the exploration bonus; () without one.
         rate_factor: [] what the adaptive KL rule has made of the learning rate.
         updates: [] int32.
     """
@@ -67,6 +69,7 @@ class PPOState(NamedTuple):
     hyper: Hyper
     rate_factor: Array
     updates: Array
+    exploration: Any = ()
 
 
 class Minibatch(NamedTuple):
@@ -113,6 +116,9 @@ class _PPO:
             contexts=spec.context_size,
         )
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
+        self.exploration = make_exploration(
+            config, num_tasks=spec.num_tasks, observation_size=spec.observation_size
+        )
         self.masks = action_masks(spec)
         self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
         self.method = method
@@ -152,6 +158,7 @@ class _PPO:
             hyper=self.hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in self.hyper._fields)),
             rate_factor=jnp.ones((), jnp.float32),
             updates=jnp.zeros((), jnp.int32),
+            exploration=self.exploration.init(jax.random.fold_in(key, 3)) if self.exploration else (),
         )
 
     def _parts(self, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,8 +208,11 @@ class _PPO:
     def update(
         self, state: PPOState, rollout: Transitions, key: Array
     ) -> tuple[PPOState, Mapping[str, Array]]:
-        batch, returns, return_sums = self._targets(state, rollout)
+        exploration, bonus = self._explore(state, rollout)
+        batch, returns, return_sums = self._targets(state, rollout, bonus)
         state, metrics = self._epochs(state, batch, key)
+        if self.exploration:
+            metrics["exploration/bonus"] = bonus.mean(axis=(0, 2))
         observations = state.observations
         if self.config.normalize_observations:
             observations = normalization.update(observations, rollout.observation, axes=(0, 2))
@@ -215,12 +225,19 @@ class _PPO:
             observations=observations,
             returns=returns,
             return_sums=return_sums,
+            exploration=exploration,
             rate_factor=self._adapt(state.rate_factor, metrics["kl"].mean()),
             updates=state.updates + 1,
         )
         return state, metrics
 
-    def _targets(self, state: PPOState, rollout: Transitions):
+    def _explore(self, state: PPOState, rollout: Transitions) -> tuple[Any, Array]:
+        """The state of the exploration bonus, and the bonus [H, T, E] of a rollout's steps."""
+        if self.exploration is None:
+            return (), jnp.zeros((), jnp.float32)
+        return self.exploration.step(state.exploration, rollout.final_observation)
+
+    def _targets(self, state: PPOState, rollout: Transitions, bonus: Array | float = 0.0):
         """Scale rewards, evaluate the critic, estimate advantages. Returns ([T, H·E] batch, return state)."""
         config, hyper = self.config, state.hyper
         reward = rollout.reward * config.reward_scale
@@ -232,7 +249,7 @@ class _PPO:
             scaled = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
             reward = jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
         observation = self._normalize(state.observations, task_major(rollout.observation))
-        reward = self._shape_reward(state, rollout, observation, reward)
+        reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
         final = self._normalize(state.observations, task_major(rollout.final_observation))
         shape = reward.shape
         value = self._values(state.params["value"], observation)

@@ -252,7 +252,7 @@ def routing(run: Run) -> Figure | None:
                 continue
             image = axes.imshow(maps.values[index], aspect="auto", interpolation="nearest", vmax=limit, **style)
             _task_ticks(axes, run.tasks, maps.values.shape[1], names=index == 0)
-            axes.set_xticks([])
+            axes.set(xticks=[], xlim=(-0.5, maps.values.shape[2] - 0.5))
             step = EngFormatter(places=1, sep="")(maps.steps[index])
             axes.set_title(f"{kind} of the {network}, {step} steps", fontsize=9, fontweight="normal")
         figure.colorbar(image, ax=row, shrink=0.85)

@@ -1,5 +1,6 @@
 """PPO with every arrangement: a few updates of a tiny problem, and what the updates say of routing."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,12 @@ CASES = {
 }
 ROUTING = {"experts": 4, "soft_modular": 10, "care": 2}  # probabilities of one task
 WEIGHTS = {"moore": 2, "paco": 2, "hypernetwork": 2}
+
+
+@pytest.fixture(autouse=True)
+def quick_initialisation(monkeypatch):
+    """Orthogonal matrices take longer to compile than all the rest of these programs."""
+    monkeypatch.setattr(nn.initializers, "orthogonal", lambda gain: nn.initializers.normal(0.3 * gain))
 
 
 @pytest.mark.parametrize("arrangement", CASES)

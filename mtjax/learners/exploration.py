@@ -1,0 +1,153 @@
+"""Exploration bonuses, each task's own: a reward for reaching what this task has seldom or never seen.
+
+``counts`` (after 1611.04717, with a plain hash in place of SimHash): 1 / √n, n the visits of this observation. For
+suites whose observations repeat exactly, such as grid worlds.
+
+``rnd``, random network distillation (1810.12894): how badly a network predicts another one, fixed and random, at this
+observation. For continuous suites. Divided by its running root mean square, so that 1 is the usual bonus.
+
+Both look at the observation that a step leads to, before any reset. What the policy learns from is the reward after
+scaling plus ``exploration_bonus`` times this; evaluation and records never see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax.learners import normalization
+from mtjax.learners.config import PPOConfig
+from mtjax.networks.components import Trunk, init_stack
+
+Array = jax.Array
+STEPS = 4  # gradient steps of a predictor on one rollout
+CLIP = 5.0  # of normalised observations
+
+
+class Exploration(NamedTuple):
+    """A bonus as pure functions of one seed's state; leaves of the state lead with [T] where they are a task's own.
+
+    Attributes:
+        init: key -> state.
+        step: (state, observations reached [H, T, E, obs]) -> (state, bonus [H, T, E] float32, at least 0).
+    """
+
+    init: Callable[[Array], Any]
+    step: Callable[[Any, Array], tuple[Any, Array]]
+
+
+def make_exploration(config: PPOConfig, *, num_tasks: int, observation_size: int) -> Exploration | None:
+    """The bonus that ``config.exploration`` names, or None."""
+    sizes = {"num_tasks": num_tasks, "observation_size": observation_size}
+    if config.exploration == "counts":
+        return counts(bins=config.count_bins, resolution=config.count_resolution, **sizes)
+    if config.exploration == "rnd":
+        return rnd(layers=config.rnd_sizes, learning_rate=config.rnd_learning_rate, **sizes)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- counts
+
+
+class CountState(NamedTuple):
+    """Visits [T, bins] int32 of hashed observations, and the hash's odd multipliers [obs] uint32."""
+
+    visits: Array
+    multipliers: Array
+
+
+def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: float) -> Exploration:
+    """Counts of observations, rounded to multiples of ``resolution`` and hashed into ``bins``.
+
+    Observations that fall into one bin share a count, so there should be many more bins than observations. The
+    visits of the rollout itself are counted before its bonus is given.
+    """
+
+    def init(key: Array) -> CountState:
+        multipliers = jax.random.bits(key, (observation_size,), jnp.uint32) | jnp.uint32(1)
+        return CountState(jnp.zeros((num_tasks, bins), jnp.int32), multipliers)
+
+    def bin_of(observation: Array, multipliers: Array) -> Array:
+        """[..., obs] to a bin [...], int32."""
+        whole = jnp.round(observation / resolution).astype(jnp.int32).astype(jnp.uint32)
+        mixed = jnp.sum(whole * multipliers, axis=-1, dtype=jnp.uint32)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the mixing steps of MurmurHash3
+            mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+        return ((mixed ^ (mixed >> 16)) % jnp.uint32(bins)).astype(jnp.int32)
+
+    def step(state: CountState, observation: Array) -> tuple[CountState, Array]:
+        reached = jnp.moveaxis(bin_of(observation, state.multipliers), 1, 0)  # [T, H, E]
+
+        def of_task(visits: Array, reached: Array) -> tuple[Array, Array]:
+            visits = visits.at[reached.reshape(-1)].add(1)
+            return visits, jax.lax.rsqrt(visits[reached].astype(jnp.float32))
+
+        visits, bonus = jax.vmap(of_task)(state.visits, reached)
+        return state._replace(visits=visits), jnp.moveaxis(bonus, 0, 1)
+
+    return Exploration(init, step)
+
+
+# ---------------------------------------------------------------------------------- network distillation
+
+
+class RndState(NamedTuple):
+    """Of T tasks: parameters of targets and predictors, Adam, running statistics of what they see and say."""
+
+    target: Any
+    predictor: Any
+    optimizer: Any
+    observations: normalization.Statistics
+    errors: normalization.Statistics
+
+
+def rnd(*, num_tasks: int, observation_size: int, layers: tuple[int, ...], learning_rate: float) -> Exploration:
+    """Random network distillation with a target and a predictor for each task."""
+    network = Trunk(layers, "relu", linear_end=True)
+    adam = optax.adam(learning_rate)
+
+    def init(key: Array) -> RndState:
+        blank = jnp.zeros((observation_size,), jnp.float32)
+        target, predictor = (
+            init_stack(lambda k: network.init(k, blank), k, num_tasks) for k in jax.random.split(key)
+        )
+        return RndState(
+            target,
+            predictor,
+            jax.vmap(adam.init)(predictor),
+            normalization.init(num_tasks, (observation_size,)),
+            normalization.init(num_tasks),
+        )
+
+    def errors_of(predictor: Any, target: Any, x: Array) -> Array:
+        """Mean squared error of ONE task's prediction at x [B, obs]: [B]."""
+        return jnp.square(network.apply(predictor, x) - network.apply(target, x)).mean(axis=-1)
+
+    def learn(predictor: Any, optimizer: Any, target: Any, x: Array) -> tuple[Any, Any]:
+        """A few steps of ONE task's predictor on what the rollout reached."""
+
+        def one(carry: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], None]:
+            predictor, optimizer = carry
+            gradient = jax.grad(lambda p: errors_of(p, target, x).mean())(predictor)
+            change, optimizer = adam.update(gradient, optimizer)
+            return (optax.apply_updates(predictor, change), optimizer), None
+
+        return jax.lax.scan(one, (predictor, optimizer), None, length=STEPS)[0]
+
+    def step(state: RndState, observation: Array) -> tuple[RndState, Array]:
+        observations = normalization.update(state.observations, observation, axes=(0, 2))
+        length, tasks, envs = observation.shape[:3]
+        x = jnp.moveaxis(observation, 1, 0).reshape(tasks, length * envs, -1)
+        x = normalization.normalize(observations, x, clip=CLIP)
+        found = jax.vmap(errors_of)(state.predictor, state.target, x)  # [T, B]
+        errors = normalization.update(state.errors, found, axes=(1,))
+        bonus = found * jax.lax.rsqrt(errors.variance + jnp.square(errors.mean) + 1e-12)[:, None]
+        predictor, optimizer = jax.vmap(learn)(state.predictor, state.optimizer, state.target, x)
+        bonus = jnp.moveaxis(bonus.reshape(tasks, length, envs), 0, 1)
+        return RndState(state.target, predictor, optimizer, observations, errors), bonus
+
+    return Exploration(init, step)
