@@ -33,7 +33,7 @@ class Preset:
 SAC = {"activation": "relu", "scale": "state"}
 
 # Presets that no suite's name matches: they are asked for.
-NAMED = ("brc",)
+NAMED = ("brc", "popart")
 
 PRESETS = (
     Preset(
@@ -271,6 +271,12 @@ PRESETS = (
             "hidden_sizes": (256, 256),
         },
         "sac",
+    ),
+    Preset(
+        "popart",
+        "wide residual critics with layer normalisation, values in units of each task's own (arXiv 1809.04474), on top "
+        "of the suite's preset",
+        {"value_trunk": "residual", "value_hidden_sizes": (256, 256), "return_scaling": "popart", "reward_scale": 1.0},
     ),
     Preset(
         "brc",

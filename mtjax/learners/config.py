@@ -43,8 +43,12 @@ class PPOConfig:
     return_scaling: str = option(
         "running",
         "'running' divides each task's rewards by the running deviation of its discounted return and clips them to "
-        "±10; 'none' does neither.",
-        choices=("running", "none"),
+        "±10; 'popart' leaves them and learns each task's values in the unit of their own mean and deviation; 'none' "
+        "does nothing.",
+        choices=("running", "popart", "none"),
+    )
+    popart_step: float = option(
+        0.05, "Share of a new rollout in the moments that are PopArt's units.", above=0, high=1
     )
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
     exploration: str = option(

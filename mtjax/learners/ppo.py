@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mtjax import grads
-from mtjax.learners import acting, normalization
+from mtjax.learners import acting, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.exploration import make_exploration
@@ -115,6 +115,8 @@ class _PPO:
             gain=1.0,
             contexts=spec.context_size,
         )
+        if config.return_scaling == "popart":
+            self.value = popart.with_unit(self.value, spec.num_tasks)
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
         self.exploration = make_exploration(
             config, num_tasks=spec.num_tasks, observation_size=spec.observation_size
@@ -210,6 +212,9 @@ class _PPO:
     ) -> tuple[PPOState, Mapping[str, Array]]:
         exploration, bonus = self._explore(state, rollout)
         batch, returns, return_sums = self._targets(state, rollout, bonus)
+        if self.config.return_scaling == "popart":
+            value = popart.renewed(state.params["value"], batch.target, self.config.popart_step)
+            state = state._replace(params={**state.params, "value": value})
         state, metrics = self._epochs(state, batch, key)
         if self.exploration:
             metrics["exploration/bonus"] = bonus.mean(axis=(0, 2))
@@ -401,10 +406,11 @@ class _PPO:
         policy_loss += further
 
         value = self.value.apply(shared["value"], private["value"], task, batch.observation)[..., 0]
-        error = jnp.square(value - batch.target)
+        unit = popart.deviation(private["value"])  # of this task's values
+        error = jnp.square((value - batch.target) / unit)
         if config.value_clip:
-            near = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
-            error = jnp.maximum(error, jnp.square(near - batch.target))
+            near = batch.value + unit * jnp.clip((value - batch.value) / unit, -config.value_clip, config.value_clip)
+            error = jnp.maximum(error, jnp.square((near - batch.target) / unit))
         value_loss = 0.5 * error.mean()
         loss = policy_loss + config.value_cost * value_loss
         return loss, {

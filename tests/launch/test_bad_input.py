@@ -34,9 +34,8 @@ FLAGS = {
     "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, distral, sac; did you mean 'ppo'?" + PASS_HELP,
     "--polyak=0.1": "polyak is an option of learner sac; the learner here is ppo",
     "--learner=sac --gae_lambda=0.9": "gae_lambda is an option of learner ppo and distral; the learner here is sac",
-    "--learner=sac --return_scaling=rnage": "flag --return_scaling=rnage: 'rnage' is not one of running, range, none; "
-    "did you mean 'range'?" + PASS_HELP,
-    "--return_scaling=range": "return_scaling: 'range' is not one of running, none; did you mean 'running'?",
+    "--learner=sac --return_scaling=popart": "return_scaling: 'popart' is not one of running, range, none",
+    "--return_scaling=range": "return_scaling: 'range' is not one of running, popart, none; did you mean 'running'?",
     "--preset=brc": "preset 'brc' is for the learner sac; the learner here is ppo",
     "--platform=gpus": "flag --platform=gpus: 'gpus' is not one of auto, cpu, gpu, tpu; did you mean 'gpu'?"
     + PASS_HELP,
@@ -51,7 +50,7 @@ FLAGS = {
     "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'" + PASS_HELP,
     "--flagfile": "--flagfile with no argument" + PASS_HELP,
     "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
-    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, brc; "
+    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, popart, brc; "
     "did you mean 'gridworld-*'?" + PASS_HELP,
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",

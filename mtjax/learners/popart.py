@@ -1,0 +1,91 @@
+"""PopArt (arXiv 1602.07714, over tasks 1809.04474): each task's values are learnt in a unit of their own.
+
+The unit is the running mean and deviation of the task's value targets, and the value loss is measured in it, so that
+no task's rewards are too large or too small for the network that they share. When a unit changes, what has been learnt
+must not change its meaning: a task's last scale and shift take up the difference, exactly.
+
+The paper rescales a head of each task. Here each task has a scale and a shift behind whatever head there is, so that it
+works with every arrangement.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.networks.base import Network, Parameters, Weights
+from mtjax.networks.task import Task
+
+Array = jax.Array
+UNIT = "unit"  # its name among a task's private parameters
+SMALLEST, LARGEST = 1e-3, 1e6  # bounds of a unit's deviation
+
+
+class Unit(NamedTuple):
+    """Of one task [], or of all [T]. The value is deviation · (scale · output + shift) + mean.
+
+    Attributes:
+        scale, shift: learnt, like a last layer.
+        mean, deviation: of the value targets; no gradient reaches them.
+        count: how often they were renewed.
+    """
+
+    scale: Array
+    shift: Array
+    mean: Array
+    deviation: Array
+    count: Array
+
+
+def with_unit(network: Network, num_tasks: int) -> Network:
+    """A value network with one output whose values are in the rewards' unit, whatever that is."""
+
+    def init(key: Array) -> Parameters:
+        parameters = network.init(key)
+        zeros, ones = (lambda: jnp.zeros((num_tasks,), jnp.float32)), (lambda: jnp.ones((num_tasks,), jnp.float32))
+        unit = Unit(ones(), zeros(), zeros(), ones(), zeros())
+        return parameters._replace(private={**parameters.private, UNIT: unit})
+
+    def inner(private: Any) -> Any:
+        return {name: tree for name, tree in private.items() if name != UNIT}
+
+    def apply(shared: Any, private: Any, task: Task, x: Array) -> Array:
+        unit: Unit = private[UNIT]
+        mean, deviation = jax.lax.stop_gradient((unit.mean, unit.deviation))
+        return deviation * (unit.scale * network.apply(shared, inner(private), task, x) + unit.shift) + mean
+
+    def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
+        return network.diagnose(shared, inner(private), task, x)
+
+    return network._replace(init=init, apply=apply, diagnose=diagnose)
+
+
+def renewed(parameters: Parameters, target: Array, step: float) -> Parameters:
+    """The parameters after new value targets [T, B]: other units, the same values.
+
+    Args:
+        parameters: of a network ``with_unit``.
+        target: [T, B] in the rewards' unit.
+        step: share of these targets in the new moments (the first few weigh equally).
+    """
+    old: Unit = parameters.private[UNIT]
+    count = old.count + 1
+    share = jnp.maximum(step, 1 / count)
+    delta = target.mean(axis=1) - old.mean
+    variance = (1 - share) * (jnp.square(old.deviation) + share * jnp.square(delta)) + share * target.var(axis=1)
+    mean, deviation = old.mean + share * delta, jnp.clip(jnp.sqrt(variance), SMALLEST, LARGEST)
+    unit = Unit(
+        scale=old.scale * old.deviation / deviation,
+        shift=(old.deviation * old.shift + old.mean - mean) / deviation,
+        mean=mean,
+        deviation=deviation,
+        count=count,
+    )
+    return parameters._replace(private={**parameters.private, UNIT: unit})
+
+
+def deviation(private: Any) -> Array | float:
+    """The unit in which a task's value errors are measured; 1 for a network without."""
+    return jax.lax.stop_gradient(private[UNIT].deviation) if UNIT in private else 1.0
