@@ -20,7 +20,14 @@ PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved after SIGTERM; start again with -
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 # Modules that come with an extra of mtjax.
-EXTRAS = {"envpool": "metaworld", "metaworld": "metaworld", "gymnasium": "gymnasium"}
+EXTRAS = {
+    "envpool": "metaworld",
+    "metaworld": "metaworld",
+    "gymnasium": "gymnasium",
+    "submitit": "slurm",
+    "ray": "ray",
+    "optuna": "optuna",
+}
 
 FlagValues = flags.FlagValues
 

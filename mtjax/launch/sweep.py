@@ -7,7 +7,7 @@ import datetime
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from absl import flags as absl_flags
 
 from mtjax.launch import command, environment, flags, presets, resolve, show
 from mtjax.options import option
-from mtjax.sweeps import ledger, plan, schedule, space
+from mtjax.sweeps import ledger, plan, schedule, space, suggest
 from mtjax.training.config import RunConfig
 
 SWEEPS = Path("sweeps")
@@ -43,11 +43,12 @@ class Command:
     search: str = option(
         "grid",
         "Which combinations of the axes are trials: all (grid), the first values of all axes, then the second "
-        "ones … (zip), or draws (random).",
+        "ones … (zip), draws (random), or Optuna's choice by what was found (optuna).",
         choices=space.SEARCHES,
     )
-    max_runs: int = option(0, "Most trials of a grid, number of draws of a random search; 0 is no limit.", low=0)
-    search_seed: int = option(0, "Seed of a random search's draws.", low=0, high=2**31 - 1)
+    max_runs: int = option(0, "Most trials of a grid, number of trials of a search; 0 is no limit.", low=0)
+    search_seed: int = option(0, "Seed of a search's draws.", low=0, high=2**31 - 1)
+    batch: int = option(8, "Trials that Optuna chooses at once, before it hears how good they are.", low=1)
     pack: int = option(64, "Most agents (trials × seeds) in one program; 1 gives every trial its own.", low=1)
     jobs: int = option(0, "Programs at once; 0 is one a device, or one for four cores where there is none.", low=0)
     launcher: str = option("local", "Where programs run.", choices=LAUNCHERS)
@@ -55,6 +56,11 @@ class Command:
         "",
         "Options of SLURM jobs: partition=gpu,gpus_per_node=1,cpus_per_task=8,timeout_min=240; any other is one of "
         "sbatch.",
+    )
+    ray: str = option(
+        "",
+        "What a program asks Ray for, and where: num_gpus=0.5,num_cpus=4,address=auto; without an address Ray starts "
+        "on this machine.",
     )
     retries: int = option(0, "Times that a program which fails is started again.", low=0)
     plan_only: bool = option(False, "Print the plan and exit.")
@@ -75,7 +81,7 @@ class Command:
 
 
 # What may stand beside --resume: how what is missing runs, not what it is.
-WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher", "slurm")
+WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher", "slurm", "ray")
 PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # kept in the plan
 
 
@@ -108,9 +114,16 @@ def run(values: command.FlagValues) -> int:
     if not asked.resume:
         plan.save(made, folder)
     print(f"{'resuming' if asked.resume else 'sweep folder'}: {folder}", flush=True)
-    policy = schedule.Policy(asked.retries, asked.retry_failed)
     started = time.monotonic()
-    state = schedule.run(folder, made, launcher, policy, report=lambda line: print(line, flush=True))
+    state = schedule.run(
+        folder,
+        made,
+        launcher,
+        schedule.Policy(asked.retries, asked.retry_failed),
+        grow=lambda made, state: grow(folder, made, state),
+        report=lambda line: print(line, flush=True),
+    )
+    made = plan.load(folder)
     print(show.sweep_end(made, state, folder, time.monotonic() - started), flush=True)
     return command.OK if state.count()[ledger.DONE] == len(made.trials) else command.INCOMPLETE
 
@@ -124,43 +137,87 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     """
     if asked.retry_failed:
         raise ValueError("--retry_failed goes with --resume: it tries the failed trials of a sweep again")
-    known, parse = readable()
-    axes = [space.parse_axis(text, known, parse) for text in sweep]
+    axes = parse_axes(sweep)
     for axis in axes:
         if axis.name in given:
             raise ValueError(f"--{axis.name} is given and swept; leave one of them out")
-    suite = given.get("suite", RunConfig().suite)
-    folder = choose_folder(asked.name, suite)
-    trials = []
-    for changes in space.combine(axes, asked.search, most=asked.max_runs, seed=asked.search_seed):
-        values = {**given, **changes}
-        resolved = resolve.resolve(values, preset=asked.preset, config_from=asked.config_from or None)
-        trials.append((changes, resolved.config))
-    devices = local_slots(asked)
-    environment.choose_platform("cpu")
-    made = plan.make_plan(
+    folder = choose_folder(asked.name, given.get("suite", RunConfig().suite))
+    recipe = {
+        "given": dict(given),
+        "preset": asked.preset,
+        "config_from": asked.config_from and str(Path(asked.config_from).absolute()),
+        "pack": asked.pack,
+        "slots": local_slots(asked),
+    }
+    search: dict[str, Any] = {}
+    if asked.search == "optuna":
+        space.require_number(axes, asked.search, asked.max_runs)
+        search = {**recipe, "sweep": list(sweep), "seed": asked.search_seed}
+        search |= {"batch": asked.batch, "max_runs": asked.max_runs}
+        changes = suggest.suggest(axes, [], min(asked.batch, asked.max_runs), seed=asked.search_seed)
+    else:
+        changes = space.combine(axes, asked.search, most=asked.max_runs, seed=asked.search_seed)
+    made = plan_trials(
         folder.name,
-        trials,
-        explained(plan.inspector()),
-        most_rows=asked.pack,
-        slots=devices,
+        changes,
+        recipe,
         process={name: getattr(asked, name) for name in PROCESS},
         created=time.time(),
+        search=search,
     )
     print(show.sweep_plan(made), flush=True)
     return made, folder
 
 
-def explained(inspect: Callable[[RunConfig], plan.Facts]) -> Callable[[RunConfig], plan.Facts]:
-    """The same, and it refuses gradient methods that do not exist before anything is built."""
+def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str, Any], **rest: Any) -> plan.Plan:
+    """Configure trials and plan them.
 
-    def checked(config: RunConfig) -> plan.Facts:
-        from mtjax import grads
+    Args:
+        name: of the sweep.
+        changes: the swept values of every trial.
+        recipe: "given", "preset" and "config_from" of the configurations, "pack" and "slots" of the plan.
+        rest: for :func:`mtjax.sweeps.plan.make_plan`.
 
-        grads.get(config.grads)
-        return inspect(config)
+    Raises:
+        ValueError: a trial that cannot be trained.
+    """
+    from mtjax import grads
 
-    return checked
+    trials = []
+    for change in changes:
+        values = {**recipe["given"], **change}
+        resolved = resolve.resolve(values, preset=recipe["preset"], config_from=recipe["config_from"] or None)
+        trials.append((change, resolved.config))
+    environment.choose_platform("cpu")  # planning keeps off the devices of the programs
+    for text in dict.fromkeys(config.grads for _, config in trials):
+        grads.get(text)  # says so before a suite is built
+    return plan.make_plan(name, trials, plan.inspector(), most_rows=recipe["pack"], slots=recipe["slots"], **rest)
+
+
+def grow(folder: Path, made: plan.Plan, state: ledger.State) -> plan.Plan | None:
+    """The plan with the next batch of trials that a search asks for; None if it asks for no more."""
+    search = made.search
+    left = search.get("max_runs", 0) - len(made.trials)
+    if left <= 0:
+        return None
+    axes = parse_axes(search["sweep"])
+    known = suggest.tried(folder, made, state)
+    changes = suggest.suggest(axes, known, min(search["batch"], left), seed=search["seed"])
+    if not changes:
+        return None
+    best = max((value for _, value in known if value is not None), default=None)
+    print(f"{len(known)} of {search['max_runs']} trials tried; the best reached {show.number(best)}", flush=True)
+    longer = plan_trials(
+        made.name, changes, search, process=made.process, created=made.created, search=search, before=made
+    )
+    plan.save(longer, folder)
+    return longer
+
+
+def parse_axes(sweep: Sequence[str]) -> list[space.Axis]:
+    """Read every --sweep. Raises ValueError with what is wrong with one."""
+    known, parse = readable()
+    return [space.parse_axis(text, known, parse) for text in sweep]
 
 
 def readable() -> tuple[dict[str, Any], space.Parse]:
@@ -225,10 +282,13 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
         ImportError: its extra is not installed.
         ValueError: it cannot work here, or its options are wrong.
     """
-    from mtjax.sweeps import local, slurm
+    from mtjax.sweeps import local, raycluster, slurm
 
-    if asked.slurm and asked.launcher != "slurm":
-        raise ValueError("--slurm is for --launcher=slurm")
+    for name in ("slurm", "ray"):
+        if getattr(asked, name) and asked.launcher != name:
+            raise ValueError(f"--{name} is for --launcher={name}")
+    if asked.launcher == "ray":
+        return raycluster.RayLauncher(folder, asked.jobs, raycluster.parse_options(asked.ray), environ)
     if asked.launcher == "slurm":
         return slurm.SlurmLauncher(folder, asked.jobs, slurm.parse_options(asked.slurm))
 

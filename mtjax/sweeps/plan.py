@@ -76,6 +76,7 @@ class Plan:
         packed: those of them that are rows of a program; the others make another program.
         process: how its processes run: platform, video …
         created: seconds since 1970.
+        search: of a search that goes on by what was found, how; else empty.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Plan:
     packed: tuple[str, ...]
     process: Mapping[str, Any]
     created: float = 0.0
+    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def rows(self, program: Program) -> int:
         """How many agents a program trains."""
@@ -119,6 +121,8 @@ def make_plan(
     slots: int = 1,
     process: Mapping[str, Any] | None = None,
     created: float = 0.0,
+    search: Mapping[str, Any] | None = None,
+    before: Plan | None = None,
 ) -> Plan:
     """Name the trials and pack them into programs.
 
@@ -130,12 +134,15 @@ def make_plan(
         slots: programs that run at once: with fewer programs, packs are split until every slot has one.
         process: kept in the plan.
         created: seconds since 1970.
+        search: kept in the plan.
+        before: a plan that goes on with these trials.
 
     Raises:
         ValueError: a trial that cannot be trained, or two that are the same.
     """
-    named, facts, ids = {}, {}, {}
-    for number, (changes, config) in enumerate(trials, start=1):
+    earlier = dict(before.trials) if before else {}
+    named, facts, ids = {}, {}, {trial.id: name for name, trial in earlier.items()}
+    for number, (changes, config) in enumerate(trials, start=len(earlier) + 1):
         label = f"{number:03d}" + "".join(f"_{option}={_text(value)}" for option, value in changes.items())
         trial_name = re.sub(r"[^\w.=+-]+", "-", label)[:LONGEST_NAME].rstrip("-._")
         found = inspect(config)
@@ -151,13 +158,17 @@ def make_plan(
         half = (len(largest) + 1) // 2
         at = groups.index(largest)
         groups[at : at + 1] = [largest[:half], largest[half:]]
-    programs = {f"p{n:03d}": Program(f"p{n:03d}", tuple(group)) for n, group in enumerate(groups, start=1)}
+    programs = dict(before.programs) if before else {}
+    for group in groups:
+        label = f"p{len(programs) + 1:03d}"
+        programs[label] = Program(label, tuple(group))
+    named, groups = {**earlier, **named}, [program.trials for program in programs.values()]
     swept = tuple(dict.fromkeys(option for trial in named.values() for option in trial.changes))
     rows = tuple(option for option in swept if any(_differs(option, group, named) for group in groups))
-    return Plan(name, named, programs, swept, rows, dict(process or {}), created)
+    return Plan(name, named, programs, swept, rows, dict(process or {}), created, dict(search or {}))
 
 
-def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: int) -> list[list[str]]:
+def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: int) -> list[Sequence[str]]:
     """Names of trials that are one program, at most ``most_rows`` agents together."""
     groups: dict[str, list[list[str]]] = {}
     for name, trial in trials.items():
@@ -223,6 +234,7 @@ def save(plan: Plan, folder: str | os.PathLike) -> None:
             "swept": list(plan.swept),
             "packed": list(plan.packed),
             "process": dict(plan.process),
+            "search": dict(plan.search),
             "programs": programs,
             "trials": trials,
         },
@@ -249,7 +261,8 @@ def load(folder: str | os.PathLike) -> Plan:
             trials[name] = Trial(name, changes, config, values["steps"])
         programs = {name: Program(name, tuple(names)) for name, names in saved["programs"].items()}
         swept, packed = tuple(saved["swept"]), tuple(saved["packed"])
-        return Plan(saved["name"], trials, programs, swept, packed, saved["process"], saved["created"])
+        process, created, search = (saved[key] for key in ("process", "created", "search"))
+        return Plan(saved["name"], trials, programs, swept, packed, process, created, search)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 

@@ -90,6 +90,7 @@ def run(
     launcher: Launcher,
     policy: Policy = Policy(),
     *,
+    grow: Callable[[Plan, State], Plan | None] = lambda plan, state: None,
     report: Callable[[str], None] = print,
 ) -> State:
     """Run exactly what is missing. Returns the sweep's state when nothing is left to do.
@@ -99,23 +100,29 @@ def run(
         plan: of the sweep.
         launcher: where programs run.
         policy: what is run again.
+        grow: makes and saves a longer plan of one whose programs have all ended, or returns None.
         report: takes a line for everything that happens.
 
     Raises:
         ValueError: another launcher is at work on the sweep.
         Stopped: a signal came.
     """
-    with ledger.lock(folder, "sweep"), Ledger(folder) as book:
+    with ledger.lock(folder, "sweep"), Ledger(folder) as book, _Signals() as signals:
         book.write("opened", launcher=launcher.name, host=socket.gethostname(), pid=os.getpid())
-        schedule = _Schedule(folder, plan, launcher, policy, book, report)
-        schedule.take_over()
-        with _Signals() as signals:
+        while True:
+            schedule = _Schedule(folder, plan, launcher, policy, book, report)
+            schedule.take_over()
             schedule.loop(signals)
-        stopped = signals.count > 0 and any(p.state in (RUNNING, STOPPED) for p in schedule.state.programs.values())
-        book.write("closed", why="signal" if stopped else "complete")
-    if stopped:
-        raise Stopped(f"stopped; every program that was running has saved; continue with --resume={folder}")
-    return schedule.state
+            state = schedule.state
+            if signals.count and any(p.state not in (DONE, FAILED) for p in state.programs.values()):
+                book.write("closed", why="signal")
+                raise Stopped(f"stopped; what was running has saved; continue with --resume={folder}")
+            longer = None if signals.count else grow(plan, state)
+            if longer is None:
+                break
+            plan, policy = longer, dataclasses.replace(policy, retry_failed=False)
+        book.write("closed", why="complete")
+    return state
 
 
 class _Schedule:

@@ -121,8 +121,7 @@ class SlurmLauncher:
             return [RuntimeError(text[-1] if text else type(error).__name__) for _ in attempts]
         self._known |= {job.job_id for job in jobs}
         return [
-            SlurmJob(self, job.job_id, program, attempt)
-            for job, (program, attempt) in zip(jobs, attempts, strict=True)
+            SlurmJob(self, job.job_id, program, attempt) for job, (program, attempt) in zip(jobs, attempts, strict=True)
         ]
 
     def find(self, job: str, program: Program, attempt: int) -> SlurmJob | None:

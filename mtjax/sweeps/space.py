@@ -18,7 +18,7 @@ from typing import Any
 
 from mtjax import options
 
-SEARCHES = ("grid", "zip", "random")
+SEARCHES = ("grid", "zip", "random", "optuna")
 MOST_VALUES = 100_000
 
 Parse = Callable[[str, str], Any]  # (option, text) -> value; raises ValueError
@@ -190,16 +190,14 @@ def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) 
     Raises:
         ValueError: an axis that the search cannot use, or too many trials.
     """
+    _refuse_repeated_axes(axes)
     names = [axis.name for axis in axes]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"--sweep={name} is given {names.count(name)} times; give each option once")
     if search == "random":
         return _draws(axes, most, random.Random(seed))
     for axis in axes:
         if axis.interval:
             raise ValueError(
-                f"--sweep={axis.name} is an interval, from which only --search=random draws; add the "
+                f"--sweep={axis.name} is an interval, from which only --search=random and optuna draw; add the "
                 "number of values, as in log:1e-4:1e-3:5"
             )
     if search == "zip":
@@ -221,11 +219,24 @@ def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) 
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _draws(axes: Sequence[Axis], number: int, generator: random.Random) -> list[Changes]:
+def require_number(axes: Sequence[Axis], search: str, number: int) -> None:
+    """Refuse a search without an end, or with nothing to look for. Raises ValueError."""
     if not number:
-        raise ValueError("--search=random draws without end; say how often with --max_runs")
+        raise ValueError(f"--search={search} draws without end; say how often with --max_runs")
     if not axes:
-        raise ValueError("--search=random has nothing to draw; name an option with --sweep")
+        raise ValueError(f"--search={search} has nothing to draw; name an option with --sweep")
+    _refuse_repeated_axes(axes)
+
+
+def _refuse_repeated_axes(axes: Sequence[Axis]) -> None:
+    names = [axis.name for axis in axes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--sweep={name} is given {names.count(name)} times; give each option once")
+
+
+def _draws(axes: Sequence[Axis], number: int, generator: random.Random) -> list[Changes]:
+    require_number(axes, "random", number)
     trials: list[Changes] = []
     for _ in range(100 * number):
         trial = {axis.name: axis.draw(generator) for axis in axes}

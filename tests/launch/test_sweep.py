@@ -26,6 +26,7 @@ TINY = (
     "--evaluation_episodes=1",
     "--final_evaluation_episodes=1",
     "--log_every=1",
+    "--evaluate_every=100_000",
 )
 
 

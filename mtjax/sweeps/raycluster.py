@@ -1,0 +1,203 @@
+"""The Ray launcher: programs as tasks of Ray Core, on the user's cluster or on one that starts here.
+
+A task starts a program as a process of its own, as the local launcher does: jax takes hold of a device for as long as
+a process lives, and Ray uses its workers again. When a task is cancelled or its worker ends, so does the process's
+standard input, and it saves and stops. The sweep's folder must be one that all nodes share.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtjax.sweeps import local, plan, worker
+from mtjax.sweeps.plan import Program
+from mtjax.sweeps.schedule import End
+from mtjax.sweeps.space import split_list
+
+EVERYTHING = 10_000  # programs at once, unless --jobs says otherwise: Ray has a queue of its own
+OPTIONS: Mapping[str, type] = {"address": str, "num_cpus": float, "num_gpus": float, "memory_gb": float}
+SAVE_SECONDS = 120.0  # that a program has after it was asked to save
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def run_program(folder: str, program: str, attempt: int, environ: Mapping[str, str], share: float) -> int:
+    """The task: run a program in a process, and return its exit code. Cancelling lets it save.
+
+    Args:
+        folder: of the sweep.
+        program: its name.
+        attempt: counted by the launcher.
+        environ: variables that the launcher had and this node may not have.
+        share: of a GPU, 0 to 1.
+    """
+    # Ray says which devices are this task's; everything else is as where the launcher runs.
+    kept = {name: value for name, value in os.environ.items() if name not in environ or name.startswith("CUDA")}
+    own = {**environ, **kept}
+    if 0 < share < 1:
+        own.setdefault("XLA_CLIENT_MEM_FRACTION", f"{local.MEMORY * share:.2f}")
+    log = plan.program_dir(folder, program) / worker.LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", local.ENTRY, folder, program, str(attempt), "--with_launcher"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=own, start_new_session=True
+        )
+    try:
+        return process.wait()
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(SAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+class RayJob:
+    """A task of Ray."""
+
+    def __init__(self, ray: Any, task: Any):
+        self._ray, self._task = ray, task
+        self.name = f"ray task {task.task_id().hex()[:16]}"
+
+    def ended(self) -> End | None:
+        """By its exit code, or by what Ray says of it."""
+        done, _ = self._ray.wait([self._task], timeout=0)
+        if not done:
+            return None
+        try:
+            return End(f"exit code {self._ray.get(self._task)}")
+        except (self._ray.exceptions.TaskCancelledError, KeyboardInterrupt):
+            return End("cancelled", interrupted=True)
+        except self._ray.exceptions.RayTaskError as error:
+            return End(str(error.cause or error).splitlines()[0])
+        except self._ray.exceptions.RayError as error:  # its worker or its node is gone
+            return End(str(error).splitlines()[0], interrupted=True)
+
+    def stop(self) -> None:
+        self._ray.cancel(self._task, force=False)
+
+    def kill(self) -> None:
+        self._ray.cancel(self._task, force=True)
+
+
+class RayLauncher:
+    """Runs programs as tasks of Ray.
+
+    Args:
+        folder: of the sweep.
+        jobs: programs at once; 0 is as many as Ray finds room for.
+        options: see :func:`parse_options`.
+        environ: of the programs.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: the cluster cannot be reached, or none of its nodes has what a program asks for.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        jobs: int = 0,
+        options: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ):
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError("--launcher=ray needs Ray; install it with: pip install 'mtjax[ray]'") from error
+        options = dict(options or {})
+        self.folder = pathlib.Path(folder).absolute()
+        self.slots = jobs or EVERYTHING
+        self._ray, self._environ = ray, dict(os.environ if environ is None else environ)
+        connect(ray, options.get("address"))
+        self._share = options.get("num_gpus", 0.0)
+        asked = {"CPU": options.get("num_cpus", 1.0), "GPU": self._share}
+        asked["memory"] = options.get("memory_gb", 0.0) * 2**30
+        require(asked, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        wanted = {"num_cpus": asked["CPU"], "num_gpus": asked["GPU"], "max_retries": 0, "max_calls": 1}
+        if asked["memory"]:
+            wanted["memory"] = int(asked["memory"])
+        self._task = ray.remote(**wanted)(run_program)
+
+    def start(self, attempts: Sequence[tuple[Program, int]]) -> list[RayJob]:
+        """Hand attempts to Ray, which starts each as soon as there is room."""
+        return [
+            RayJob(self._ray, self._task.remote(str(self.folder), program.name, attempt, self._environ, self._share))
+            for program, attempt in attempts
+        ]
+
+    def find(self, job: str, program: Program, attempt: int) -> None:
+        """Tasks end with the launcher that submitted them."""
+
+
+def connect(ray: Any, address: str | None) -> None:
+    """Join the cluster at ``address`` (or RAY_ADDRESS), or start one of this machine alone.
+
+    Raises:
+        ValueError: there is no cluster at that address.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if not address:
+        ray.init(include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ValueError(f"--ray=address={address}: no cluster answers there ({str(error).splitlines()[0]})") from None
+
+
+def require(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse what no node of the cluster has: Ray would wait for it without a word.
+
+    Raises:
+        ValueError: with what is asked for, and the most that a node has.
+    """
+    if any(all(node.get(name, 0.0) >= number for name, number in asked.items()) for node in nodes):
+        return
+    units = {"CPU": ("num_cpus", 1.0), "GPU": ("num_gpus", 1.0), "memory": ("memory_gb", 2.0**30)}
+    for name, number in asked.items():
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if number > most:
+            option, unit = units[name]
+            raise ValueError(
+                f"--ray={option}={number / unit:g}: no node of the cluster has more than {most / unit:.3g}; "
+                "Ray would wait for ever"
+            )
+    raise ValueError(f"--ray: no one node of the cluster has all of {dict(asked)}; Ray would wait for ever")
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """What a program asks Ray for: "num_gpus=0.5,num_cpus=4,address=auto".
+
+    Raises:
+        ValueError: it is not written like that.
+    """
+    from mtjax import options
+
+    found: dict[str, Any] = {}
+    for part in split_list(text) if text else []:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"--ray={text}: write NAME=VALUE,…, e.g. num_gpus=0.5,num_cpus=4, not {part!r}")
+        if name not in OPTIONS:
+            raise ValueError(f"--ray={text}: {options.unknown('option', name, OPTIONS)}")
+        try:
+            found[name] = OPTIONS[name](value)
+        except ValueError:
+            raise ValueError(f"--ray={text}: {name}: {value!r} is not a number") from None
+        if OPTIONS[name] is float and not 0 <= found[name] < 1e6:
+            raise ValueError(f"--ray={text}: {name} is a number from 0")
+    return found

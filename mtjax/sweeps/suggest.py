@@ -1,0 +1,116 @@
+"""Search by Optuna: what to try next, given what was tried.
+
+Nothing of Optuna's is kept: its study is told every finished trial of the plan anew, so that a sweep resumes from its
+own files alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtjax.sweeps import plan
+from mtjax.sweeps.ledger import DIVERGED, DONE, State
+from mtjax.sweeps.plan import Plan
+from mtjax.sweeps.space import Axis, Changes
+
+STARTUP = 8  # trials drawn at random before any is learnt from
+
+
+def require() -> Any:
+    """Optuna's module.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("--search=optuna needs Optuna; install it with: pip install 'mtjax[optuna]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def suggest(
+    axes: Sequence[Axis], tried: Sequence[tuple[Changes, float | None]], number: int, *, seed: int = 0
+) -> list[Changes]:
+    """What to try next, by the tree-structured Parzen estimator (Bergstra et al. 2011), to make the value large.
+
+    Args:
+        axes: what is varied.
+        tried: what was, and how good it was; None where it failed for no fault of its values.
+        number: how many suggestions, to be tried at once; fewer if nothing new is left to suggest.
+        seed: equal arguments give equal suggestions.
+
+    Returns:
+        Trials that differ from each other and from those that were tried.
+    """
+    optuna = require()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed + len(tried), n_startup_trials=STARTUP, multivariate=True, constant_liar=True
+        )
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    spaces = {axis.name: _distribution(optuna, axis) for axis in axes}
+    for changes, value in tried:
+        state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
+        params = {axis.name: _param(axis, changes[axis.name]) for axis in axes}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value, state=state))
+    known = [changes for changes, _ in tried]
+    found: list[Changes] = []
+    for _ in range(20 * number):
+        params = study.ask(spaces).params
+        changes = {axis.name: _value(axis, params[axis.name]) for axis in axes}
+        if changes not in known and changes not in found:
+            found.append(changes)
+        if len(found) == number:
+            break
+    return found
+
+
+def _distribution(optuna: Any, axis: Axis) -> Any:
+    if axis.interval is None:  # by their places: values may be anything
+        return optuna.distributions.CategoricalDistribution(range(len(axis.values)))
+    low, high = axis.interval
+    if axis.whole:
+        return optuna.distributions.IntDistribution(int(low), int(high), log=axis.log)
+    return optuna.distributions.FloatDistribution(low, high, log=axis.log)
+
+
+def _param(axis: Axis, value: Any) -> Any:
+    return axis.values.index(value) if axis.interval is None else value
+
+
+def _value(axis: Axis, param: Any) -> Any:
+    if axis.interval is None:
+        return axis.values[param]
+    if axis.whole:
+        return int(param)
+    low, high = axis.interval
+    return min(max(float(f"{param:.6g}"), low), high)
+
+
+def tried(folder: str | os.PathLike, made: Plan, state: State) -> list[tuple[Changes, float | None]]:
+    """What a sweep has tried and how good it was: one that diverged as bad as the worst, one that failed unknown."""
+    values: dict[str, float | None] = {}
+    for name in made.trials:
+        values[name] = value_of(folder, name) if state.trials[name].state == DONE else None
+    known = [value for value in values.values() if value is not None]
+    for name, progress in state.trials.items():
+        if progress.state == DIVERGED and known:
+            values[name] = min(known)
+    return [(made.trials[name].changes, value) for name, value in values.items()]
+
+
+def value_of(folder: str | os.PathLike, trial: str) -> float | None:
+    """How good a finished trial is: mean success of the training tasks, or return where there is no success."""
+    try:
+        summary = json.loads((plan.trial_dir(folder, trial) / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    measures: Mapping[str, Any] = summary["results"]["train"]["deterministic"]
+    return measures.get("success_any", measures["return"])["mean"]["value"]

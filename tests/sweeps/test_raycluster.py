@@ -1,0 +1,131 @@
+"""The Ray launcher: what is asked of a cluster, and an embedded one that really runs programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+
+import pytest
+
+from mtjax import options
+from mtjax.sweeps import ledger, local, plan, raycluster, schedule
+from mtjax.training.config import RunConfig
+
+NODES = [{"CPU": 8.0, "GPU": 1.0, "memory": 8 * 2.0**30}, {"CPU": 64.0, "memory": 64 * 2.0**30}]
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"CPU": 8.0, "GPU": 0.5, "memory": 0.0}, None),
+        ({"CPU": 65.0, "GPU": 0.0}, "--ray=num_cpus=65: no node of the cluster has more than 64"),
+        ({"CPU": 1.0, "GPU": 2.0}, "--ray=num_gpus=2: no node of the cluster has more than 1"),
+        ({"CPU": 1.0, "memory": 2.0**40}, "--ray=memory_gb=1024: no node of the cluster has more than 64"),
+        ({"CPU": 16.0, "GPU": 1.0}, "no one node of the cluster has all of"),
+    ],
+)
+def test_what_no_node_has_is_refused(asked, message):
+    """Ray itself would leave such a task pending without a word."""
+    if message is None:
+        return raycluster.require(asked, NODES)
+    with pytest.raises(ValueError, match=message):
+        raycluster.require(asked, NODES)
+
+
+def test_options():
+    assert raycluster.parse_options("num_gpus=0.5,num_cpus=4,address=auto") == {
+        "num_gpus": 0.5,
+        "num_cpus": 4.0,
+        "address": "auto",
+    }
+    for text, message in (
+        ("num_gpu=1", "did you mean num_gpus"),
+        ("num_gpus", "write NAME=VALUE"),
+        ("num_gpus=some", "'some' is not a number"),
+        ("num_gpus=-1", "is a number from 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            raycluster.parse_options(text)
+
+
+WORKER = """
+import json, os, pathlib, sys, time
+folder, program, attempt = sys.argv[1:4]
+own = pathlib.Path(folder, "programs", program)
+(own / f"seen-{attempt}.json").write_text(json.dumps([os.environ.get("MARK"), os.environ.get("XLA_CLIENT_MEM_FRACTION")]))
+if program == "p002" and attempt == "1":
+    sys.stdin.read()  # until the launcher, or what runs the task, is gone
+state = "stopped" if program == "p002" and attempt == "1" else "done"
+trials = json.loads(pathlib.Path(folder, "sweep.json").read_text())["programs"][program]
+outcome = {"attempt": int(attempt), "state": state, "error": None}
+outcome["trials"] = {name: {"state": state, "error": None} for name in trials}
+if program == "p003":
+    os.kill(os.getpid(), 9)
+(own / "outcome.json").write_text(json.dumps(outcome))
+"""
+
+
+@pytest.mark.slow
+def test_an_embedded_ray_runs_stops_and_notices(tmp_path, monkeypatch):
+    """Three programs on a real Ray: one is done, one saves when it is cancelled, one dies and is tried again."""
+    ray = pytest.importorskip("ray")
+    (tmp_path / "fake_worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(local, "ENTRY", "fake_worker")
+    changes = [{"num_epochs": n} for n in (1, 2, 3)]
+    trials = [(change, options.replace(RunConfig(), change)) for change in changes]
+    made = plan.make_plan("s", trials, lambda config: plan.Facts(1), most_rows=1)
+    plan.save(made, tmp_path)
+    monkeypatch.setattr(raycluster, "run_program", with_entry(raycluster.run_program, "fake_worker"))
+    try:
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except Exception as error:
+        pytest.skip(f"Ray cannot start here: {error}")
+    try:
+        environ = {"PYTHONPATH": str(tmp_path), "MARK": "of the launcher"}
+        launcher = raycluster.RayLauncher(tmp_path, options={"num_cpus": 1.0}, environ=environ)
+        with pytest.raises(ValueError, match="num_gpus=1: no node of the cluster has more than 0"):
+            raycluster.RayLauncher(tmp_path, options={"num_gpus": 1.0})
+        seen = plan.program_dir(tmp_path, "p002") / "seen-1.json"
+        cancelled = []
+
+        def cancel_when_it_runs(job):
+            if not cancelled and seen.exists():
+                cancelled.append(job.stop())
+
+        start = launcher.start
+
+        def start_and_watch(attempts):
+            jobs = start(attempts)
+            for (program, attempt), job in zip(attempts, jobs, strict=True):
+                if program.name == "p002" and attempt == 1:
+                    ended = job.ended
+                    job.ended = lambda: (cancel_when_it_runs(job), ended())[1]
+            return jobs
+
+        launcher.start = start_and_watch
+        begin = time.monotonic()
+        state = schedule.run(tmp_path, made, launcher, schedule.Policy(retries=1), report=lambda line: None)
+        assert time.monotonic() - begin < 300
+    finally:
+        ray.shutdown()
+    states = {name: dataclasses.astuple(progress)[:3] for name, progress in state.programs.items()}
+    assert states == {"p001": ("done", 1, 0), "p002": ("done", 2, 0), "p003": ("failed", 2, 2)}
+    assert json.loads(seen.read_text())[0] == "of the launcher"
+    assert state.programs["p003"].error and "-9" in state.programs["p003"].error
+    assert [event["event"] for event in ledger.read(tmp_path)][-1] == "closed"
+    assert sys.executable
+
+
+def with_entry(function, entry):
+    """The task with another program to start: Ray's workers do not see what is patched here."""
+
+    def task(folder, program, attempt, environ, share):
+        from mtjax.sweeps import local
+
+        local.ENTRY = entry
+        return function(folder, program, attempt, environ, share)
+
+    return task
