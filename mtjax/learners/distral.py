@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from mtjax.learners import acting
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
-from mtjax.learners.ppo import _PPO, Minibatch, PPOState, check_minibatches, task_major, time_major
+from mtjax.learners.minibatches import Minibatch, check_minibatches, task_major, time_major
+from mtjax.learners.ppo import _PPO, PPOState
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import MAX_LOG_SCALE, MIN_LOG_SCALE, Normal

@@ -8,8 +8,7 @@ averaging is the weighting 1/T, one agent per task is the arrangement that share
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from mtjax.learners import acting, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.exploration import make_exploration
+from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
 from mtjax.learners.returns import discounted_sums, generalized_advantages
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters
@@ -70,18 +70,6 @@ class PPOState(NamedTuple):
     rate_factor: Array
     updates: Array
     exploration: Any = ()
-
-
-class Minibatch(NamedTuple):
-    """What the loss sees of one task; leaves are [T, B, ...] outside, [B, ...] inside the loss."""
-
-    observation: Array  # normalised
-    raw_action: Array
-    log_prob: Array
-    distribution: Any
-    advantage: Array
-    target: Array
-    value: Array
 
 
 class _PPO:
@@ -306,17 +294,10 @@ class _PPO:
     def _epochs(self, state: PPOState, batch: Minibatch, key: Array):
         """Visit ``num_epochs`` × ``num_minibatches`` minibatches, each with all tasks."""
         config = self.config
-        size = batch.advantage.shape[1] // config.num_minibatches
         order_key, loss_key = jax.random.split(key)
 
-        def shuffle(key: Array) -> Array:
-            order = jnp.argsort(jax.random.bits(key, (size * config.num_minibatches,)))
-            return order.reshape(config.num_minibatches, size)
-
-        rows, unpack = _pack(batch)
-
-        order = jax.vmap(shuffle)(jax.random.split(order_key, config.num_epochs))
-        order = order.reshape(config.num_epochs * config.num_minibatches, size)
+        rows, unpack = pack(batch)
+        order = shuffled(order_key, batch.advantage.shape[1], config.num_epochs, config.num_minibatches)
 
         def visit(carry, step):
             state, active = carry
@@ -475,15 +456,6 @@ def make_ppo(
     )
 
 
-def check_minibatches(config: PPOConfig, num_envs: int) -> None:
-    """Raise ValueError if a rollout cannot be cut into the minibatches asked for."""
-    if config.rollout_length * num_envs % config.num_minibatches:
-        raise ValueError(
-            f"num_minibatches: {config.num_minibatches} does not divide rollout_length × num_envs = "
-            f"{config.rollout_length} × {num_envs} = {config.rollout_length * num_envs}"
-        )
-
-
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:
     """{"policy": Parameters, …} → (shared trees by name, private trees by name)."""
     return {k: p.shared for k, p in params.items()}, {k: p.private for k, p in params.items()}
@@ -497,35 +469,3 @@ def join(shared: Mapping[str, Any], private: Mapping[str, Any]) -> dict[str, Par
 def task_grads_like(shared: Any) -> Any:
     """Zeros: the direction of parameters that do not exist."""
     return jax.tree.map(jnp.zeros_like, shared)
-
-
-def _pack(batch: Minibatch) -> tuple[Array, Callable[[Array], Minibatch]]:
-    """All of a batch as rows [T, B, F], so that a minibatch is one gather; and the way back.
-
-    Integers (choices) become float32, which is exact for any number of choices below 2²⁴.
-    """
-    leaves, tree = jax.tree.flatten(batch)
-    columns = [leaf.astype(jnp.float32).reshape(*leaf.shape[:2], -1) for leaf in leaves]
-    ends = list(itertools.accumulate(column.shape[2] for column in columns))[:-1]
-
-    def unpack(rows: Array) -> Minibatch:
-        parts = jnp.split(rows, ends, axis=2)
-        shaped = [
-            part.reshape(*rows.shape[:2], *leaf.shape[2:]).astype(leaf.dtype)
-            for part, leaf in zip(parts, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(tree, shaped)
-
-    return jnp.concatenate(columns, axis=2), unpack
-
-
-def task_major(x: Array) -> Array:
-    """[H, T, E, ...] → [T, H·E, ...]."""
-    x = jnp.moveaxis(x, 1, 0)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def time_major(x: Array, shape: tuple[int, ...]) -> Array:
-    """[T, H·E] → [H, T, E]."""
-    length, tasks, envs = shape
-    return jnp.moveaxis(x.reshape(tasks, length, envs), 0, 1)

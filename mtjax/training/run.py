@@ -1,44 +1,39 @@
-"""A run: the host loop around the trainer's two programs, and the folder it leaves behind.
+"""A run, from its configuration to the folder it leaves behind.
 
     config.json  versions.json  suite.json  metrics.jsonl  tensorboard/  checkpoints/  plots/  videos/  summary.json
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import pathlib
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mtjax import options, suites
-from mtjax.suites.base import Suite
-from mtjax.training import plots, record, statistics, versions, video
+from mtjax.training import record
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
-from mtjax.training.evaluation import Evaluator, unseen_tasks
-from mtjax.training.progress import Progress
-from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
+from mtjax.training.evaluation import Evaluator
+from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
+from mtjax.training.session import MODES, Diverged, Interrupted, Session, at_work, stop_signals
+from mtjax.training.trainer import STREAM_EVALUATION, Trainer
 
-SUITE, SUMMARY = "suite.json", "summary.json"
-VIDEO_STEPS = 250  # of an episode are drawn: drawing without a GPU is slow
-MODES = {"deterministic": True, "stochastic": False}
-
-
-class Diverged(RuntimeError):
-    """A number of the learner is no longer finite; the message names seed, task, step and checkpoint."""
-
-
-class Interrupted(RuntimeError):
-    """SIGTERM (or SIGUSR2, Ctrl-C) came; the run was saved and can be resumed."""
+__all__ = [
+    "SUMMARY",
+    "Diverged",
+    "Interrupted",
+    "Session",
+    "at_work",
+    "evaluate",
+    "stop_signals",
+    "train",
+    "write_description",
+]
 
 
 def train(
@@ -81,21 +76,6 @@ def train(
     with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
         session.loop()
         return session.finish(draw=video)
-
-
-@contextlib.contextmanager
-def at_work(
-    trainer: Trainer, run_dir: pathlib.Path, *, resume: bool, progress: bool, tensorboard: bool
-) -> Iterator[Session]:
-    """A session that is ready to train, in a folder that describes it already. Raises as :func:`train`."""
-    with contextlib.ExitStack() as stack:
-        saver = stack.enter_context(Checkpointer(run_dir, trainer.config.keep_checkpoints))
-        total_steps = trainer.num_updates * trainer.steps_per_update
-        bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=progress))
-        stop = stack.enter_context(stop_signals())
-        session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
-        session.open(resume=resume, tensorboard=tensorboard, stack=stack)
-        yield session
 
 
 def evaluate(
@@ -165,357 +145,3 @@ def evaluate(
             if video:
                 draw_videos(trainer, suite, state, run_dir, split, results[split])
     return {"step": step, "suite": suite.name, "episodes": episodes, "results": results}
-
-
-class Session:
-    """One process's work on a run, or on a program of packed trials: where it is, and what it writes.
-
-    Attributes:
-        lost: what diverged, by the trial's name: {"step", "message"}. A run has but one trial, and ends with it.
-    """
-
-    def __init__(self, config, suite, trainer, run_dir, saver, bar, stop):
-        self.config: RunConfig = config
-        self.suite: Suite = suite
-        self.trainer: Trainer = trainer
-        self.run_dir: pathlib.Path = run_dir
-        self.saver: Checkpointer = saver
-        self.bar: Progress = bar
-        self.stop: threading.Event = stop
-        self.update = 0
-        self.lost: dict[str, dict[str, Any]] = {}
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
-        self.state: TrainState
-        self.recorder: record.Recorder
-        self.evaluator = Evaluator(
-            trainer.learner,
-            suite,
-            episodes=config.evaluation_episodes,
-            num_seeds=config.num_seeds,
-            seed=config.seed + 1,
-            contexts=trainer.contexts,
-        )
-
-    @property
-    def step(self) -> int:
-        """Environment steps of one seed. A Python int: it never overflows."""
-        return self.update * self.trainer.steps_per_update
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, over all resumes."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    # ----------------------------------------------------------------------------------------- start
-
-    def open(self, *, resume: bool, tensorboard: bool, stack: contextlib.ExitStack) -> None:
-        """Restore or start, and compile."""
-        if self.trainer.learner.replay:
-            self.bar.message(self.trainer.learner.replay.describe(self.config.num_seeds))
-        messages = self._restore() if resume else []
-        if resume and (self.run_dir / record.FILE).exists():
-            record.truncate_after(self.run_dir, self.step)
-        names = [info.name for info in self.suite.tasks]
-        self.recorder = stack.enter_context(record.Recorder(self.run_dir, names, tensorboard))
-        for message in messages:
-            self.bar.message(message)
-            self.recorder.event(self.step, self.seconds, message)
-        if self.update == 0:
-            with self.bar.compiling("the start"):
-                self.state = jax.block_until_ready(self.trainer.init())
-        self._compile()
-
-    def _restore(self) -> list[str]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what was skipped is said below
-            found = self.saver.restore(self.trainer.abstract())
-        messages = [f"checkpoint {step} is damaged and was set aside: {why}" for step, why in self.saver.skipped]
-        if found is None:
-            return [*messages, "no usable checkpoint: starting from the beginning"]
-        step, self.state, host = found
-        self.state = self.trainer.restored(self.state)
-        self.update, self.seconds_before = host["update"], host["seconds"]
-        self.lost = host.get("lost", {})
-        if not self.suite.on_device:
-            self.state = self.trainer.restart(self.state)
-            messages.append("the simulators on the host start new episodes: not bit for bit")
-        return [*messages, f"resumed from checkpoint {step}"]
-
-    def _compile(self) -> None:
-        """Compile both programs before the clock of steps per second starts."""
-        with self.bar.compiling("the rollout"):
-            self._collect = self.trainer.collect.lower(self.trainer.env, self.state).compile()
-        _, rollout = jax.eval_shape(self.trainer.collect, self.trainer.env, self.state)
-        with self.bar.compiling("the update"):
-            self._update = self.trainer.update.lower(self.state, rollout).compile()
-
-    # ------------------------------------------------------------------------------------------ loop
-
-    def loop(self) -> None:
-        """Train to the end. Saves and raises Interrupted when asked to stop."""
-        total = self.trainer.num_updates
-        log_every = self.config.log_every or max(1, total // 200)
-        evaluate_every = self._updates(self.config.evaluate_every, default=total / 10)
-        checkpoint_every = self._updates(self.config.checkpoint_every, default=evaluate_every)
-        self.bar.update(self.step)
-        mark, mark_step = time.monotonic(), self.step
-        metrics = None
-        while self.update < total:
-            log = (self.update + 1) % log_every == 0 or self.update + 1 == total
-            before, (metrics, timing) = metrics, self._one_update(timed=log)
-            if before is not None:  # one update late, so that the device never waits for the host
-                self._check(before, self.step - self.trainer.steps_per_update)
-            if log:
-                self._check(metrics, self.step)
-                now = time.monotonic()
-                timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - mark)
-                mark, mark_step = now, self.step
-                self._log(metrics, timing)
-            if self.update % evaluate_every == 0 and self.update < total:
-                self._check(metrics, self.step)
-                started = time.monotonic()
-                self.evaluate("train", "deterministic")
-                mark += time.monotonic() - started
-            if self.update % checkpoint_every == 0 or self.update == total:
-                self._save(metrics)
-            if self.update < total:
-                self._stop_if_asked(metrics)
-
-    def _stop_if_asked(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Save and raise Interrupted if a signal came; without metrics, what is there was saved already."""
-        if not self.stop.is_set():
-            return
-        if metrics is not None:
-            self._save(metrics)
-        self.saver.wait()
-        self.recorder.event(self.step, self.seconds, "stopped by a signal; saved")
-        raise Interrupted(f"stopped at step {self.step} and saved; continue with --resume")
-
-    def _updates(self, steps: int, *, default: float) -> int:
-        """A number of environment steps as whole updates, at least one."""
-        return max(1, round(steps / self.trainer.steps_per_update if steps else default))
-
-    def _one_update(self, *, timed: bool) -> tuple[Mapping[str, Any], dict[str, float]]:
-        """Rollout, then update. Waiting in between tells how long each takes."""
-        start = time.perf_counter()
-        self.state, rollout = self._collect(self.trainer.env, self.state)
-        if timed:
-            jax.block_until_ready(rollout.reward)
-        middle = time.perf_counter()
-        self.state, metrics = self._update(self.state, rollout)
-        self.update += 1
-        if not timed:
-            return metrics, {}
-        jax.block_until_ready(metrics)
-        return metrics, {"seconds/rollout": middle - start, "seconds/update": time.perf_counter() - middle}
-
-    def _log(self, metrics: Mapping[str, Any], timing: Mapping[str, float]) -> None:
-        self.state, episodes = self.trainer.report(self.state)
-        values = {**episodes, **metrics, **timing}
-        values = {name: np.asarray(v) for name, v in values.items() if name not in ("finite", "finite_state")}
-        self.recorder.train(self.step, self.update, self.seconds, values)
-        self.bar.update(self.step, values)
-
-    def _check(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Look for trials in which the update that ended at ``step`` left anything not finite.
-
-        Raises:
-            Diverged: no trial is left; the message names seed and task.
-        """
-        losses, state = np.asarray(metrics["finite"]), np.asarray(metrics["finite_state"])  # [S, T], [S]
-        if losses.all() and state.all():
-            return
-        for trial, rows in self.trainer.rows.slices.items():
-            if trial not in self.lost and not (losses[rows].all() and state[rows].all()):
-                message = self._diverged(trial, losses[rows], state[rows], step)
-                self.lost[trial] = {"step": step, "message": message}
-                self.recorder.event(step, self.seconds, message)
-                if len(self.lost) < len(self.trainer.rows.trials):
-                    self.bar.message(message)
-        if len(self.lost) == len(self.trainer.rows.trials):
-            raise Diverged("; ".join(lost["message"] for lost in self.lost.values()))
-
-    def _diverged(self, trial: str, losses: np.ndarray, state: np.ndarray, step: int) -> str:
-        """Say what is not finite in a trial, of ``losses`` [seeds, T] and ``state`` [seeds]."""
-        seed = self.trainer.rows.trials[trial].seed
-        bad = [
-            f"the loss of task {self.suite.tasks[t].name!r} (seed {seed + s})" for s, t in np.argwhere(~losses)[:5]
-        ] or [f"a parameter of seed {seed + s}" for s in np.flatnonzero(~state)[:5]]
-        what = f"diverged at step {step}: not finite: {', '.join(bad)}"
-        if trial:
-            return f"trial {trial} {what}"
-        good = self.saver.latest_step
-        saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
-        return f"{what}; {saved} in {self.run_dir}"
-
-    def _save(self, metrics: Mapping[str, Any]) -> None:
-        if self.saver.latest_step == self.step:
-            return
-        self._check(metrics, self.step)
-        self.recorder.sync()
-        host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}
-        self.saver.save(self.step, self.trainer.saved(self.state), host)
-
-    # ------------------------------------------------------------------------------------ evaluation
-
-    def evaluate(self, split: str, mode: str, *, rounds: int = 1, final: bool = False) -> Mapping[str, np.ndarray]:
-        """Evaluate now, record it, and return "return" … [S, N]."""
-        fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        keys = fold(fold(self.state.keys, STREAM_EVALUATION), self.update)
-        with self.bar.paused():
-            values = self.evaluator(
-                self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds
-            )
-            values = jax.tree.map(np.asarray, values)
-        self.recorder.evaluation(
-            self.step,
-            self.seconds,
-            split=split,
-            mode=mode,
-            final=final,
-            episodes=rounds * self.config.evaluation_episodes,
-            values=values,
-            task_names=[info.name for info in self.suite.splits[split].infos],
-        )
-        self.bar.evaluation(self.step, split, mode, values)
-        return values
-
-    def finish(self, *, draw: bool) -> dict[str, Any]:
-        """Evaluate on all splits, draw plots and videos, write the summary."""
-        trained, measured = self.seconds, self.measure()
-        self.recorder.sync()
-        self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
-        return self.conclude(self.run_dir, self.config, self.state, measured, seconds=trained, draw=draw)
-
-    def measure(self) -> dict[str, dict[str, Mapping[str, np.ndarray]]]:
-        """The final evaluation on every split: {split: {mode: {measure: [S, N]}}}."""
-        rounds = -(-self.config.final_evaluation_episodes // self.config.evaluation_episodes)
-        measured: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
-        for split, tasks in self.suite.splits.items():
-            if not len(tasks) or (split != "train" and not self.trainer.learner.generalises):
-                continue
-            for mode in MODES if split == "train" else ("deterministic",):
-                self._stop_if_asked()
-                values = self.evaluate(split, mode, rounds=rounds, final=True)
-                measured.setdefault(split, {})[mode] = values
-        return measured
-
-    def conclude(
-        self,
-        folder: pathlib.Path,
-        config: RunConfig,
-        state: TrainState,
-        measured: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
-        *,
-        seconds: float,
-        draw: bool,
-    ) -> dict[str, Any]:
-        """Write the summary of what was measured into ``folder``, and draw. Returns the summary.
-
-        Args:
-            folder: with the record of the same rows.
-            config: of the run or trial.
-            state: its rows.
-            measured: as :meth:`measure` returns it, its rows.
-            seconds: of training.
-            draw: videos, too.
-        """
-        rounds = -(-config.final_evaluation_episodes // config.evaluation_episodes)
-        results = {
-            split: {
-                mode: summarize_evaluation(values, [info.name for info in self.suite.splits[split].infos])
-                for mode, values in modes.items()
-            }
-            for split, modes in measured.items()
-        }
-        summary = {
-            "suite": self.suite.name,
-            "version": dataclasses.asdict(self.suite.version),
-            "step": self.step,
-            "seeds": config.num_seeds,
-            "episodes": rounds * config.evaluation_episodes,
-            "seconds_of_training": round(seconds, 1),
-            "steps_per_second": round(self.step * config.num_seeds / seconds, 1),
-            "results": results,
-        }
-        versions.write_json(folder / SUMMARY, summary)
-        self._stop_if_asked()
-        plots.plot_run(folder)
-        if draw:
-            draw_videos(self.trainer, self.suite, state, folder, "train", results["train"])
-        return summary
-
-
-def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    """Aggregates and per-task means of an evaluation.
-
-    Args:
-        values: [S, N] by measure.
-        names: of the N tasks.
-
-    Returns:
-        {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}}.
-    """
-    return {
-        measure: {
-            **statistics.summarize(value),
-            "tasks": {name: float(v) for name, v in zip(names, value.mean(axis=0), strict=True)},
-        }
-        for measure, value in values.items()
-    }
-
-
-def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
-    """Write what the run is: configuration, versions, and the suite with its tasks."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    versions.write_json(run_dir / CONFIG, dataclasses.asdict(config))
-    versions.write(run_dir)
-    tasks = {
-        split: [dataclasses.asdict(info) for info in part.infos] for split, part in suite.splits.items()
-    }
-    description = {"name": suite.name, "version": dataclasses.asdict(suite.version), "tasks": tasks}
-    versions.write_json(run_dir / SUITE, description)
-
-
-def draw_videos(
-    trainer: Trainer, suite: Suite, state: TrainState, run_dir: pathlib.Path, split: str, results: Mapping
-) -> None:
-    """Draw an episode of every task of a split by the first seed's deterministic policy."""
-    unseen = unseen_tasks(suite, split, trainer.contexts)
-    learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
-    number = len(suite.splits[split])
-
-    @jax.jit
-    def policy(index, observation, key):
-        observations = jax.numpy.zeros((number, 1, suite.observation_size)).at[index].set(observation)
-        return trainer.learner.policy(learner, observations, key, jax.numpy.asarray(True), unseen)[index, 0]
-
-    def of_task(index: int):
-        return lambda observation, key: policy(index, observation, key)
-
-    measured = next(iter(results.values()))["return"]["tasks"]
-    steps = min(suite.horizon, VIDEO_STEPS)
-    video.render_tasks(suite, of_task, run_dir, split=split, returns=list(measured.values()), steps=steps)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM, SIGUSR2 and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number, frame):
-        if number == signal.SIGINT and event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,7 +10,7 @@ import pytest
 from mtjax import grads
 from mtjax.envs import Step, discrete, vectorize
 from mtjax.envs.gridworld import TransitionTable
-from mtjax.learners import distral, distral_tabular
+from mtjax.learners import distral, distral_tabular, minibatches
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.networks.config import NetworkConfig
@@ -140,7 +140,7 @@ def test_distilling_moves_the_prior_alone():
     def divergence(shared, private):
         def of_task(private, task, mask):
             own = agent.policy.apply(shared, private, task, jnp.ones((4, 1)))
-            batch = distral.Minibatch(jnp.ones((4, 1)), *[None] * 6)
+            batch = minibatches.Minibatch(jnp.ones((4, 1)), *[None] * 6)
             return agent._further_loss({"policy": shared}, own, mask, batch, None)[0]
 
         return jax.vmap(of_task)(private, agent.tasks, agent.masks).sum()

@@ -10,7 +10,7 @@ import pytest
 
 from mtjax import grads
 from mtjax.envs.base import continuous, discrete
-from mtjax.learners import normalization, ppo
+from mtjax.learners import minibatches, normalization, ppo
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
@@ -460,7 +460,7 @@ def test_one_trace_and_strong_types(arrangement, method):
 def test_minibatches_visit_everything_once_an_epoch():
     """Rows left out, or visited twice, would be data thrown away."""
     rows = jnp.broadcast_to(jnp.arange(H * E), (T, H * E))
-    batch = ppo.Minibatch(*[rows] * len(ppo.Minibatch._fields))
+    batch = minibatches.Minibatch(*[rows] * len(minibatches.Minibatch._fields))
 
     def count(seen, minibatch, key):
         assert minibatch.target.shape == (T, H * E // 2)
