@@ -320,6 +320,30 @@ def test_targets_follow_slowly_and_start_as_copies():
     assert len(pointers) == len(set(pointers)), "leaves that alias cannot be donated"
 
 
+def test_hyper_parameters_vmap():
+    """A sweep packs trials as rows of one program: each row must be the trial alone. A rate of 0 is the policy's."""
+    agent, state, batch, _, _ = _stepped()
+    rows = {
+        "learning_rate": [1e-2, 1e-3],
+        "critic_learning_rate": [0.0, 1e-2],
+        "temperature_learning_rate": [0.0, 1e-1],
+        "polyak": [0.1, 0.5],
+        "discrete_entropy_scale": [0.5, 0.9],
+    }
+
+    def step(values):
+        return agent._step(state._replace(hyper=state.hyper._replace(**values)), batch, KEY)[0]
+
+    packed = {name: jnp.asarray(values, jnp.float32) for name, values in rows.items()}
+    together, alone = jax.jit(jax.vmap(step))(packed), jax.jit(step)
+    for row in range(2):
+        own = alone({name: values[row] for name, values in packed.items()})
+        for part in ("params", "targets", "log_temperature"):
+            _close(_task(getattr(together, part), row), getattr(own, part), rtol=1e-3, atol=1e-5)
+    moved = jax.tree.map(lambda new, old: jnp.abs(new - old).max(), together.log_temperature, state.log_temperature)
+    np.testing.assert_allclose(moved, 1e-1, rtol=1e-2)  # of Adam's first step, by the second row's own rate
+
+
 def test_each_network_has_its_own_method():
     """--grads for the policy, --critic_grads for the critics, both with their diagnostics."""
     _, _, _, _, metrics = _stepped(action=continuous(2), method=grads.pcgrad(), critic_grads="sum")
