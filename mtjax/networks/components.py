@@ -24,12 +24,14 @@ class Trunk(nn.Module):
         activation: name of the non-linearity, a key of ``ACTIVATIONS``.
         layer_norm: normalise before every non-linearity.
         linear_end: leave the last layer without normalisation and non-linearity.
+        norm_scale: layer normalisation has a scale and a bias to learn.
     """
 
     sizes: tuple[int, ...]
     activation: str = "tanh"
     layer_norm: bool = False
     linear_end: bool = False
+    norm_scale: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -39,7 +41,7 @@ class Trunk(nn.Module):
             if self.linear_end and index == len(self.sizes) - 1:
                 return x
             if self.layer_norm:
-                x = nn.LayerNorm()(x)
+                x = nn.LayerNorm(use_scale=self.norm_scale, use_bias=self.norm_scale)(x)
             x = ACTIVATIONS[self.activation](x)
         return x
 
@@ -51,11 +53,13 @@ class ResidualTrunk(nn.Module):
         width: width of every layer.
         blocks: number of residual blocks.
         activation: name of the non-linearity.
+        norm_scale: as in Trunk.
     """
 
     width: int
     blocks: int
     activation: str = "relu"
+    norm_scale: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -63,7 +67,8 @@ class ResidualTrunk(nn.Module):
         activation = ACTIVATIONS[self.activation]
 
         def layer(x: Array) -> Array:
-            return nn.LayerNorm()(nn.Dense(self.width, kernel_init=nn.initializers.orthogonal(math.sqrt(2)))(x))
+            x = nn.Dense(self.width, kernel_init=nn.initializers.orthogonal(math.sqrt(2)))(x)
+            return nn.LayerNorm(use_scale=self.norm_scale, use_bias=self.norm_scale)(x)
 
         x = activation(layer(x))
         for _ in range(self.blocks):
@@ -96,11 +101,11 @@ class Head(nn.Module):
         return nn.Dense(self.size, kernel_init=nn.initializers.orthogonal(self.gain))(x)
 
 
-def make_trunk(config: NetworkConfig, sizes: tuple[int, ...], *, linear_end: bool = False) -> nn.Module:
-    """The trunk that ``config.trunk`` names; ``linear_end`` is for multi-layer perceptrons only."""
-    if config.trunk == "residual" and sizes and not linear_end:
-        return ResidualTrunk(sizes[0], len(sizes), config.activation)
-    return Trunk(sizes, config.activation, config.layer_norm, linear_end)
+def make_trunk(config: NetworkConfig, sizes: tuple[int, ...], *, norm_scale: bool = True) -> nn.Module:
+    """The trunk that ``config.trunk`` names, with hidden layers of these sizes."""
+    if config.trunk == "residual" and sizes:
+        return ResidualTrunk(sizes[0], len(sizes), config.activation, norm_scale)
+    return Trunk(sizes, config.activation, config.layer_norm, norm_scale=norm_scale)
 
 
 def last_layer(config: NetworkConfig, sizes: tuple[int, ...]) -> str:

@@ -207,7 +207,7 @@ class NetworkConfig:
             raise ValueError(f"arrangement {name!r}: every task has a trunk of its own, so it needs no {self._extra()}")
         if name == "independent" and parts.head == "shared":
             raise ValueError("head: with arrangement 'independent' nothing is shared")
-        if name in ("film", "soft_modular") and "residual" in (self.trunk, self.of_value().trunk):
+        if name in ("film", "soft_modular", "moore") and "residual" in (self.trunk, self.of_value().trunk):
             raise ValueError(f"trunk: {name} has layers of its own, which cannot be residual")
 
     def _extra(self) -> str:

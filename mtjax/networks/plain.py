@@ -30,8 +30,12 @@ class Plain(NamedTuple):
 
 
 def make_plain(config: NetworkConfig, shape: Shape) -> Plain:
-    """Trunk and head of ``config``, blind to the task."""
-    trunk, head = make_trunk(config, shape.sizes), Head(shape.outputs, shape.gain)
+    """Trunk and head of ``config``, blind to the task.
+
+    Layer normalisations have no scale of their own: scales are all 1 at the start, and a sum of them with weights of
+    any sign could be 0.
+    """
+    trunk, head = make_trunk(config, shape.sizes, norm_scale=False), Head(shape.outputs, shape.gain)
     width = shape.sizes[-1] if shape.sizes else shape.inputs
 
     def init(key: Array) -> Any:

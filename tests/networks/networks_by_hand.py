@@ -47,7 +47,7 @@ def normalise(x):
 
 
 def layer_norm(p, x):
-    return normalise(x) * np.asarray(p["scale"]) + np.asarray(p["bias"])
+    return normalise(x) * np.asarray(p["scale"]) + np.asarray(p["bias"]) if p else normalise(x)
 
 
 def mlp(config, tree, x, linear_end=False, norm=None):
@@ -59,7 +59,7 @@ def mlp(config, tree, x, linear_end=False, norm=None):
         if linear_end and i == number - 1:
             return x
         if config.layer_norm and norm is not False:
-            x = layer_norm(p[f"LayerNorm_{i}"], x)
+            x = layer_norm(p.get(f"LayerNorm_{i}"), x)
         x = act(config, x)
     return x
 
@@ -70,10 +70,10 @@ def trunk(config, tree, x):
     p = tree["params"]
 
     def layer(i, x):
-        return layer_norm(p[f"LayerNorm_{i}"], affine(p[f"Dense_{i}"], x))
+        return layer_norm(p.get(f"LayerNorm_{i}"), affine(p[f"Dense_{i}"], x))
 
     x = act(config, layer(0, x))
-    for i in range(1, len(p) // 2, 2):
+    for i in range(1, sum(name.startswith("Dense_") for name in p), 2):
         x = x + layer(i + 1, act(config, layer(i, x)))
     return x
 

@@ -50,6 +50,8 @@ CASES = {
     },
     "care": {"encoder_sizes": (5, 3), "context_sizes": (4, 3)},
     "moore_told": {"arrangement": "moore", "task_input": "one_hot", "head": "shared"},
+    "paco_norm": {"arrangement": "paco", "layer_norm": True},
+    "hyper_residual": {"arrangement": "hypernetwork", "trunk": "residual", "hidden_sizes": (6, 6), "hyper_size": 3},
     "paco_told": {"arrangement": "paco", "task_input": "context", "context_sizes": (5,)},
 }
 SHARED = {
@@ -106,6 +108,9 @@ def forward(network, p, x=X, tasks=TASKS):
     return jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, tasks, x)
 
 
+run = jax.jit(forward, static_argnums=0)  # one compilation a case, whichever test comes first
+
+
 def task_of(tree, t):
     return jax.tree.map(lambda leaf: np.asarray(leaf[t]), tree)
 
@@ -114,7 +119,7 @@ def task_of(tree, t):
 def test_forward_by_hand(case):
     """Every arrangement, in NumPy from its parameters: what the network is said to compute, it computes."""
     (network, p), config = network_of(case), config_of(case)
-    out = jax.jit(forward, static_argnums=0)(network, p)
+    out = run(network, p, X)
     shared = jax.tree.map(np.asarray, p.shared)
     for t in range(T):
         code, context = (np.asarray(part[t]) for part in TASKS)
@@ -200,7 +205,7 @@ def test_blind_networks_treat_tasks_alike_and_the_others_do_not():
         if "hard" in case:  # two tasks may take the same route
             continue
         network, p = network_of(case)
-        out = jax.jit(forward, static_argnums=0)(network, p, same)
+        out = run(network, p, same)
         assert bool((out[0] == out[1]).all()) == (case == "none"), case
 
 
@@ -238,7 +243,9 @@ def test_the_last_shared_layer_is_found(case):
         "encoders_and_heads": {"trunk"},
         "moore": {"experts"},
         "paco": {"sets"},
-        "paco_told": {"sets"},
+        "paco_norm": {"arrangement": "paco", "layer_norm": True},
+    "hyper_residual": {"arrangement": "hypernetwork", "trunk": "residual", "hidden_sizes": (6, 6), "hyper_size": 3},
+    "paco_told": {"sets"},
         "hypernetwork": {"base"},
         "independent": set(),
     }
@@ -250,7 +257,9 @@ def test_the_last_shared_layer_is_found(case):
 @pytest.mark.parametrize("activation", ("tanh", "relu", "silu", "elu", "gelu"))
 def test_every_activation_with_layer_norm(activation):
     network = build(NetworkConfig(hidden_sizes=(6, 7), activation=activation, layer_norm=True))
-    assert np.isfinite(forward(network, network.init(jax.random.key(1)))).all()
+    shapes = jax.eval_shape(network.init, jax.random.key(1))
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    assert np.isfinite(run(network, ones, X)).all()
 
 
 def test_no_hidden_layers_is_a_linear_policy():

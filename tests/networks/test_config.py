@@ -37,6 +37,7 @@ REFUSED = {
     "hidden_sizes: a residual trunk has one width; got (8, 4)": {"trunk": "residual", "hidden_sizes": (8, 4)},
     "value_hidden_sizes: a residual trunk has one width": {"value_trunk": "residual", "value_hidden_sizes": (8, 4)},
     "trunk: film has layers of its own": {"arrangement": "film", "trunk": "residual"},
+    "trunk: moore has layers of its own": {"arrangement": "moore", "trunk": "residual"},
     "trunk: soft_modular has layers of its own": {"arrangement": "soft_modular", "value_trunk": "residual"},
     "encoder_sizes: care compares encodings (8) with the context (50)": {"arrangement": "care", "encoder_sizes": (8,)},
     "task_input: care attends by the task's description": {"arrangement": "care", "task_input": "one_hot"},

@@ -242,6 +242,17 @@ def test_a_residual_trunk_whose_blocks_say_nothing_is_its_input_layer():
     same(forward(network, p), forward(short, p._replace(shared=parts)))
 
 
+def test_composed_normalisations_have_no_scale_that_could_vanish():
+    """Scales of 1 with weights that cancel would switch a task's features off before it has learnt anything."""
+    for arrangement in ("paco", "hypernetwork"):
+        network, p = build(arrangement, layer_norm=True)
+        names = {str(path) for path, _ in jax.tree_util.tree_leaves_with_path(p.shared)}
+        assert not any("LayerNorm" in name for name in names)
+        plain, q = build(arrangement)
+        assert jax.tree.structure(p) == jax.tree.structure(q)
+        assert np.abs(forward(network, p) - forward(plain, p)).max() > 1e-2  # but they do normalise
+
+
 def test_the_value_network_takes_what_is_said_of_it_alone():
     config = NetworkConfig(
         hidden_sizes=(8,), value_hidden_sizes=(16, 16), value_trunk="residual", value_layer_norm=True
