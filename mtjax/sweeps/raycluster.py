@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mtjax.sweeps.space import split_list
 
 EVERYTHING = 10_000  # programs at once, unless --jobs says otherwise: Ray has a queue of its own
 OPTIONS: Mapping[str, type] = {"address": str, "num_cpus": float, "num_gpus": float, "memory_gb": float}
+POLL_SECONDS = 0.5
 SAVE_SECONDS = 120.0  # that a program has after it was asked to save
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -48,7 +50,9 @@ def run_program(folder: str, program: str, attempt: int, environ: Mapping[str, s
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=own, start_new_session=True
         )
     try:
-        return process.wait()
+        while process.poll() is None:  # being cancelled interrupts Python, but no system call that waits
+            time.sleep(POLL_SECONDS)
+        return process.returncode
     finally:
         assert process.stdin is not None
         process.stdin.close()
