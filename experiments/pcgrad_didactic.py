@@ -4,8 +4,8 @@ L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ �
 the gradients conflict, differ in length and curve strongly. The paper's picture: Adam on the sum stalls in one
 task's valley; with PCGrad it reaches the minimum of both.
 
-Reproduced (300,000 updates, rate 1e-3, float32): PCGrad ends at a sum of about −275 from all three starts; Adam
-on the sum does so from one of them and stalls near −73 from (0.5, −3) and near −88 from another. Not
+Reproduced (300,000 updates, rate 1e-3, float32): PCGrad ends at a sum of −275 to −276 from all three starts; Adam
+on the sum does so from one of them (−280) and stalls at −73 from (0.5, −3) and at −88 from (−3, −3). Not
 reproduced at 20,000 updates, where PCGrad is no better than the sum. Functions and starts are from memory of
 the paper, not checked against it.
 
@@ -37,7 +37,7 @@ def losses(p):
 def main(argv):
     del argv
     out = two_tasks.folder(_OUTPUT.value)
-    axis, height = two_tasks.surface(losses, 5.0, 151, jnp.sum)
+    axis, height = two_tasks.surface(losses, 10.0, 201, jnp.sum)
     paths, result = {}, {}
     for spec in _METHODS.value:
         paths[spec], cosines = two_tasks.descend(losses, spec, STARTS, rate=_RATE.value, steps=_STEPS.value, every=10)
