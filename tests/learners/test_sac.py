@@ -249,7 +249,7 @@ def _stepped(**options):
 
 def test_split_and_unsplit_losses_give_the_same_gradients_and_targets():
     """A peer samples next actions from other observations when losses are split. Here a vmap is all there is."""
-    agent, state, batch, _, _ = _stepped(action=continuous(2), arrangement="multi_head")
+    agent, state, batch, _, _ = _stepped(action=continuous(2), arrangement="multi_head", polyak=0.2)
     known = agent._known(state, KEY)
     policy, critic = state.params["policy"], state.params["critic"]
     axes = (sac.OF_TASK, sac.OF_TASK, 0, 0)
@@ -291,7 +291,7 @@ def test_one_agent_per_task_is_that_many_agents():
 
 def test_the_order_of_tasks_does_not_matter():
     """Tasks renamed are tasks renamed: nothing may depend on which comes first."""
-    agent, state, batch, after, metrics = _stepped(arrangement="embedding", method=grads.cagrad())
+    agent, state, batch, after, metrics = _stepped(arrangement="embedding")
     order = jnp.asarray([2, 0, 1])
 
     def shuffled(tree):
@@ -311,7 +311,7 @@ def test_the_order_of_tasks_does_not_matter():
 
 
 def test_targets_follow_slowly_and_start_as_copies():
-    agent, state, _, after, _ = _stepped(polyak=0.2)
+    agent, state, _, after, _ = _stepped(action=continuous(2), arrangement="multi_head", polyak=0.2)
     _close(state.targets, state.params["critic"])
     expected = jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state.targets, after.params["critic"])
     _close(after.targets, expected)
@@ -322,7 +322,7 @@ def test_targets_follow_slowly_and_start_as_copies():
 
 def test_hyper_parameters_vmap():
     """A sweep packs trials as rows of one program: each row must be the trial alone. A rate of 0 is the policy's."""
-    agent, state, batch, _, _ = _stepped()
+    agent, state, batch, _, _ = _stepped(arrangement="embedding")
     rows = {
         "learning_rate": [1e-2, 1e-3],
         "critic_learning_rate": [0.0, 1e-2],
@@ -357,6 +357,9 @@ def test_each_network_has_its_own_method():
 # -------------------------------------------------------------------------------------------------- updates
 
 
+USUAL = {"warm_start": 16, "action": continuous(2), "sizes": (2, 1, 2), "normalize_observations": True}
+
+
 @functools.cache
 def _update(**options):
     """An agent with its compiled update and rollout."""
@@ -366,7 +369,7 @@ def _update(**options):
 
 def test_nothing_is_learnt_before_the_warm_start_is_over():
     """Until 16 transitions a task are there, parameters stay; then they move, and the random actions end."""
-    agent, update, rollout = _update(warm_start=16, action=continuous(2), sizes=(2, 1, 2), normalize_observations=True)
+    agent, update, rollout = _update(**USUAL)
     start = state = _start(agent)
     action, extras = agent.act(state, jnp.zeros((T, 500, OBS)), KEY)
     np.testing.assert_array_equal(action, extras["action"])
@@ -385,7 +388,7 @@ def test_nothing_is_learnt_before_the_warm_start_is_over():
 
 def test_an_emptied_replay_is_filled_before_learning_goes_on():
     """After a resume without the replay, nothing may be drawn from zeros."""
-    agent, update, rollout = _update(warm_start=16)
+    agent, update, rollout = _update(**USUAL)
     state = _start(agent)._replace(seen=jnp.asarray(1000, jnp.int32))
     new, _ = update(state, rollout(state), KEY)
     _close(new.params, state.params)
@@ -394,7 +397,7 @@ def test_an_emptied_replay_is_filled_before_learning_goes_on():
 
 
 def test_metrics():
-    agent, update, rollout = _update()
+    agent, update, rollout = _update(**USUAL)
     state = _start(agent)
     state, metrics = update(state, rollout(state), KEY)
     for name in ("loss", "loss/policy", "loss/value", "value", "entropy", "temperature", "finite"):
@@ -405,7 +408,7 @@ def test_metrics():
 
 def test_a_nan_is_blamed_on_the_task_that_brought_it():
     """It may lie in the replay for hours before it is drawn, and then spreads to every task."""
-    agent, update, rollout = _update()
+    agent, update, rollout = _update(**USUAL)
     state = _start(agent)
     sick = rollout(state)
     sick = sick._replace(reward=sick.reward.at[3, 1, 1].set(jnp.nan))
@@ -449,19 +452,17 @@ def test_policy_for_evaluation(kind):
     np.testing.assert_array_equal(unseen[0], unseen[4])
 
 
-def test_brc_is_made_of_parts_that_work_alone():
-    """Wide residual critics alone; and with categorical returns and the return normaliser (both tested alone, too)."""
+def test_the_parts_of_brc_together():
+    """Wide residual critics, categorical returns and the return normaliser (each tested alone, too) in one update."""
     network = (("value_trunk", "residual"), ("embedding_size", 4), ("unit_norm_embedding", True))
-    bro = {"network": network, "action": continuous(2), "arrangement": "embedding"}
     rest = {"critic_head": "categorical", "num_atoms": 11, "return_scaling": "range", "critic_reduction": "mean"}
-    for options in (bro, {**bro, **rest}):
-        agent, update, rollout = _update(**options)
-        state = _start(agent)
-        layers = state.params["critic"].shared["trunk"]["params"]
-        assert layers["LayerNorm_2"]["scale"].shape == (2, 8)
-        assert state.params["critic"].private["embedding"].shape == (T, 2, 4)
-        state, metrics = update(state, rollout(state), KEY)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
+    agent, update, rollout = _update(network=network, action=continuous(2), arrangement="embedding", **rest)
+    state = _start(agent)
+    layers = state.params["critic"].shared["trunk"]["params"]
+    assert layers["LayerNorm_2"]["scale"].shape == (2, 8)
+    assert state.params["critic"].private["embedding"].shape == (T, 2, 4)
+    state, metrics = update(state, rollout(state), KEY)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
     with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1"):
         config = SACConfig(return_scaling="range", discount=1.0)
         sac.make_sac(config, NetworkConfig(), grads.mean(), TaskSpec(2, 3, discrete(2)), num_envs=1, num_updates=1)

@@ -132,11 +132,3 @@ def test_continuous_actions_and_learned_temperatures():
     np.testing.assert_allclose(actions[..., 0], optimal.actions, atol=0.12)
     np.testing.assert_allclose(entropy[-100:].mean(axis=0), -1.0, atol=0.35)
     assert (jnp.exp(state.log_temperature) < 0.2).all()
-
-
-def test_a_task_blind_network_cannot_solve_opposite_tasks():
-    """The control: if this passed, tests of conditioning would prove nothing."""
-    env, tasks = probe.ActionReward(), probe.tasks([1.0, 1.0], [0.5, -0.5])
-    agent, state, _ = _learn(env, tasks, arrangement="none", updates=60)
-    q, _ = _values(agent, state, jnp.ones((2, 1, 1)))
-    np.testing.assert_allclose(q, 0.5, atol=0.2)  # the mean of both tasks' answers 1 and 0
