@@ -54,7 +54,7 @@ class PPOState(NamedTuple):
         returns: running statistics [T] of discounted returns, by which rewards are scaled.
         return_sums: [T, E] discounted reward of the running episodes.
         hyper: see Hyper.
-        exploration: state of the exploration bonus; () without one.
+        exploration: state of the exploration bonus; None without one.
         rate_factor: [] what the adaptive KL rule has made of the learning rate.
         updates: [] int32.
     """
@@ -69,7 +69,7 @@ class PPOState(NamedTuple):
     hyper: Hyper
     rate_factor: Array
     updates: Array
-    exploration: Any = ()
+    exploration: Any = None
 
 
 class _PPO:
@@ -148,7 +148,7 @@ class _PPO:
             hyper=self.hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in self.hyper._fields)),
             rate_factor=jnp.ones((), jnp.float32),
             updates=jnp.zeros((), jnp.int32),
-            exploration=self.exploration.init(jax.random.fold_in(key, 3)) if self.exploration else (),
+            exploration=self.exploration.init(jax.random.fold_in(key, 3)) if self.exploration else None,
         )
 
     def _parts(self, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class _PPO:
     def _explore(self, state: PPOState, rollout: Transitions) -> tuple[Any, Array]:
         """The state of the exploration bonus, and the bonus [H, T, E] of a rollout's steps."""
         if self.exploration is None:
-            return (), jnp.zeros((), jnp.float32)
+            return None, jnp.zeros((), jnp.float32)
         return self.exploration.step(state.exploration, rollout.final_observation)
 
     def _targets(self, state: PPOState, rollout: Transitions, bonus: Array | float = 0.0):
