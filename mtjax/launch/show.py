@@ -210,4 +210,4 @@ def sweep_end(made: Sweep, state: State, folder: Path, seconds: float) -> str:
     lines += [f"  {name}: {trial.error}" for name, trial in state.trials.items() if trial.error]
     if numbers[DONE] < len(made.trials):
         lines.append(f"try what failed again: mtjax-sweep --resume={folder} --retry_failed")
-    return "\n".join([*lines, f"results: {folder / 'trials'}"])
+    return "\n".join([*lines, f"results: {folder / 'trials'}; compare them: mtjax-report {folder}"])

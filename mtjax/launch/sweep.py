@@ -20,6 +20,7 @@ from mtjax.training.config import RunConfig
 
 SWEEPS = Path("sweeps")
 LAUNCHERS = ("local", "slurm", "ray")
+REPLAY_SHARE = 0.5  # of the free memory: programs need some besides
 
 USAGE = """
     mtjax-sweep trains many configurations. Every flag of mtjax-train holds for all of them; --sweep varies one.
@@ -149,6 +150,7 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
         "pack": asked.pack,
         "slots": local_slots(asked),
     }
+    recipe["memory"] = replay_memory(asked, recipe["slots"])
     search: dict[str, Any] = {}
     if asked.search == "optuna":
         space.require_number(axes, asked.search, asked.max_runs)
@@ -175,7 +177,7 @@ def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str
     Args:
         name: of the sweep.
         changes: the swept values of every trial.
-        recipe: "given", "preset" and "config_from" of the configurations, "pack" and "slots" of the plan.
+        recipe: "given", "preset" and "config_from" of the configurations, "pack", "slots" and "memory" of the plan.
         rest: for :func:`mtjax.sweeps.plan.make_plan`.
 
     Raises:
@@ -191,7 +193,8 @@ def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str
     environment.choose_platform("cpu")  # planning keeps off the devices of the programs
     for text in dict.fromkeys(config.grads for _, config in trials):
         grads.get(text)  # says so before a suite is built
-    return plan.make_plan(name, trials, plan.inspector(), most_rows=recipe["pack"], slots=recipe["slots"], **rest)
+    inspect = plan.inspector(recipe["memory"])
+    return plan.make_plan(name, trials, inspect, most_rows=recipe["pack"], slots=recipe["slots"], **rest)
 
 
 def grow(folder: Path, made: plan.Plan, state: ledger.State) -> plan.Plan | None:
@@ -273,6 +276,19 @@ def local_slots(asked: Command) -> int:
     if asked.platform == "gpu" and not devices:
         raise ValueError("--platform=gpu: this machine shows no NVIDIA GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)")
     return len(local.share(asked.jobs, local.usable_cores(), devices))
+
+
+def replay_memory(asked: Command, slots: int) -> float | None:
+    """Bytes that one program may fill with replays, where programs run on this machine's processor; else None."""
+    from mtjax.sweeps import local
+
+    if asked.launcher != "local" or local.usable_devices(asked.platform):
+        return None
+    environment.choose_platform("cpu")
+    from mtjax.learners.replay import free_memory
+
+    free = free_memory()
+    return None if free is None else REPLAY_SHARE * free / slots
 
 
 def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mapping[str, str]) -> schedule.Launcher:

@@ -184,7 +184,7 @@ def heat_map(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str
     head = "".join(
         f'<th><span title="{html.escape(task, quote=True)}">{html.escape(task)}</span></th>' for task in names
     )
-    return table_of(f"<th></th>{head}", rows, "heat")
+    return table_of(f"<th></th>{head}", rows, "heat" if numbers else "heat dense")
 
 
 def profile(scores: Mapping[str, np.ndarray], looks: Mapping[str, Style], measure: str) -> str:

@@ -105,11 +105,13 @@ class Facts:
         steps: environment steps of one seed.
         vmapped: options that are leaves of the learner's state.
         packable: False where simulators run on the host: a row's episodes would depend on its neighbours.
+        most_rows: agents for whose replay there is room, or None if that is not known.
     """
 
     steps: int
     vmapped: tuple[str, ...] = ()
     packable: bool = True
+    most_rows: int | None = None
 
 
 def make_plan(
@@ -177,7 +179,8 @@ def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: 
         static = {k: v for k, v in options.flatten(trial.config).items() if k not in (*found.vmapped, *PER_ROW)}
         key = json.dumps(static, sort_keys=True) if found.packable else name
         packs = groups.setdefault(key, [[]])
-        if packs[-1] and sum(trials[n].config.num_seeds for n in packs[-1]) + seeds > most_rows:
+        most = most_rows if found.most_rows is None else min(most_rows, found.most_rows)
+        if packs[-1] and sum(trials[n].config.num_seeds for n in packs[-1]) + seeds > most:
             packs.append([])
         packs[-1].append(name)
     return [pack for packs in groups.values() for pack in packs]
@@ -192,8 +195,12 @@ def _text(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def inspector() -> Callable[[RunConfig], Facts]:
-    """A function that builds what a configuration consists of, and compiles nothing. Suites are built once."""
+def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
+    """A function that builds what a configuration consists of, and compiles nothing. Suites are built once.
+
+    Args:
+        memory: bytes of a device that a program may fill with replays, where the configuration sets no limit.
+    """
     from mtjax import suites
     from mtjax.training import packing
     from mtjax.training.trainer import Trainer
@@ -209,7 +216,10 @@ def inspector() -> Callable[[RunConfig], Facts]:
         if config.learner not in vmapped:
             vmapped[config.learner] = packing.vmapped_options(trainer.learner)
         steps = trainer.num_updates * trainer.steps_per_update
-        return Facts(steps, vmapped[config.learner], suite.on_device)
+        replay = trainer.learner.replay
+        limit = (replay.limit or memory) if replay else None
+        room = None if limit is None else max(1, int(limit / replay.bytes))
+        return Facts(steps, vmapped[config.learner], suite.on_device, room)
 
     return inspect
 

@@ -6,7 +6,10 @@ import dataclasses
 import html.parser
 import json
 import re
+import shutil
+import subprocess
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 
@@ -277,6 +280,31 @@ def test_the_command(three, capsys, tmp_path, monkeypatch):
             report_command.main(["mtjax-report", *arguments])
         captured = capsys.readouterr()
         assert (stopped.value.code or 0) == code and said in captured.out + captured.err
+
+
+def test_in_a_browser_without_a_network(three, tmp_path):
+    """Chromium draws it, its script switches methods, and nothing is asked of any host."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    written = page.write(three, tmp_path / "report.html")
+    probe = """
+    document.querySelector(".legend button").click();
+    const loads = performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:"));
+    document.title = `errors: ${broken}, loads: ${loads.length}`;
+    """
+    text = written.read_text().replace("<head>", "<head><script>broken = 0; onerror = () => broken++</script>")
+    written.write_text(text.replace("</body>", f"<script>{probe}</script></body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking"]
+    picture = tmp_path / "page.png"
+    ask = subprocess.run([*command, "--dump-dom", written.as_uri()], capture_output=True, text=True, timeout=120)
+    assert ask.returncode == 0, ask.stderr
+    assert "<title>errors: 0, loads: 0</title>" in ask.stdout and 'class="m m0 c0 off"' in ask.stdout  # switched off
+    size = ["--window-size=1280,2400", f"--screenshot={picture}", written.as_uri()]
+    subprocess.run([*command, *size], capture_output=True, timeout=120, check=True)
+    pixels = imageio.imread(picture)[..., :3]
+    assert pixels.shape[1] == 1280 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200  # not a blank page
 
 
 # ------------------------------------------------------------------------------------------- numbers

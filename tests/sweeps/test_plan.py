@@ -48,6 +48,18 @@ def test_seeds_count_as_rows():
     assert made.steps(made.programs["p001"]) == 400
 
 
+def test_replays_have_room():
+    """A pack of agents with large replays must not be refused when it starts."""
+    base = RunConfig(total_steps=100)
+    trials = [(change, options.replace(base, change)) for change in RATES]
+
+    def facts_with_room(config):
+        return plan.Facts(1, VMAPPED, most_rows=2)
+
+    made = plan.make_plan("s", trials, facts_with_room, most_rows=64)
+    assert sorted(map(len, packs(made))) == [1, 1, 2, 2]
+
+
 def test_packing_can_be_switched_off():
     made = make(*RATES, most_rows=1)
     assert len(made.programs) == 6 and made.packed == ()

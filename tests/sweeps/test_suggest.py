@@ -82,7 +82,7 @@ class Pretend:
 def test_a_sweep_grows_by_what_it_found(tmp_path, monkeypatch, capsys):
     """Batches of rows of one program each; diverged trials count as bad; a resumed search asks for nothing more."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "inspector", lambda: lambda config: plan.Facts(100, ("learning_rate",)))
+    monkeypatch.setattr(plan, "inspector", lambda memory: lambda config: plan.Facts(100, ("learning_rate",)))
     launcher = Pretend(tmp_path / "sweeps" / "s")
     monkeypatch.setattr(command, "make_launcher", lambda *_: launcher)
 
