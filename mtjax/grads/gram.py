@@ -57,6 +57,11 @@ def weighted_sum(weights: Array, task_grads: Any) -> Any:
     return jax.tree.map(leaf, task_grads)
 
 
+def constant_like(row: Array, value: float, dtype: Any) -> Array:
+    """An array that holds `value`, with the shape and varying axes of `row`: such a loop traces inside shard_map."""
+    return jnp.where(row == row, value, value).astype(dtype)
+
+
 def accumulator(*arrays: Array) -> Any:
     """The dtype to accumulate products in: float32, or float64 if an operand is."""
     return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))

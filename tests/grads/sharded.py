@@ -48,7 +48,7 @@ for name, method in METHODS.items():
 
     spec = {"bias": P(), "kernel": P(None, "model")}
     inner = {"bias": P("data"), "kernel": P("data", None, None, "model")}
-    across = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(inner, spec), out_specs=spec, check_vma=False))
+    across = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(inner, spec), out_specs=spec))
     got = across(halves, params)
     if name == "graddrop":
         # The shards draw for themselves; of what is not sharded, all draw the same.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, Transform, default_float, presence
-from mtjax.grads.gram import accumulator
+from mtjax.grads.gram import accumulator, constant_like
 
 
 def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None) -> Transform:
@@ -68,7 +68,7 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
             leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]
         return up + rise, down + fall, *leaked
 
-    sums = [jnp.zeros(g.shape[1:], dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
+    sums = [constant_like(g[0], 0, dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
     up, down, *leaked = lax.fori_loop(0, g.shape[0], add, tuple(sums))
     size = up - down  # Σ|g|
     share = 0.5 * (1 + jnp.where(size > 0, (up + down) / jnp.where(size > 0, size, 1), 0))

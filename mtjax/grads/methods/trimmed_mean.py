@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, State, Transform, default_float, presence, uniform
-from mtjax.grads.gram import accumulator
+from mtjax.grads.gram import accumulator, constant_like
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
@@ -68,7 +68,6 @@ def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
 def _middle(g: Array, trim: int) -> Array:
     """Mean over axis 0 without `trim` values at each end."""
     dtype = accumulator(g)
-    shape = (trim, *g.shape[1:])
 
     def take(row: Array, carry: tuple) -> tuple:
         high, low, total = carry
@@ -86,6 +85,8 @@ def _middle(g: Array, trim: int) -> Array:
         low = jnp.stack(kept_low) if trim else low
         return high, low, total + jnp.where(jnp.isfinite(value), value, 0)
 
-    start = (jnp.full(shape, -jnp.inf, dtype), jnp.full(shape, jnp.inf, dtype), jnp.zeros(g.shape[1:], dtype))
+    row = g[0]
+    edge = jnp.broadcast_to(row, (trim, *row.shape))
+    start = tuple(constant_like(x, value, dtype) for x, value in ((edge, -jnp.inf), (edge, jnp.inf), (row, 0)))
     total = lax.fori_loop(0, g.shape[0], take, start)[2]
     return (total / (g.shape[0] - 2 * trim)).astype(g.dtype)
