@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -15,6 +16,9 @@ from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
 from mtjax.training.trainer import Trainer
+
+
+FINISHED = "finished"  # in a program's folder: all its trials have theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +65,8 @@ def train_packed(
     trainer = make_trainer(trials)
     if not resume and (program_dir / record.FILE).exists():
         raise ValueError(f"{program_dir} already holds a program; resume it, or choose another folder")
+    if resume and (program_dir / FINISHED).exists():
+        return _as_left(trials, trials_dir)
     versions.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
     with run.at_work(trainer, program_dir, resume=resume, progress=progress, tensorboard=False) as session:
         try:
@@ -78,11 +84,27 @@ def train_packed(
             name: _leave(session, name, trials_dir, measured, seconds=trained, draw=video, tensorboard=tensorboard)
             for name in trials
         }
-    shutil.rmtree(program_dir / CHECKPOINTS)  # every trial has its own rows of the last one
+    # Every trial has its own rows of the last checkpoint. The name goes first, whole: see where a program resumes.
+    shutil.rmtree(program_dir / FINISHED, ignore_errors=True)
+    os.replace(program_dir / CHECKPOINTS, program_dir / FINISHED)
+    for path in (program_dir / FINISHED).iterdir():
+        shutil.rmtree(path)
     return Outcome(
         {name: summary for name, summary in summaries.items() if summary is not None},
         {name: lost["message"] for name, lost in session.lost.items()},
     )
+
+
+def _as_left(trials: Mapping[str, RunConfig], trials_dir: pathlib.Path) -> Outcome:
+    """The outcome of a program that has come to its end, from the folders of its trials."""
+    summaries, diverged = {}, {}
+    for name in trials:
+        summary = trials_dir / name / run.SUMMARY
+        if summary.is_file():
+            summaries[name] = json.loads(summary.read_text())
+        else:
+            diverged[name] = record.read(trials_dir / name)[-1]["message"]
+    return Outcome(summaries, diverged)
 
 
 def make_trainer(trials: Mapping[str, RunConfig]) -> Trainer:
