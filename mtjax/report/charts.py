@@ -292,6 +292,28 @@ def conflict(suite: Suite, looks: Mapping[str, Style]) -> str:
     return f'{figures(pictures)}<p class="note">{words}</p><div class="tiles">{"".join(tiles)}</div>'
 
 
+def sharing(suite: Suite, looks: Mapping[str, Style]) -> str:
+    """What the tasks share, where a network routes or mixes: how widely over training, and what each listens to."""
+    entropies, tiles = [], []
+    for method in suite.methods:
+        look = looks[method.label]
+        line = measures.curve(method.run.train.get("routing_entropy/policy"), "mean", measures.SMOOTH)
+        if line is not None and len(line.steps):
+            entropies.append(Line(method.label, look, line))
+        for name, last in measures.last_shares(method).items():
+            limit = 1.0 if name.startswith("routing") else float(np.nanmax(np.abs(last))) or 1.0
+            title = f"{method.label}, {name}"
+            picture = svg.matrix(last, suite.tasks.get("train", ()), title, limit=limit, square=False)
+            tiles.append(
+                f'<figure class="{look.classes}">{picture}<figcaption>{html.escape(title)}</figcaption></figure>'
+            )
+    if not tiles and not entropies:
+        return ""
+    title = "Entropy of the policy's routing, mean of the tasks"
+    chart = [svg.chart(entropies, title=title, percent=True, y_span=(-0.02, 1.02))] if entropies else []
+    return f'{figures(chart)}<div class="tiles">{"".join(tiles)}</div>'
+
+
 def _pairs(matrix: np.ndarray) -> np.ndarray:
     return matrix[~np.eye(len(matrix), dtype=bool)]
 

@@ -139,6 +139,18 @@ def last_cosine(method: Method) -> np.ndarray | None:
     return statistics.mean(np.moveaxis(last, 0, -1), skip_missing=True)
 
 
+def last_shares(method: Method) -> dict[str, np.ndarray]:
+    """What each task listens to at the end, [T, F] by network, of the first seed: seeds number experts differently."""
+    found = {}
+    for name, source in method.run.train.items():
+        kind, _, network = name.partition("/")
+        if kind in ("routing", "weights") and series.known(source) and source.values.ndim == 4:
+            tail = max(1, len(source.steps) // 10)
+            last = np.moveaxis(source.values[-tail:, 0], 0, -1)  # [T, F, tail]
+            found[f"{kind}, {network} network"] = statistics.mean(last, skip_missing=True)
+    return found
+
+
 def numeric_options(suite: Suite, least: int = 3) -> list[str]:
     """Options that take enough different numbers among the methods to be drawn along."""
     from mtjax import options

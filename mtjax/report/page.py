@@ -104,6 +104,7 @@ def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: 
             _block("Probability of improvement", IMPROVEMENT, charts.improvement(values, order)),
         ),
         _block("Gradient conflict", "", charts.conflict(suite, looks)),
+        _block("What the tasks share", SHARING, charts.sharing(suite, looks)),
         _block(
             "Tasks that were held out",
             f"Zero-shot {name} of the final policy.",
@@ -121,6 +122,10 @@ def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: 
 CURVES = "Bands are 95% bootstrap intervals of the mean over seeds."
 OPTIONS = "Dots are means over seeds, bands their 95% bootstrap intervals."
 PROFILES = "How often a seed does better than τ on a task, with 95% intervals over seeds: higher is better everywhere."
+SHARING = (
+    "A row a task, a column an expert or module, over the last tenth of training of the first seed: the darker, the "
+    "more the task listens to it. An entropy of 100% listens to all alike."
+)
 IMPROVEMENT = (
     "How likely the row's method beats the column's on a task drawn at random; bold where the 95% interval over seeds "
     "leaves no doubt about the side."

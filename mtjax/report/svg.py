@@ -180,17 +180,27 @@ def interval(value: float | None, low: float | None, high: float | None, scale: 
     return f'<svg class="bar c{style.colour}" {size}>{"".join(parts)}</svg>'
 
 
-def matrix(values: np.ndarray, names: Sequence[str], title: str, *, limit: float = 1.0) -> str:
-    """A square of cosines: red where they conflict, blue where they agree, clear at zero; a picture of T × T pixels."""
+def matrix(values: np.ndarray, names: Sequence[str], title: str, *, limit: float = 1.0, square: bool = True) -> str:
+    """A picture of one pixel a number: red below zero, blue above it, clear at zero.
+
+    Args:
+        values: [T, F].
+        names: of the T rows.
+        title: what a reader without the picture is told.
+        limit: full colour from here on.
+        square: rows and columns are the same tasks, so that the diagonal says nothing; else it is as wide as it is.
+    """
     share = np.clip(np.nan_to_num(values) / limit, -1.0, 1.0)
     pixels = np.zeros((*share.shape, 4), np.uint8)
     pixels[share < 0] = (200, 45, 62, 0)
     pixels[share >= 0] = (37, 105, 190, 0)
     pixels[..., 3] = np.round(255 * np.abs(share))
-    pixels[np.arange(len(share)), np.arange(len(share)), 3] = 0  # a task agrees with itself
+    if square:
+        pixels[np.arange(len(share)), np.arange(len(share)), 3] = 0
     tasks = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
     text = html.escape(f"{title}: {tasks}", quote=True)
-    return f'<img class="matrix" alt="{text}" title="{text}" src="data:image/png;base64,{_png(pixels)}">'
+    kind = "matrix" if square else "matrix wide"
+    return f'<img class="{kind}" alt="{text}" title="{text}" src="data:image/png;base64,{_png(pixels)}">'
 
 
 def _png(pixels: np.ndarray) -> str:

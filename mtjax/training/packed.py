@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtjax import suites
@@ -15,6 +17,8 @@ from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
 from mtjax.training.trainer import Trainer
+
+FINISHED = "finished.json"  # in a program's folder, once all its trials have theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +65,42 @@ def train_packed(
     trainer = make_trainer(trials)
     if not resume and (program_dir / record.FILE).exists():
         raise ValueError(f"{program_dir} already holds a program; resume it, or choose another folder")
+    if resume and (program_dir / FINISHED).exists():
+        return _finished(program_dir, trials_dir)
     versions.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
     with run.at_work(trainer, program_dir, resume=resume, progress=progress, tensorboard=False) as session:
-        try:
+        seconds, measured = 0.0, None
+        with contextlib.suppress(run.Diverged):  # no trial is left; each has its message
             session.loop()
-        except run.Diverged:
-            session.recorder.sync()
-            for name in trials:
-                _leave(session, name, trials_dir, None, draw=False, tensorboard=tensorboard)
-            return Outcome({}, {name: lost["message"] for name, lost in session.lost.items()})
-        trained, measured = session.seconds, session.measure()
+            seconds, measured = session.seconds, session.measure()
         session.recorder.sync()
         session.saver.wait()
         session.bar.message(f"writing the folders of {len(trials)} trials …")
-        summaries = {
-            name: _leave(session, name, trials_dir, measured, seconds=trained, draw=video, tensorboard=tensorboard)
-            for name in trials
-        }
-    shutil.rmtree(program_dir / CHECKPOINTS)  # every trial has its own rows of the last one
-    return Outcome(
-        {name: summary for name, summary in summaries.items() if summary is not None},
-        {name: lost["message"] for name, lost in session.lost.items()},
-    )
+        lines = record.read(program_dir)
+        for name in trials:
+            folder = trials_dir / f".{name}.part"
+            shutil.rmtree(folder, ignore_errors=True)
+            _leave(session, name, folder, lines, measured, seconds=seconds, draw=video, tensorboard=tensorboard)
+            shutil.rmtree(trials_dir / name, ignore_errors=True)
+            os.replace(folder, trials_dir / name)
+        versions.sync_folder(trials_dir)
+    return _finish(session, program_dir, trials_dir)
+
+
+def _finish(session: run.Session, program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:
+    """Note that every trial has its folder, with its rows of the last checkpoint, and delete the program's."""
+    states = {name: session.lost.get(name, {}).get("message") for name in session.trainer.rows.trials}
+    versions.write_json(program_dir / FINISHED, states)
+    shutil.rmtree(program_dir / CHECKPOINTS, ignore_errors=True)
+    return _finished(program_dir, trials_dir)
+
+
+def _finished(program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:
+    """The outcome of a program that has come to its end."""
+    states = json.loads((program_dir / FINISHED).read_text())
+    diverged = {name: why for name, why in states.items() if why}
+    done = [name for name in states if name not in diverged]
+    return Outcome({name: json.loads((trials_dir / name / run.SUMMARY).read_text()) for name in done}, diverged)
 
 
 def make_trainer(trials: Mapping[str, RunConfig]) -> Trainer:
@@ -104,33 +122,28 @@ def make_trainer(trials: Mapping[str, RunConfig]) -> Trainer:
 def _leave(
     session: run.Session,
     name: str,
-    trials_dir: pathlib.Path,
+    folder: pathlib.Path,
+    lines: Sequence[Mapping[str, Any]],
     measured: Mapping[str, Mapping[str, Mapping[str, Any]]] | None,
     *,
+    seconds: float,
     draw: bool,
     tensorboard: bool,
-    seconds: float = 0.0,
-) -> dict[str, Any] | None:
-    """Make one trial's folder, in one piece. Returns its summary, or None if it diverged."""
+) -> None:
+    """Fill one trial's folder with its share of the record, and unless it diverged of the state and the evaluation."""
     config, part = session.trainer.rows.trials[name], session.trainer.rows.slices[name]
-    folder = trials_dir / f".{name}.part"
-    shutil.rmtree(folder, ignore_errors=True)
     run.write_description(config, session.suite, folder)
     messages = {trial: lost["message"] for trial, lost in session.lost.items()}
-    lines = packing.lines_of(record.read(session.run_dir), session.trainer.rows, name, messages)
-    packing.copy_record(lines, folder, tensorboard=tensorboard)
-    summary = None
-    if name not in session.lost and measured is not None:
-        state = packing.rows_of(session.state, part)
-        with Checkpointer(folder) as saver:
-            host = {"update": session.update, "seconds": seconds, "lost": {}}
-            saver.save(session.step, session.trainer.saved(state), host)
-        own = {
-            split: {mode: packing.values_of(values, part) for mode, values in modes.items()}
-            for split, modes in measured.items()
-        }
-        summary = session.conclude(folder, config, state, own, seconds=seconds, draw=draw)
-    shutil.rmtree(trials_dir / name, ignore_errors=True)
-    os.replace(folder, trials_dir / name)
-    versions.sync_folder(trials_dir)
-    return summary
+    own = packing.lines_of(lines, session.trainer.rows, name, messages)
+    packing.copy_record(own, folder, tensorboard=tensorboard)
+    if name in session.lost or measured is None:
+        return
+    state = packing.rows_of(session.state, part)
+    with Checkpointer(folder) as saver:
+        host = {"update": session.update, "seconds": seconds, "lost": {}}
+        saver.save(session.step, session.trainer.saved(state), host)
+    values = {
+        split: {mode: packing.values_of(found, part) for mode, found in modes.items()}
+        for split, modes in measured.items()
+    }
+    session.conclude(folder, config, state, values, seconds=seconds, draw=draw)

@@ -48,6 +48,8 @@ def write_record(folder, config, *, success=0.5, seed=0, final=True, has_success
             cosine = np.clip(random.normal(0, 0.3, (seeds, 3, 3)), -1, 1)
             values = {"return": random.normal(update, 1, (seeds, 3)), "grads/cosine": cosine}
             values["steps_per_second"] = np.float64(123.0)
+            values["routing/policy"] = random.dirichlet(np.ones(4), (seeds, 3))
+            values["routing_entropy/policy"] = random.uniform(size=(seeds, 3))
             if has_success:
                 values["success"] = random.uniform(size=(seeds, 3))
             recorder.train(100 * update, update, float(update), values)
@@ -158,6 +160,8 @@ def test_the_page_stands_alone_and_says_what_was_measured(three, tmp_path):
         "Performance profiles",
         "Probability of improvement",
         "Gradient conflict",
+        "What the tasks share",
+        "routing, policy network",
         "Tasks that were held out",
         "What differs",
         "jax",

@@ -136,6 +136,9 @@ def test_a_trial_that_diverges_stops_no_other(together):
     assert max(line["step"] for line in lines) < UPDATES * STEPS
     assert not any("diverged" in line.get("message", "") for line in record.read(trials / "slow"))
     assert not (program / "checkpoints").exists() and not list(trials.glob(".*"))
+    # Killed between its last deed and the news of it: nothing is done twice.
+    again = packed.train_packed(TRIALS, program, trials, resume=True, **QUIET)
+    assert again.diverged == outcome.diverged and set(again.summaries) == set(outcome.summaries)
 
 
 def test_a_program_of_which_nothing_is_left(tmp_path):
