@@ -22,10 +22,10 @@ apidoc_modules = [
         "separate_modules": False,
         "module_first": True,
         "implicit_namespaces": False,
-        "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
     }
 ]
 autodoc_member_order = "bysource"
+autodoc_default_options = {"ignore-module-all": True}  # what a package offers is documented where it is defined
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_mock_imports = ["envpool"]
@@ -34,12 +34,14 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 default_role = "py:obj"
 
+suppress_warnings = ["ref.python"]  # a type is named as the code names it, and two modules may have one
+
 html_theme = "furo"
 html_title = "mtjax"
 
 
 # Docstrings are written to be read as they are: |x| is a length and a * b a product, never markup.
-_MARKUP = re.compile(r"(``.*?``|`.*?`)|([|*])")
+_MARKUP = re.compile(r"(^\s*\* |``.*?``|`.*?`)|([|*])")
 
 
 def _plain(app, what, name, obj, options, lines):

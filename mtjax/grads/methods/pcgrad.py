@@ -17,8 +17,9 @@ def pcgrad(reduction: str = "sum") -> Weighting:
     a scan in which all rows move in parallel, M = A G giving every inner product.
 
     Properties: permutation equivariant in distribution; homogeneous; for T = 2 conflicts with no
-      task (for T > 2 a later
-    projection may undo an earlier one). Cost: T steps of O(T²).
+      task (for T > 2 a later projection may undo an earlier one).
+
+    Cost: T steps of O(T²).
 
     Use when: a cheap, robust first try with few tasks; not with losses on very different scales.
 
