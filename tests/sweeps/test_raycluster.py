@@ -68,6 +68,7 @@ if program == "p003":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_an_embedded_ray_runs_stops_and_notices(tmp_path, monkeypatch):
     """Three programs on a real Ray: one is done, one saves when it is cancelled, one dies and is tried again."""
     ray = pytest.importorskip("ray")

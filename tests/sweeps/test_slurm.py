@@ -74,6 +74,7 @@ def start(one_node, folder, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_jobs_outlive_the_launcher_and_go_on_after_preemption(one_node, tmp_path):
     """An array of two. The launcher is killed, the next one finds the job; a preempted job saves and is sent again."""
     steps = 6_000
