@@ -124,13 +124,13 @@ PRESETS = (
     ),
     Preset(
         "metaworld-*",
-        "Meta-World by PPO: rollouts of half an episode, one head and one scale a task",
+        "Meta-World by PPO: short rollouts, so that the policy moves often; one head and one scale a task",
         {
             "num_envs": 16,
             "total_steps": 20_000_000,
-            "rollout_length": 250,
+            "rollout_length": 64,
             "num_epochs": 5,
-            "num_minibatches": 16,
+            "num_minibatches": 4,
             "learning_rate": 5e-4,
             "entropy_cost": 5e-3,
             "arrangement": "multi_head",

@@ -105,6 +105,10 @@ def run(values: command.FlagValues) -> int:
     asked = Command(**flags.given(values, Command()))
     environ = dict(os.environ)  # of the programs: this process keeps off their devices
     environment.prepare()
+    if asked.launcher == "ray" and not asked.plan_only:
+        from mtjax.sweeps import raycluster
+
+        raycluster.join(raycluster.parse_options(asked.ray))  # starting Ray forks: not beside the threads of jax
     if asked.resume:
         made, folder = reopen(asked, values), Path(asked.resume)
     else:

@@ -113,17 +113,11 @@ class RayLauncher:
         options: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
     ):
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        try:
-            import ray
-        except ImportError as error:
-            raise ImportError("--launcher=ray needs Ray; install it with: pip install 'mtjax[ray]'") from error
         options = dict(options or {})
+        ray = join(options)
         self.folder = pathlib.Path(folder).absolute()
         self.slots = jobs or EVERYTHING
         self._ray, self._environ = ray, dict(os.environ if environ is None else environ)
-        connect(ray, options.get("address"))
         self._share = options.get("num_gpus", 0.0)
         asked = {"CPU": options.get("num_cpus", 1.0), "GPU": self._share}
         asked["memory"] = options.get("memory_gb", 0.0) * 2**30
@@ -142,6 +136,28 @@ class RayLauncher:
 
     def find(self, job: str, program: Program, attempt: int) -> None:
         """Tasks end with the launcher that submitted them."""
+
+
+def join(options: Mapping[str, Any]) -> Any:
+    """Be part of the cluster that the options name, or of an embedded one. Returns the module ``ray``.
+
+    Call it before jax is imported: an embedded Ray is started by forking.
+
+    Args:
+        options: see :func:`parse_options`.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: there is no cluster at the address.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("--launcher=ray needs Ray; install it with: pip install 'mtjax[ray]'") from error
+    connect(ray, options.get("address"))
+    return ray
 
 
 def connect(ray: Any, address: str | None) -> None:

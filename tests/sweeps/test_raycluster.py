@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -67,40 +70,60 @@ if program == "p003":
 """
 
 
+CANNOT_START = 77
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_embedded_ray_runs_stops_and_notices(tmp_path, monkeypatch):
-    """Three programs on a real Ray: one is done, one saves when it is cancelled, one dies and is tried again."""
-    ray = pytest.importorskip("ray")
-    (tmp_path / "fake_worker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(local, "ENTRY", "fake_worker")
-    changes = [{"num_epochs": n} for n in (1, 2, 3)]
-    trials = [(change, options.replace(RunConfig(), change)) for change in changes]
-    made = plan.make_plan("s", trials, lambda config: plan.Facts(1), most_rows=1)
-    plan.save(made, tmp_path)
-    monkeypatch.setattr(raycluster, "run_program", with_entry(raycluster.run_program, "fake_worker"))
+def test_an_embedded_ray_runs_stops_and_notices(tmp_path):
+    """Three programs on a real Ray: one is done, one saves when it is cancelled, one dies and is tried again.
+
+    In a process of its own: Ray forks when it starts, and in this one there are jax's threads.
+    """
+    pytest.importorskip("ray")
+    script = "import pathlib, sys, test_raycluster; sys.exit(test_raycluster.embedded(pathlib.Path(sys.argv[1])))"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(tmp_path), os.path.dirname(__file__)])}
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], env=environ, capture_output=True, text=True, timeout=280
+    )
+    if done.returncode == CANNOT_START:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stderr
+
+
+def embedded(folder):
+    """The test above, in its process. Returns an exit code."""
+    import ray
+
+    (folder / "fake_worker.py").write_text(WORKER)
+    local.ENTRY = "fake_worker"
+    raycluster.run_program = with_entry(raycluster.run_program, "fake_worker")
+    assert "jax" not in sys.modules
     try:
         ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error")
     except Exception as error:
-        pytest.skip(f"Ray cannot start here: {error}")
+        print(f"Ray cannot start here: {error}")
+        return CANNOT_START
     try:
-        environ = {"PYTHONPATH": str(tmp_path), "MARK": "of the launcher"}
-        launcher = raycluster.RayLauncher(tmp_path, options={"num_cpus": 1.0}, environ=environ)
+        changes = [{"num_epochs": n} for n in (1, 2, 3)]
+        trials = [(change, options.replace(RunConfig(), change)) for change in changes]
+        made = plan.make_plan("s", trials, lambda config: plan.Facts(1), most_rows=1)
+        plan.save(made, folder)
+        environ = {"PYTHONPATH": str(folder), "MARK": "of the launcher"}
+        launcher = raycluster.RayLauncher(folder, options={"num_cpus": 1.0}, environ=environ)
         with pytest.raises(ValueError, match="num_gpus=1: no node of the cluster has more than 0"):
-            raycluster.RayLauncher(tmp_path, options={"num_gpus": 1.0})
-        seen = plan.program_dir(tmp_path, "p002") / "seen-1.json"
+            raycluster.RayLauncher(folder, options={"num_gpus": 1.0})
+        seen = plan.program_dir(folder, "p002") / "seen-1.json"
         launcher = CancelOnce(launcher, seen)
-        begin = time.monotonic()
-        state = schedule.run(tmp_path, made, launcher, schedule.Policy(retries=1), report=lambda line: None)
-        assert time.monotonic() - begin < 300
+        state = schedule.run(folder, made, launcher, schedule.Policy(retries=1), report=lambda line: None)
     finally:
         ray.shutdown()
     states = {name: dataclasses.astuple(progress)[:3] for name, progress in state.programs.items()}
     assert states == {"p001": ("done", 1, 0), "p002": ("done", 2, 0), "p003": ("failed", 2, 2)}
     assert json.loads(seen.read_text()) == "of the launcher"
     assert state.programs["p003"].error and "-9" in state.programs["p003"].error
-    assert [event["event"] for event in ledger.read(tmp_path)][-1] == "closed"
+    assert [event["event"] for event in ledger.read(folder)][-1] == "closed"
+    return 0
 
 
 class CancelOnce:
