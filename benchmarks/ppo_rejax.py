@@ -29,46 +29,11 @@ SUITES = ("control-cartpole", "control-pendulum")
 def serve(name: str) -> None:
     """In rejax's environment: for every line read, train UPDATES updates and print the seconds it took."""
     import jax
-    import jax.numpy as jnp
-    from gymnax.environments import spaces
+    from gymnax_env import as_gymnax
     from rejax import PPO
 
-    from mtjax import suites
-
-    suite = suites.make(name)
-    env = suite.vector_env(1).env
-    task = jax.tree.map(lambda leaf: leaf[0], suite.splits["train"].tasks)
-
-    class Adapter:
-        """The environment as gymnax spells it, with the time limit and reset that ``vectorize`` has."""
-
-        default_params = None
-
-        def reset(self, key, params):
-            state, observation = env.reset(task, key)
-            return observation, (state, jnp.zeros((), jnp.int32))
-
-        def step(self, key, state, action, params):
-            step_key, reset_key = jax.random.split(key)
-            inner, result = env.step(task, state[0], jnp.reshape(action, suite.action.shape), step_key)
-            steps = state[1] + 1
-            done = result.terminated | result.truncated | (steps >= suite.horizon)
-            fresh, first = env.reset(task, reset_key)
-            pick = lambda new, old: jnp.where(done, new, old)  # noqa: E731
-            inner = jax.tree.map(pick, fresh, inner)
-            state = (inner, jnp.where(done, 0, steps))
-            return pick(first, result.observation), state, result.reward, done, {}
-
-        def action_space(self, params):
-            if suite.action.kind == "discrete":
-                return spaces.Discrete(suite.action.size)
-            return spaces.Box(-1.0, 1.0, suite.action.shape)
-
-        def observation_space(self, params):
-            return spaces.Box(-jnp.inf, jnp.inf, (suite.observation_size,))
-
     algorithm = PPO.create(
-        env=Adapter(),
+        env=as_gymnax(name),
         env_params=None,
         num_envs=SETTINGS["num_envs"],
         num_steps=SETTINGS["rollout_length"],

@@ -35,42 +35,11 @@ def serve_rejax() -> None:
     """In rejax's environment: for every line read, train ITERATIONS iterations and print the seconds it took."""
     import jax
     import jax.numpy as jnp
-    from gymnax.environments import spaces
+    from gymnax_env import as_gymnax
     from rejax import SAC
 
-    from mtjax import suites
-
-    suite = suites.make(NAME)
-    env = suite.vector_env(1).env
-    task = jax.tree.map(lambda leaf: leaf[0], suite.splits["train"].tasks)
-
-    class Adapter:
-        """The environment as gymnax spells it, with the time limit and reset that ``vectorize`` has."""
-
-        default_params = None
-
-        def reset(self, key, params):
-            state, observation = env.reset(task, key)
-            return observation, (state, jnp.zeros((), jnp.int32))
-
-        def step(self, key, state, action, params):
-            step_key, reset_key = jax.random.split(key)
-            inner, result = env.step(task, state[0], jnp.reshape(action, suite.action.shape), step_key)
-            steps = state[1] + 1
-            done = result.terminated | result.truncated | (steps >= suite.horizon)
-            fresh, first = env.reset(task, reset_key)
-            inner = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, inner)
-            state = (inner, jnp.where(done, 0, steps))
-            return jnp.where(done, first, result.observation), state, result.reward, done, {}
-
-        def action_space(self, params):
-            return spaces.Box(-1.0, 1.0, suite.action.shape)
-
-        def observation_space(self, params):
-            return spaces.Box(-jnp.inf, jnp.inf, (suite.observation_size,))
-
     algorithm = SAC.create(
-        env=Adapter(),
+        env=as_gymnax(NAME),
         env_params=None,
         num_envs=ENVS,
         num_epochs=ENVS,

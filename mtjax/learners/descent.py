@@ -90,18 +90,29 @@ class Descent:
         """
         direction, transform, known = parameters.shared, (), {}
         if state.grads != ():
-            direction, transform = self._transform().update(
-                task_grads.shared, state.grads, parameters.shared, losses=losses
+            direction, transform, known = combine(
+                self._transform(), task_grads.shared, state.grads, parameters.shared, losses
             )
-            conflict = grads.conflict(transform.gram)
-            known = {"cosine": conflict["cosine"], "conflict": conflict["conflicting"], "norm": conflict["norms"]}
-            known["weight"] = transform.weights
         step, shared = self.optimizer.update(direction, state.shared, parameters.shared)
         private_step, private = jax.vmap(self.optimizer.update, axis_size=self.num_tasks)(
             task_grads.private, state.private, parameters.private
         )
         moved = jax.tree.map(lambda p, s: p - rate * s, parameters, Parameters(step, private_step))
         return moved, DescentState(shared, private, transform), known
+
+
+def combine(
+    transform: optax.GradientTransformationExtraArgs, task_grads: Any, state: Any, parameters: Any, losses: Array
+) -> tuple[Any, Any, dict[str, Array]]:
+    """One gradient per task [T, ...] in; one direction, the transform's state, and what is known of the conflict.
+
+    Returns:
+        (direction, state, "cosine" [T, T], "conflict" [], "norm" [T] and "weight" [T] by name).
+    """
+    direction, state = transform.update(task_grads, state, parameters, losses=losses)
+    conflict = grads.conflict(state.gram)
+    known = {"cosine": conflict["cosine"], "conflict": conflict["conflicting"], "norm": conflict["norms"]}
+    return direction, state, {**known, "weight": state.weights}
 
 
 def optimizer(*, max_grad_norm: float, epsilon: float, weight_decay: float) -> optax.GradientTransformation:

@@ -19,6 +19,7 @@ from mtjax import grads
 from mtjax.learners import acting, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
+from mtjax.learners.descent import combine
 from mtjax.learners.exploration import make_exploration
 from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
 from mtjax.learners.returns import discounted_sums, generalized_advantages
@@ -78,8 +79,6 @@ class _PPO:
     A learner that differs from PPO in its policy, its reward or a further loss replaces `_make_policy`,
     `_shape_reward` or `_further_loss`.
     """
-
-    hyper = Hyper  # which of the configuration's numbers are leaves of the state
 
     def __init__(
         self,
@@ -145,7 +144,7 @@ class _PPO:
             observations=normalization.init(tasks, (self.spec.observation_size,)),
             returns=normalization.init(tasks),
             return_sums=jnp.zeros((tasks, envs), jnp.float32),
-            hyper=self.hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in self.hyper._fields)),
+            hyper=Hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hyper._fields)),
             rate_factor=jnp.ones((), jnp.float32),
             updates=jnp.zeros((), jnp.int32),
             exploration=self.exploration.init(jax.random.fold_in(key, 3)) if self.exploration else None,
@@ -348,17 +347,18 @@ class _PPO:
             return task_grads_like(shared), {}, {}
         params, gradients = self._parts(shared), self._parts(task_grads)
         directions = {part: tree for part, tree in params.items() if part not in states}  # empty trees
-        new_states, diagnostics = {}, {}
+        new_states: dict[str, Any] = {}
+        diagnostics: dict[str, Array] = {}
         for part in states:
-            directions[part], new_states[part] = self._transform().update(
-                gradients[part], states[part], params[part], losses=losses["loss" if part == "all" else f"loss/{part}"]
+            directions[part], new_states[part], known = combine(
+                self._transform(),
+                gradients[part],
+                states[part],
+                params[part],
+                losses["loss" if part == "all" else f"loss/{part}"],
             )
-            conflict = grads.conflict(new_states[part].gram)
             suffix = "" if part in ("all", "policy") else f"/{part}"
-            diagnostics[f"grads/cosine{suffix}"] = conflict["cosine"]
-            diagnostics[f"grads/conflict{suffix}"] = conflict["conflicting"]
-            diagnostics[f"grads/norm{suffix}"] = conflict["norms"]
-            diagnostics[f"grads/weight{suffix}"] = new_states[part].weights
+            diagnostics |= {f"grads/{name}{suffix}": value for name, value in known.items()}
         direction = directions["all"] if "all" in directions else directions
         return direction, new_states, diagnostics
 

@@ -1,11 +1,11 @@
 """Distral with networks: its answers against the exact ones, its two columns, and where its gradients go."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learner_loop import learn
 
 from mtjax import grads
 from mtjax.envs import Step, discrete, vectorize
@@ -52,35 +52,6 @@ def make_agent(config=CONFIG, network=NETWORK, updates=UPDATES):
     return distral._Distral(config, network, grads.sum(), spec, num_envs=ENVS, num_updates=updates)
 
 
-def learn(agent):
-    """Train in one program. Returns the state."""
-    env = vectorize(Arms(), jnp.asarray(REWARDS), ENVS, horizon=10)
-
-    def act(state, carry, key):
-        env_state, observation = carry
-        keys = jax.random.split(key)
-        action, extras = agent.act(state, observation, keys[0])
-        env_state, step = env.step(env_state, action, keys[1])
-        known = (observation, step.reward, step.terminated, step.truncated, step.final_observation)
-        return (env_state, step.observation), Transitions(*known, extras)
-
-    def update(carry, key):
-        state, where = carry
-        keys = jax.random.split(key, agent.config.rollout_length + 1)
-        where, rollout = jax.lax.scan(functools.partial(act, state), where, keys[1:])
-        state, metrics = agent.update(state, rollout, keys[0])
-        return (state, where), metrics["kl/prior"]
-
-    @jax.jit
-    def run(key):
-        keys = jax.random.split(key, 3)
-        start = agent.init(keys[0]), env.reset(keys[1])
-        (state, _), divergence = jax.lax.scan(update, start, jax.random.split(keys[2], agent.num_updates))
-        return state, divergence
-
-    return run(jax.random.key(0))
-
-
 def policies(agent, state):
     """(π_i [T, A], π₀ [A]) at the only observation."""
     p = state.params["policy"]
@@ -105,7 +76,8 @@ def exact(config):
 def test_the_answers_are_the_exact_ones(columns):
     config = DistralConfig(**{**CONFIG.__dict__, "columns": columns})
     agent = make_agent(config)
-    state, divergence = learn(agent)
+    envs = vectorize(Arms(), jnp.asarray(REWARDS), ENVS, horizon=10)
+    state, divergence = learn(agent, envs, length=config.rollout_length, updates=UPDATES, metric="kl/prior")
     own, prior = policies(agent, state)
     exact_own, exact_prior = exact(config)
     np.testing.assert_allclose(own, exact_own, atol=0.04)

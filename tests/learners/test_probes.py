@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learner_loop import learn
 
 from mtjax import grads
 from mtjax.envs import probe
 from mtjax.learners import ppo
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.base import TaskSpec
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 
@@ -38,31 +39,8 @@ def _learn(env, tasks, config=CONFIG, *, method=None, arrangement="one_hot", upd
     spec = TaskSpec(envs.num_tasks, envs.observation_size, envs.action)
     agent = ppo._PPO(config, network, method or grads.mean(), spec, num_envs=ENVS, num_updates=updates)
 
-    def act(state, carry, key):
-        env_state, observation = carry
-        keys = jax.random.split(key)
-        action, extras = agent.act(state, observation, keys[0])
-        env_state, step = envs.step(env_state, action, keys[1])
-        transition = Transitions(
-            observation, step.reward, step.terminated, step.truncated, step.final_observation, extras
-        )
-        return (env_state, step.observation), transition
-
-    def update(carry, key):
-        state, where = carry
-        keys = jax.random.split(key, config.rollout_length + 1)
-        where, rollout = jax.lax.scan(functools.partial(act, state), where, keys[1:])
-        state, _ = agent.update(state, rollout, keys[0])
-        return (state, where), None
-
-    @jax.jit
-    def run(key):
-        keys = jax.random.split(key, 3)
-        start = agent.init(keys[0]), envs.reset(keys[1])
-        (state, _), _ = jax.lax.scan(update, start, jax.random.split(keys[2], updates))
-        return state
-
-    return agent, run(jax.random.key(0))
+    state, _ = learn(agent, envs, length=config.rollout_length, updates=updates, metric="kl")
+    return agent, state
 
 
 @functools.partial(jax.jit, static_argnums=0)
