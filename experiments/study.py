@@ -60,9 +60,14 @@ def compare(variants: Mapping[str, RunConfig], folder: pathlib.Path, measure: st
     return {name: read(train(name, config, folder), measure) for name, config in variants.items()}
 
 
+def run_folder(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Where a variant's run is."""
+    return folder / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def train(name: str, config: RunConfig, folder: pathlib.Path) -> pathlib.Path:
     """Train one variant, unless it is finished. Returns its run folder."""
-    run_dir = folder / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    run_dir = run_folder(name, folder)
     begun = (run_dir / "config.json").exists()
     if begun and load_config(run_dir) != config:
         raise ValueError(f"{run_dir} was run with another configuration; name another --output")

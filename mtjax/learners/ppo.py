@@ -22,7 +22,7 @@ from mtjax.learners.config import PPOConfig
 from mtjax.learners.descent import combine
 from mtjax.learners.exploration import make_exploration
 from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
-from mtjax.learners.returns import discounted_sums, generalized_advantages
+from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
@@ -242,14 +242,18 @@ class _PPO:
             reward = jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
         observation = self._normalize(state.observations, task_major(rollout.observation))
         reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
-        final = self._normalize(state.observations, task_major(rollout.final_observation))
-        shape = reward.shape
+        final = task_major(rollout.final_observation)
         value = self._values(state.params["value"], observation)
-        next_value = self._values(state.params["value"], final)
+        values = time_major(value, reward.shape)
+
+        def of_final(steps: Array) -> Array:
+            chosen = jnp.take_along_axis(final, steps[:, :, None], axis=1, mode="clip")
+            return self._values(state.params["value"], self._normalize(state.observations, chosen))
+
         advantage, target = generalized_advantages(
             reward,
-            time_major(value, shape),
-            time_major(next_value, shape),
+            values,
+            next_values(values, done, of_final),
             rollout.terminated,
             rollout.truncated,
             discount=hyper.discount,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -44,6 +46,46 @@ def generalized_advantages(
 
     _, advantages = jax.lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, trace), reverse=True)
     return advantages, advantages + value
+
+
+def next_values(value: Array, done: Array, evaluate: Callable[[Array], Array]) -> Array:
+    """V(final_observation) of every step, evaluated only where the value of the next step is not it.
+
+    Within an episode the state that a step reaches is the one observed next, whose value is known already. What
+    remains is looked at in pieces of an eighth of the rollout, as many as it takes: mostly one.
+
+    Args:
+        value: [H, T, E] V(observation).
+        done: [H, T, E] bool, the episode ended with this step.
+        evaluate: which of the H·E steps of each task (row h·E + e), [T, K] int32 → V(final_observation) [T, K]; an
+            index of H·E asks for nothing, and any value may stand for it.
+
+    Returns:
+        [H, T, E].
+    """
+    length, tasks, envs = value.shape
+    total = length * envs
+    piece = max(-(-total // 8), min(2 * envs, total))
+
+    def by_task(x: Array) -> Array:
+        return jnp.moveaxis(x, 1, 0).reshape(tasks, total)
+
+    unknown = by_task(done.at[-1].set(True))
+    known = by_task(jnp.concatenate([value[1:], value[-1:]]))
+    number = unknown.sum(axis=1)
+    slots = -(-total // piece) * piece
+    place = jnp.where(unknown, jnp.cumsum(unknown, axis=1) - 1, slots)
+    rows = jnp.arange(tasks, dtype=jnp.int32)[:, None]
+    order = jnp.full((tasks, slots), total, jnp.int32)
+    order = order.at[rows, place].set(jnp.arange(total, dtype=jnp.int32), mode="drop")
+
+    def look(carry):
+        known, begin = carry
+        indices = jax.lax.dynamic_slice_in_dim(order, begin, piece, axis=1)
+        return known.at[rows, indices].set(evaluate(indices), mode="drop"), begin + piece
+
+    known, _ = jax.lax.while_loop(lambda carry: (carry[1] < number).any(), look, (known, jnp.int32(0)))
+    return jnp.moveaxis(known.reshape(tasks, length, envs), 0, 1)
 
 
 def discounted_sums(

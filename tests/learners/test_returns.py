@@ -1,10 +1,11 @@
 """Returns: if one of these fails, every value and advantage that a user trains on is wrong."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtjax.learners.returns import discounted_sums, generalized_advantages
+from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
 
 GAMMA, LAMBDA = 0.9, 0.8
 
@@ -112,3 +113,43 @@ def test_discounted_sums_restart_after_every_episode_and_carry_over_rollouts():
     again, second = discounted_sums(start, reward[4:], done[4:], discount=GAMMA)
     np.testing.assert_allclose(np.concatenate([first, second]), sums, rtol=1e-6)
     np.testing.assert_allclose(again, carried, rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.4, 1.0])
+@pytest.mark.parametrize("shape", [(12, 3, 4), (5, 2, 1), (1, 1, 3)])
+def test_values_of_the_states_reached(share, shape):
+    """V(o) = 3 o + task, known at every step; where an episode ended, what was reached is not what is seen next.
+
+    Two seeds at once, of which one has far more episodes that end.
+    """
+    length, tasks, envs = shape
+    draw = np.random.default_rng(0)
+    seen = draw.normal(size=(2, *shape)).astype(np.float32)
+    done = np.stack([draw.random(shape) < share, np.zeros(shape, bool)])
+    reached = draw.normal(size=(2, *shape)).astype(np.float32)
+    reached[:, :-1] = np.where(done[:, :-1], reached[:, :-1], seen[:, 1:])
+    task = np.arange(tasks, dtype=np.float32)
+
+    def look(seen, done, reached):
+        by_task = jnp.moveaxis(reached, 1, 0).reshape(tasks, -1)
+
+        def evaluate(steps):
+            return 3 * jnp.take_along_axis(by_task, steps, axis=1, mode="clip") + task[:, None]
+
+        return next_values(3 * seen + task[:, None], done, evaluate)
+
+    found = jax.jit(jax.vmap(look))(seen, done, reached)
+    np.testing.assert_allclose(found, 3 * reached + task[:, None], rtol=1e-6)
+
+
+def test_looks_no_more_often_than_it_must():
+    """Without an end in the rollout, one look at an eighth of it is enough."""
+    looks = []
+
+    def evaluate(steps):
+        jax.debug.callback(lambda steps: looks.append(steps.shape), steps)
+        return jnp.zeros(steps.shape)
+
+    jax.block_until_ready(next_values(jnp.zeros((64, 2, 4)), jnp.zeros((64, 2, 4), bool), evaluate))
+    jax.effects_barrier()
+    assert looks == [(2, 32)]

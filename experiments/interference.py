@@ -1,0 +1,94 @@
+"""Negative interference made visible: tasks that want opposite things, alone and together.
+
+    python experiments/interference.py --output=runs/interference
+
+A cheetah is to run at speeds from −3 to 3, or an ant in eight directions: one shared network receives gradients
+that point against each other. One agent per task is what there is to reach; plain averaging shows what is lost;
+PCGrad, CAGrad and GradNorm are to bring it back. A difference whose interval holds 0.5 in the table is none. A study
+that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import study
+from absl import app, flags
+from matplotlib.ticker import EngFormatter
+
+from mtjax.launch import presets
+from mtjax.training import record
+from mtjax.training.config import RunConfig
+
+_OUTPUT = flags.DEFINE_string("output", "runs/interference", "Folder for the runs, the picture and the table.")
+_SUITE = flags.DEFINE_string("suite", "goals-cheetah-velocity", "The suite.")
+_STEPS = flags.DEFINE_integer("total_steps", 2_000_000, "Environment steps of every variant and seed.")
+_SEEDS = flags.DEFINE_integer("num_seeds", 3, "Agents of every variant.")
+
+VARIANTS: dict[str, dict] = {
+    "shared, averaged": {"arrangement": "one_hot", "grads": "mean"},
+    "one agent per task": {"arrangement": "independent", "grads": "mean"},
+    "shared, PCGrad": {"arrangement": "one_hot", "grads": "pcgrad"},
+    "shared, CAGrad": {"arrangement": "one_hot", "grads": "cagrad(c=0.5)"},
+    "shared, GradNorm": {"arrangement": "one_hot", "grads": "gradnorm(alpha=1.5)"},
+}
+
+
+def variants() -> dict[str, RunConfig]:
+    """The configurations by name; the first is what the others are compared with."""
+    same = {
+        "total_steps": _STEPS.value,
+        "num_seeds": _SEEDS.value,
+        "evaluate_every": max(_STEPS.value // 10, 1),
+        "evaluation_episodes": 5,
+        "final_evaluation_episodes": 20,
+    }
+    return {name: presets.configure(_SUITE.value, **options, **same) for name, options in VARIANTS.items()}
+
+
+def conflict(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps [N], share of conflicting pairs [N, S], last cosines of the tasks' policy gradients [T, T]).
+
+    Empty where nothing is shared, so that nothing can conflict.
+    """
+    lines = [line for line in record.read(run_dir) if line["kind"] == "train" and "grads/conflict" in line["values"]]
+    if not lines:
+        return np.zeros((0,)), np.zeros((0, 0)), np.zeros((0, 0))
+    share = np.stack([np.asarray(line["values"]["grads/conflict"]).reshape(-1) for line in lines])
+    cosine = np.mean([np.asarray(line["values"]["grads/cosine"]).mean(axis=0) for line in lines], axis=0)
+    return np.asarray([line["step"] for line in lines]), share, cosine
+
+
+def main(argv):
+    del argv
+    folder = pathlib.Path(_OUTPUT.value)
+    configs = variants()
+    results = study.compare(configs, folder, "return")
+    figure, (curves, tasks, conflicts, matrix) = study.figure(4, height=4.2)
+    study.draw_curves(curves, results, "return, mean over tasks")
+    study.draw_tasks(tasks, results, "return")
+    for name, colour in zip(results, study.COLOURS, strict=False):
+        steps, share, cosine = conflict(study.run_folder(name, folder))
+        if not len(steps):
+            continue
+        conflicts.plot(steps, share.mean(axis=1), color=colour, label=name)
+        if configs[name].grads == "mean":
+            image = matrix.imshow(cosine, cmap="RdBu", vmin=-1, vmax=1)
+            names = results[name].tasks
+            matrix.set_xticks(range(len(names)), names, rotation=45, ha="right")
+            matrix.set_yticks(range(len(names)), names)
+            figure.colorbar(image, ax=matrix)
+    conflicts.xaxis.set_major_formatter(EngFormatter(sep=""))
+    conflicts.set(title="pairs of tasks in conflict", xlabel="environment steps", ylabel="share", ylim=(0, 1))
+    conflicts.legend()
+    matrix.set(title="cosine of the policy gradients, averaged over training")
+    matrix.grid(False)
+    figure.savefig(folder / "interference.png")
+    text = study.table(results, "return") + "\n\n" + study.setting(next(iter(configs.values())))
+    (folder / "interference.md").write_text(text + "\n")
+    print(text, f"\n{folder / 'interference.png'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,91 @@
+"""Meta-World MT10 by PPO: one agent, ten tasks, the simulator inside the compiled loop.
+
+    python experiments/metaworld_mt10.py --output=runs/mt10          # about an hour on two cores
+
+The table has every task's success by the deterministic policy over 50 fresh goals; the picture has the success of
+the training policy against wall-clock time. Both are read from the run's folder: a run that was stopped goes on, one
+that is finished (by this script or by `mtjax-train`) is only shown. Needs the extra `metaworld`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import study
+from absl import app, flags
+
+from mtjax.launch import environment, presets
+from mtjax.training import record, run
+from mtjax.training.config import load_config
+
+_OUTPUT = flags.DEFINE_string("output", "runs/metaworld-mt10", "The run's folder.")
+_STEPS = flags.DEFINE_integer("total_steps", 17_000_000, "Environment steps.")
+_SEED = flags.DEFINE_integer("seed", 0, "The run's seed.")
+MINUTES = (5, 10, 20, 40)  # at which the training policy's success is told
+SMOOTH = 5  # records of the training curve that are averaged: an episode is 500 steps, so one record has few
+
+
+def training_curve(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(seconds [N], environment steps [N], success of the training policy [N, T], a running mean)."""
+    lines = [line for line in record.read(run_dir) if line["kind"] == "train" and "success" in line["values"]]
+    success = np.stack([np.asarray(line["values"]["success"]).mean(axis=0) for line in lines])
+    smooth = np.stack([np.nanmean(success[max(0, i - SMOOTH + 1) : i + 1], axis=0) for i in range(len(success))])
+    return np.asarray([line["time"] for line in lines]), np.asarray([line["step"] for line in lines]), smooth
+
+
+def table(run_dir: pathlib.Path) -> str:
+    """Success of every task at the end, and of all over time, in Markdown."""
+    final = study.read(run_dir, "success_any")
+    last = study.read(run_dir, "success_last").final.mean(axis=0)
+    reached = final.final.mean(axis=0)
+    rows = ["| task | success at any step | at the last step |", "| --- | --- | --- |"]
+    rows += [f"| {name} | {a:.2f} | {b:.2f} |" for name, a, b in zip(final.tasks, reached, last, strict=True)]
+    rows.append(f"| **mean** | **{reached.mean():.2f}** | **{last.mean():.2f}** |")
+    seconds, steps, success = training_curve(run_dir)
+    mean = success.mean(axis=1)
+    at = [f"{mean[seconds <= 60 * m][-1]:.2f} after {m} min" for m in MINUTES if m * 60 <= seconds[-1]]
+    at.append(f"{mean[-1]:.2f} after {seconds[-1] / 60:.0f} min")
+    rate = steps[-1] / seconds[-1]
+    config = load_config(run_dir)
+    return (
+        "\n".join(rows)
+        + f"\n\nTraining policy, mean success: {', '.join(at)}; {steps[-1]:,} steps at {rate:,.0f} steps/s.\n"
+        + study.setting(config)
+    )
+
+
+def draw(run_dir: pathlib.Path) -> None:
+    """Every task's success over wall-clock time, and their mean."""
+    seconds, _, success = training_curve(run_dir)
+    figure, (axes,) = study.figure(1, height=4.2)
+    for values, name, colour in zip(success.T, study.read(run_dir, "success_any").tasks, study.COLOURS, strict=True):
+        axes.plot(seconds / 60, values, color=colour, linewidth=1.0, alpha=0.8, label=name)
+    axes.plot(seconds / 60, success.mean(axis=1), color="black", linewidth=2.4, label="mean")
+    axes.set(title="success of the training policy", xlabel="minutes on two cores", ylabel="success", ylim=(0, 1.02))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(run_dir / "mt10.png")
+
+
+def main(argv):
+    del argv
+    run_dir = pathlib.Path(_OUTPUT.value)
+    if not (run_dir / run.SUMMARY).exists():
+        config = presets.configure(
+            "metaworld-mt10",
+            grads="mean",
+            learning_rate_schedule="linear",
+            total_steps=_STEPS.value,
+            seed=_SEED.value,
+        )
+        environment.prepare()
+        environment.keep_compiled_programs("auto")
+        run.train(config, run_dir, resume=(run_dir / "config.json").exists())
+    text = table(run_dir)
+    (run_dir / "mt10.md").write_text(text + "\n")
+    draw(run_dir)
+    print(text, f"\n{run_dir / 'mt10.png'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,98 @@
+"""Where does sharing help, where does it hurt? The arrangements side by side, at equal steps.
+
+    python experiments/sharing.py --suites=hidden-hopper --output=runs/sharing
+    python experiments/sharing.py --suites=metaworld-mt10 --total_steps=2000000 --num_seeds=2
+
+Every variant is the same learner with the same settings; only what its tasks share differs. The baseline is one
+agent per task, which has as many experiences of each task and shares nothing; its parameters are T times as many.
+The last variants share as the first do and are wide with values in each task's own unit (PopArt): published
+comparisons say that this matters more than routing. A study that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import study
+from absl import app, flags
+
+from mtjax.launch import presets
+from mtjax.training.config import RunConfig
+
+_OUTPUT = flags.DEFINE_string("output", "runs/sharing", "Folder for the runs, the pictures and the tables.")
+_SUITES = flags.DEFINE_list("suites", ["hidden-hopper", "metaworld-mt10"], "The suites, one picture each.")
+_STEPS = flags.DEFINE_integer("total_steps", 1_500_000, "Environment steps of every variant and seed.")
+_SEEDS = flags.DEFINE_integer("num_seeds", 3, "Agents of every variant.")
+_LEARNER = flags.DEFINE_enum("learner", "ppo", ["ppo", "sac"], "The learner of every variant.")
+_VARIANTS = flags.DEFINE_list("variants", [], "Only these; empty means all.")
+
+VARIANTS: dict[str, dict] = {
+    "one agent per task": {"arrangement": "independent"},
+    "one policy, task unknown": {"arrangement": "none"},
+    "one policy, one-hot task": {"arrangement": "one_hot"},
+    "learned embedding": {"arrangement": "embedding"},
+    "a head a task": {"arrangement": "multi_head"},
+    "an encoder a task": {"arrangement": "task_encoders"},
+    "FiLM": {"arrangement": "film"},
+    "mixture of experts": {"arrangement": "experts"},
+    "Soft Modularization": {"arrangement": "soft_modular"},
+    "CARE": {"arrangement": "care"},
+    "one-hot, wide": {"arrangement": "one_hot", "preset": "popart"},
+    "a head a task, wide": {"arrangement": "multi_head", "preset": "popart"},
+}
+
+
+def variants(suite: str) -> dict[str, RunConfig]:
+    """The configurations for one suite by name. Raises ValueError for a variant that there is not."""
+    names = _VARIANTS.value or list(VARIANTS)
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise ValueError(f"variants: no {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+    same = {
+        "learner": _LEARNER.value,
+        "grads": "mean",
+        "total_steps": _STEPS.value,
+        "num_seeds": _SEEDS.value,
+        "evaluate_every": max(_STEPS.value // 10, 1),
+        "evaluation_episodes": 5,
+        "final_evaluation_episodes": 20,
+    }
+    return {name: presets.configure(suite, **{**VARIANTS[name], **same}) for name in names}
+
+
+def draw_gain(axes, results: dict[str, study.Result], label: str) -> None:
+    """What every task gains or loses, in each variant, against the first."""
+    baseline = next(iter(results.values()))
+    names = list(results)[1:]
+    gain = np.stack([results[name].final.mean(axis=0) - baseline.final.mean(axis=0) for name in names])
+    bound = max(np.abs(gain).max(), 1e-8)
+    image = axes.imshow(gain, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(baseline.tasks)), baseline.tasks, rotation=45, ha="right")
+    axes.figure.colorbar(image, ax=axes, label=f"{label}, gained")
+    axes.set(title=f"gained by sharing, against {next(iter(results))}")
+    axes.grid(False)
+
+
+def main(argv):
+    del argv
+    for suite in _SUITES.value:
+        folder = pathlib.Path(_OUTPUT.value) / suite
+        measure, label = ("success_any", "success") if suite.startswith("metaworld") else ("return", "return")
+        configs = variants(suite)
+        results = study.compare(configs, folder, measure)
+        figure, (curves, tasks, gain) = study.figure(3, height=5.0)
+        study.draw_curves(curves, results, f"{label}, mean over tasks")
+        study.draw_tasks(tasks, results, label)
+        if len(results) > 1:
+            draw_gain(gain, results, label)
+        figure.savefig(folder / "sharing.png")
+        text = study.table(results, "success" if measure != "return" else measure)
+        text += "\n\n" + study.setting(next(iter(configs.values())))
+        (folder / "sharing.md").write_text(text + "\n")
+        print(text, f"\n{folder / 'sharing.png'}")
+
+
+if __name__ == "__main__":
+    app.run(main)
