@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, State, Weighting, default_float, seeded
+from mtjax.grads.base import Array, State, Weighting, default_float, presence, seeded
 
 Loss = Callable[[Any, Any], Array]
 
@@ -31,10 +31,10 @@ class LeanState(NamedTuple):
 
 
 class Lean(NamedTuple):
-    """`init(params) -> state`; `direction(loss, params, batch, state) -> (losses, updates, state)`."""
+    """`init(params) -> state`; `direction(loss, params, batch, state, mask=None) -> (losses, updates, state)`."""
 
     init: Callable[[Any], LeanState]
-    direction: Callable[[Loss, Any, Any, LeanState], tuple[Array, Any, LeanState]]
+    direction: Callable[..., tuple[Array, Any, LeanState]]
 
 
 def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[Array, Array]:
@@ -63,6 +63,8 @@ def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[
 def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | Array = 0) -> Lean:
     """`aggregate` for gradients that do not fit in memory together.
 
+    `direction` also takes a `mask` [T], true for the tasks present in the batch; absent ones may hold anything.
+
     Args:
       method: a `Weighting`; a `Transform` needs all gradients.
       num_tasks: T.
@@ -89,10 +91,18 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
         gram = jnp.zeros((num_tasks, num_tasks), default_float())
         return LeanState(seeded(method.init(num_tasks), seed), gram, gram[0])
 
-    def direction(loss: Loss, params: Any, batch: Any, state: LeanState) -> tuple:
+    def direction(
+        loss: Loss, params: Any, batch: Any, state: LeanState, mask: Array | None = None
+    ) -> tuple[Array, Any, LeanState]:
         losses, gram = lean_gram(loss, params, batch, shared)
-        weights, inner = method.update(gram, state.inner, losses=losses.astype(gram.dtype))
-        updates = _weighted(loss, params, batch, weights, _flags(params, shared))
+        here = presence(num_tasks, mask) > 0
+        losses = jnp.where(here, losses, 0)
+        options = {} if mask is None else {"mask": presence(num_tasks, mask)}
+        if mask is not None:
+            gram = jnp.where(here[:, None] & here[None, :], gram, 0)
+        weights, inner = method.update(gram, state.inner, losses=losses.astype(gram.dtype), **options)
+        weights = jnp.where(here, weights, 0)
+        updates = _weighted(loss, params, batch, weights, here, _flags(params, shared))
         return losses, updates, LeanState(inner, gram, weights.astype(gram.dtype))
 
     return Lean(init, direction)
@@ -107,14 +117,14 @@ def _flags(params: Any, shared: Any) -> Any:
     return jax.tree.unflatten(structure, [shared is None or bool(shared(path)) for path in paths])
 
 
-def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, flags: Any) -> Any:
-    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others; one gradient in memory."""
+def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, flags: Any) -> Any:
+    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others, of those that are here; one gradient in memory."""
 
-    def add(total: Any, item: tuple[Any, Array]) -> tuple[Any, None]:
-        task, weight = item
+    def add(total: Any, item: tuple[Any, Array, Array]) -> tuple[Any, None]:
+        task, weight, present = item
         g = jax.grad(loss)(params, task)
-        term = jax.tree.map(lambda x, flag: (weight if flag else 1.0) * x, g, flags)
+        term = jax.tree.map(lambda x, flag: jnp.where(present, (weight if flag else 1.0) * x, 0), g, flags)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, term), None
 
     zero = jax.tree.map(jnp.zeros_like, params)
-    return lax.scan(add, zero, (batch, weights))[0]
+    return lax.scan(add, zero, (batch, weights, here))[0]

@@ -147,6 +147,21 @@ def test_lean_equals_aggregate(name):
         np.testing.assert_allclose(flat(got), flat(want), rtol=1e-3, atol=1e-4)
 
 
+def test_lean_leaves_absent_tasks_out():
+    """An absent task may hold NaN; the rest is what `aggregate` makes of the same mask."""
+    loss = lambda p, x: jnp.sum(jnp.tanh(p["trunk"]["w"] @ x) ** 2) + p["head"]["w"] @ x[:3]  # noqa: E731
+    batch = jax.random.normal(jax.random.key(1), (3, 4)).at[1].set(jnp.nan)
+    mask = jnp.array([True, False, True])
+    shared = lambda path: path.startswith("trunk")  # noqa: E731
+    small = grads.lean(grads.mgda(), num_tasks=3, shared=shared)
+    losses, got, state = quick.jit(lambda *a: small.direction(loss, *a))(PARAMS, batch, small.init(PARAMS), mask)
+    values, g = jax.vmap(jax.value_and_grad(loss), (None, 0))(PARAMS, batch)
+    tx = grads.aggregate(grads.mgda(), num_tasks=3, shared=shared)
+    want, _ = tx.update(g, tx.init(PARAMS), losses=values, mask=mask)
+    assert state.weights[1] == 0 and losses[1] == 0 and np.isfinite(losses).all()
+    np.testing.assert_allclose(flat(got), flat(want), rtol=1e-3, atol=1e-4)
+
+
 def test_missing_losses_and_bad_shapes():
     for name in ("gradnorm", "famo", "dwa", "gls", "stch", "imtl_l", "uncertainty", "db_mtl"):
         tx = grads.aggregate(grads.get(name), num_tasks=2)
