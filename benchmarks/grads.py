@@ -3,8 +3,9 @@
     python benchmarks/grads.py --torchjd PATH/TO/python    # of an environment with torch and torchjd[full]
     python benchmarks/grads.py --surgery                   # the share of a PPO update
 
-Each cell is the median of many runs, the two libraries taking turns. `whole` is the Jacobian to the
-direction, `solver` the Gram to the weights. The floor is the bare Gram plus the bare weighted sum.
+Each cell is the median of many turns, the two libraries in alternation; a turn is two calls, of which the second
+counts, as in training one call follows the other (the first waits for the other library's threads to leave). `whole`
+is the Jacobian to the direction, `solver` the Gram to the weights. The floor is the bare Gram plus the bare weighted sum.
 """
 
 import json
@@ -50,6 +51,7 @@ METHODS = {
     "trimmed_mean": ("trimmed_mean(1)", "TrimmedMean(trim_number=1)"),
     "graddrop": ("graddrop", "GradDrop()"),
 }
+_ENVIRONMENT = dict(os.environ)  # before this side sets what it needs
 DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50
 
 # The other side: reads one request a line, answers seconds; no code but this runs there.
@@ -74,7 +76,7 @@ for line in sys.stdin:
     if r["part"] == "solver" and part is None:
         print("null", flush=True); continue
     x, call = (gram, part) if r["part"] == "solver" else (J, f)
-    start = time.perf_counter(); call(x); end = time.perf_counter() - start
+    call(x); start = time.perf_counter(); call(x); end = time.perf_counter() - start
     print(json.dumps(end), flush=True)
 """
 
@@ -85,7 +87,7 @@ class Torch:
     def __init__(self, python: str):
         self.process = subprocess.Popen(
             [python, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(_THREADS.value)},
+            env={**_ENVIRONMENT, "OMP_NUM_THREADS": str(_THREADS.value)},
         )  # fmt: skip
 
     def seconds(self, path: str, make: str, part: str) -> float | None:
@@ -110,7 +112,7 @@ def ours(method, J, part):
     tx = grads.aggregate(method, num_tasks=J.shape[0])
     state = jax.jit(tx.init)(J[0])
     if part == "whole":
-        data, step = J, jax.jit(tx.update)
+        data, step = J, jax.jit(tx.update, donate_argnums=1)  # as TorchJD changes its state in place
     else:
         data, step = grads.gram_matrix(J), jax.jit(method.update)
         state = jax.tree.map(lambda x: x[0], state.inner)
@@ -126,6 +128,7 @@ def ours(method, J, part):
 def clock(call) -> float:
     import jax
 
+    jax.block_until_ready(call())
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
@@ -247,6 +250,7 @@ def surgery() -> None:
 def main(argv) -> None:
     del argv
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mtjax's commands do; TorchJD's process is as it comes
     pin()
     if _SURGERY.value:
         return surgery()

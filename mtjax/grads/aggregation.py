@@ -152,12 +152,18 @@ def _leaf_grams(leaves: list[Array], axes: list[Any]) -> list[Array]:
 
 
 class _MeshGram(NamedTuple):
-    """What a `Transform` sees of the mesh: the Gram of its leaves, and the axis over which each is sharded."""
+    """What a `Transform` sees of the mesh: sums over its leaves, and the axis over which each is sharded."""
 
     axes: list[Any]
 
     def __call__(self, task_grads: list[Array]) -> Array:
         return grams.sum_parts(_leaf_grams(task_grads, self.axes))
+
+    def totals(self, leaves: list[Array]) -> Array:
+        """The sum of each task's numbers [T] in leaves [T, ...]: of squares, for a norm without the Gram's cost."""
+        parts = [jnp.sum(x.reshape(x.shape[0], -1), axis=1, dtype=grams.accumulator(x)) for x in leaves]
+        parts = [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, self.axes, strict=False)]
+        return grams.sum_parts(parts)
 
 
 def _group_grams(leaves: list[Array], plan: Layout) -> tuple[Array, Array]:

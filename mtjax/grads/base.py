@@ -59,9 +59,9 @@ class Transform(NamedTuple):
       init: `(num_tasks, params) -> state`, with `params` the list of the shared leaves, without a task axis.
       update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T],
         state)`. `task_grads` is
-        a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T] (and sums over
-        the mesh where the parameters are sharded; `gram.axes` names the mesh axis of each leaf, or
-        None). The direction is the weighted sum of the returned gradients; a method that combines the
+        a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T], and `gram.totals` to the sums of
+        its tasks' numbers [T] (both sum over the mesh where the parameters are sharded; `gram.axes` names the mesh
+        axis of each leaf, or None). The direction is the weighted sum of the returned gradients; a method that combines the
         tasks itself returns one row [1, ...], which is taken times Σ w_i.
     """
 

@@ -24,6 +24,10 @@ SLOW_FUSION = "--xla_cpu_use_fusion_emitters"
 # Log levels of C++ and absl; whoever wants more sets them before starting.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}
 
+# jax's LAPACK on CPU is SciPy's OpenBLAS, whose threads spin for a while after every call: at T = 50 the T×T work of
+# IMTL-G, ConFIG, Aligned-MTL, UPGrad or DualProj then slows the whole update by up to 1.7 times (benchmarks/grads.py).
+BLAS = {"OPENBLAS_NUM_THREADS": "1"}
+
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what must be set before jax and mujoco are imported. A value that the user has set is kept."""
@@ -31,7 +35,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
         environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {SLOW_FUSION}=false".strip()
     if sys.platform == "linux" and "MUJOCO_GL" not in environ and _has_egl():
         environ["MUJOCO_GL"] = "egl"  # pictures without a display
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, **BLAS}.items():
         environ.setdefault(name, value)
     for name in ("absl", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -12,6 +12,7 @@ def test_old_jaxlib_gets_the_flag_that_makes_mjx_fast(monkeypatch):
     environ = {"XLA_FLAGS": "--xla_dump_to=here"}
     environment.prepare(environ)
     assert environ["XLA_FLAGS"] == "--xla_dump_to=here --xla_cpu_use_fusion_emitters=false"
+    assert environ["OPENBLAS_NUM_THREADS"] == "1"
     before = dict(environ)
     environment.prepare(environ)
     assert environ == before

@@ -11,7 +11,6 @@ from mtjax.grads.base import (
     Transform,
     default_float,
     need_losses,
-    norms,
     positive,
     presence,
     restrict,
@@ -127,16 +126,11 @@ def db_mtl(beta: float = 0.9, beta_decay: float = 0.0) -> Transform:
             _bounded(_rows(keep, y) * y + _rows(new, y) * g.astype(y.dtype))
             for y, g in zip(state.tracked, task_grads, strict=True)
         ]
-        norm = norms(jnp.diag(_squares(tracked, gram)))
+        norm = jnp.sqrt(gram.totals([y**2 for y in tracked])).astype(here.dtype)
         weights = here * safe_divide(jnp.max(norm * here), norm)
         return tracked, weights, TrackedState(tracked, state.weights, state.count + 1)
 
     return Transform(init, update)
-
-
-def _squares(leaves: list[Array], gram) -> Array:
-    """Squared norms [T]: the diagonal of the Gram, which the mesh-aware `gram` sums."""
-    return jnp.diagonal(gram(leaves))
 
 
 def excess_mtl(step_size: float = 0.01, relative: bool = True) -> Transform:
@@ -174,9 +168,8 @@ def excess_mtl(step_size: float = 0.01, relative: bool = True) -> Transform:
         big = jnp.finfo(here.dtype).max ** 0.25
         wide = [jnp.clip(g.astype(s.dtype), -big, big) for g, s in zip(task_grads, sums, strict=True)]
         sums = [jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)]
-        # g²/√s = (g/√√s)², whose squared norm the mesh-aware `gram` sums.
-        parts = [safe_divide(g, jnp.sqrt(jnp.sqrt(s))) for g, s in zip(wide, sums, strict=True)]
-        excess = jnp.minimum(_squares(parts, gram).astype(here.dtype), big)
+        parts = [safe_divide(g**2, jnp.sqrt(s)) for g, s in zip(wide, sums, strict=True)]
+        excess = jnp.minimum(gram.totals(parts).astype(here.dtype), big)
         first = jnp.where((first == 0) & (here > 0), excess, first)
         level = jnp.minimum(safe_divide(excess, first), big) if relative else excess
         moved = logs + step_size * level
