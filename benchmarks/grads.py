@@ -5,7 +5,8 @@
 
 Each cell is the median of many turns, the two libraries in alternation; a turn is two calls, of which the second
 counts, as in training one call follows the other (the first waits for the other library's threads to leave). `whole`
-is the Jacobian to the direction, `solver` the Gram to the weights. The floor is the bare Gram plus the bare weighted sum.
+is the Jacobian to the direction, `solver` the Gram to the weights. The floor is the bare Gram plus the bare weighted
+sum.
 """
 
 import json

@@ -61,8 +61,8 @@ class Transform(NamedTuple):
         state)`. `task_grads` is
         a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T], and `gram.totals` to the sums of
         its tasks' numbers [T] (both sum over the mesh where the parameters are sharded; `gram.axes` names the mesh
-        axis of each leaf, or None). The direction is the weighted sum of the returned gradients; a method that combines the
-        tasks itself returns one row [1, ...], which is taken times Σ w_i.
+        axis of each leaf, or None). The direction is the weighted sum of the returned gradients; a method that
+        combines the tasks itself returns one row [1, ...], which is taken times Σ w_i.
     """
 
     init: Callable[[int, list[Array]], State]
