@@ -45,12 +45,15 @@ def _rollout(agent, state, seed=0):
     observation, final = (jnp.asarray(draw.normal(size=(*shape, OBS)), jnp.float32) for _ in range(2))
     scale = 10.0 ** np.arange(shape[1])[:, None]
     _, extras = jax.vmap(agent.act, in_axes=(None, 0, 0))(state, observation, jax.random.split(KEY, H))
+    reward = jnp.asarray(draw.normal(size=shape) * scale, jnp.float32)
+    terminated, truncated = (jnp.asarray(draw.random(shape) < 0.1) for _ in range(2))
+    within = ~(terminated | truncated)[:-1, :, :, None]  # what such a step reaches is what is seen next
     return Transitions(
         observation=observation,
-        reward=jnp.asarray(draw.normal(size=shape) * scale, jnp.float32),
-        terminated=jnp.asarray(draw.random(shape) < 0.1),
-        truncated=jnp.asarray(draw.random(shape) < 0.1),
-        final_observation=final,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        final_observation=final.at[:-1].set(jnp.where(within, observation[1:], final[:-1])),
         extras=extras,
     )
 
