@@ -263,7 +263,7 @@ def test_it_learns_tasks_that_only_theta_tells_apart():
         discount=0.9,
         polyak=0.1,
         rollout_length=5,
-        update_to_data=0.2,
+        update_to_data=0.1,
         batch_size=32,
         replay_capacity=2000,
         warm_start=40,
