@@ -32,8 +32,27 @@ class Preset:
 # What SAC's papers use beside their numbers of layers and units.
 SAC = {"activation": "relu", "scale": "state"}
 
+# SAC on small discrete problems.
+GRID_SAC = {
+    "num_envs": 16,
+    "total_steps": 1_000_000,
+    "rollout_length": 16,
+    "update_to_data": 0.125,
+    "batch_size": 64,
+    "replay_capacity": 50_000,
+    "warm_start": 5000,
+    "polyak": 0.02,
+    "learning_rate": 1e-3,
+    "initial_temperature": 0.005,
+    "discrete_entropy_scale": 0.1,
+    "hidden_sizes": (64, 64),
+}
+
+# HiP-BMDP tells policy and critics of the task by its embedding alone.
+HIP = {**SAC, "arrangement": "none"}
+
 # Presets that no suite's name matches: they are asked for.
-NAMED = ("brc", "popart")
+NAMED = ("brc", "popart", "deepmdp", "sac_ae")
 
 PRESETS = (
     Preset(
@@ -187,18 +206,7 @@ PRESETS = (
         "gridworld-*",
         "small discrete problems: discrete SAC, a head a task; a temperature that a step's cost of 0.01 outweighs",
         {
-            "num_envs": 16,
-            "total_steps": 1_000_000,
-            "rollout_length": 16,
-            "update_to_data": 0.125,
-            "batch_size": 64,
-            "replay_capacity": 50_000,
-            "warm_start": 5000,
-            "polyak": 0.02,
-            "learning_rate": 1e-3,
-            "initial_temperature": 0.005,
-            "discrete_entropy_scale": 0.1,
-            "hidden_sizes": (64, 64),
+            **GRID_SAC,
             "activation": "relu",
             "arrangement": "multi_head",
         },
@@ -274,6 +282,89 @@ PRESETS = (
             "hidden_sizes": (256, 256),
         },
         "sac",
+    ),
+    Preset(
+        "*",
+        "SAC's numbers; policy and critics know the task by the embedding of its dynamics alone",
+        {**HIP, "total_steps": 1_000_000, "num_envs": 16, "hidden_sizes": (256, 256), "grads": "mean"},
+        "hipbmdp",
+    ),
+    Preset(
+        "gridworld-*",
+        "small discrete problems: as for SAC; which cell was reached is told by a linear encoder",
+        {
+            **HIP,
+            **GRID_SAC,
+            "state_encoder_sizes": (),
+            "model_sizes": (64,),
+            "grads": "mean",
+        },
+        "hipbmdp",
+    ),
+    *(
+        Preset(
+            "gridworld-two-rooms-pixels",
+            "pictures of 7 x 17 cells in three colours: convolutional encoders",
+            {**GRID_SAC, **own, "replay_capacity": 20_000, "image_shape": (7, 17, 3)},
+            learner,
+        )
+        for learner, own in (
+            ("sac", {"activation": "relu", "arrangement": "multi_head"}),
+            ("hipbmdp", {**HIP, "state_encoder_sizes": (64,), "model_sizes": (64,), "grads": "mean"}),
+        )
+    ),
+    Preset(
+        "control-*",
+        "classic control: small networks learn in few steps",
+        {
+            **HIP,
+            "num_envs": 8,
+            "total_steps": 1_000_000,
+            "update_to_data": 0.25,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
+            "hidden_sizes": (64, 64),
+            "state_encoder_sizes": (64,),
+            "model_sizes": (64,),
+            "latent_size": 16,
+            "theta_size": 4,
+            "theta_hidden_sizes": (),
+            "grads": "mean",
+        },
+        "hipbmdp",
+    ),
+    Preset(
+        "hidden-*",
+        "one MJX body with hidden parameters: as for SAC",
+        {
+            **HIP,
+            "num_envs": 16,
+            "total_steps": 1_500_000,
+            "update_to_data": 0.25,
+            "batch_size": 64,
+            "learning_rate": 5e-4,
+            "hidden_sizes": (128, 128),
+            "grads": "mean",
+        },
+        "hipbmdp",
+    ),
+    Preset(
+        "deepmdp",
+        "one model of transitions and rewards for all tasks (arXiv 1906.02736), on top of the suite's preset",
+        {"theta_size": 0},
+        "hipbmdp",
+    ),
+    Preset(
+        "sac_ae",
+        "reconstruction in place of models (arXiv 1910.01741), on top of the suite's preset",
+        {
+            "theta_size": 0,
+            "transition_cost": 0.0,
+            "reward_cost": 0.0,
+            "reconstruction_cost": 1.0,
+            "latent_cost": 1e-6,
+        },
+        "hipbmdp",
     ),
     Preset(
         "popart",

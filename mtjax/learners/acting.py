@@ -16,6 +16,7 @@ from mtjax.networks.task import Task, training_tasks, unseen_tasks
 
 Array = jax.Array
 Normalize = Callable[[normalization.Statistics, Array], Array]
+See = Callable[[Task, Array], Array]
 
 
 def act(
@@ -29,6 +30,7 @@ def act(
     spec: TaskSpec,
     normalize: Normalize,
     unseen: Unseen | None,
+    see: See | None = None,
 ) -> Array:
     """Actions [N, E, ...] of N tasks at observations [N, E, obs].
 
@@ -41,6 +43,7 @@ def act(
         spec: the training tasks.
         normalize: (statistics [N, obs], observation) -> what the network takes.
         unseen: the N tasks if they were not trained on: each is acted for by the mean of what belongs to single tasks.
+        see: (the N tasks, normalised observations [N, E, obs]) -> what the network takes, where that differs.
     """
     tasks, masks, private = training_tasks(spec.num_tasks, spec.contexts), action_masks(spec), parameters.private
     if unseen is not None:
@@ -48,7 +51,10 @@ def act(
         private = repeat(of_unseen_task(parameters), len(masks))
         statistics = pooled(statistics, len(masks))
     apply: Callable[[Any, Any, Task, Array], Any] = jax.vmap(policy.apply, in_axes=(None, 0, 0, 0))
-    distribution = apply(parameters.shared, private, tasks, normalize(statistics, observation))
+    view = normalize(statistics, observation)
+    if see is not None:
+        view = see(tasks, view)
+    distribution = apply(parameters.shared, private, tasks, view)
     return choose(policy, distribution, masks, key, deterministic)
 
 

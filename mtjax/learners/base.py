@@ -70,6 +70,41 @@ class Transitions(NamedTuple):
     extras: Mapping[str, Any]
 
 
+class Adaptation(NamedTuple):
+    """How a learner finds out which dynamics an unseen task has, with all that was learnt frozen.
+
+    Attributes:
+        start: (state, N) -> θ [N, K] before anything was seen of N tasks.
+        infer: (state, θ [N, K], transitions (a replay's Sample) with leaves [N, B, ...], weight [N, B], key=, and
+            settings of :func:`mtjax.learners.world.infer`) -> θ [N, K]. A transition of weight 0 does not count.
+        policy: (state, θ [N, K], observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...].
+    """
+
+    start: Callable[[Any, int], Array]
+    infer: Callable[..., Array]
+    policy: Callable[..., Array]
+
+
+class FineTuning(NamedTuple):
+    """An agent for ONE unseen task that starts as a copy of a trained one; everything of it learns on.
+
+    The task is told as an ``Unseen`` of N = 1. Shapes are a learner's, with T = 1.
+
+    Attributes:
+        start: (state of the trained agent, key) -> state.
+        act: (state, unseen, observation [1, E, obs], key) -> (action [1, E, ...], extras).
+        update: (state, unseen, rollout, key) -> (state, metrics).
+        policy: (state, unseen, observation [1, E, obs], key, deterministic []) -> action [1, E, ...].
+        rollout_length: H, steps between two updates, of E = 1 environment.
+    """
+
+    start: Callable[[Any, Array], Any]
+    act: Callable[..., tuple[Array, Mapping[str, Any]]]
+    update: Callable[..., tuple[Any, Mapping[str, Array]]]
+    policy: Callable[..., Array]
+    rollout_length: int
+
+
 class Learner(NamedTuple):
     """A learner as pure functions of one seed's state; training vmaps them over seeds.
 
@@ -84,6 +119,8 @@ class Learner(NamedTuple):
             for zero-shot.
         generalises: False if the learner has nothing to say about unseen tasks.
         replay: the replay that its state holds, or None: who runs it states its memory before it is taken.
+        adaptation: how it infers an unseen task's dynamics, or None.
+        fine_tuning: how it learns on in an unseen task, or None.
     """
 
     init: Callable[[Array], Any]
@@ -92,6 +129,8 @@ class Learner(NamedTuple):
     policy: Callable[..., Array]
     generalises: bool = True
     replay: Buffer | None = None
+    adaptation: Adaptation | None = None
+    fine_tuning: FineTuning | None = None
 
 
 def action_masks(spec: TaskSpec) -> Array:

@@ -203,3 +203,62 @@ class SACConfig:
         choices=("running", "range", "none"),
     )
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class HiPBMDPConfig(SACConfig):
+    """Hyper-parameters of HiP-BMDP. Those of SAC, and of the models that shape what its critics see."""
+
+    state_encoder: str = option(
+        "mlp",
+        "The state encoder: 'mlp' (convolutional where image_shape is given), or 'identity': latent states are the "
+        "observations.",
+        choices=("mlp", "identity"),
+    )
+    state_encoder_sizes: tuple[int, ...] = option((128,), "Widths of the state encoder's hidden layers.", low=1)
+    latent_size: int = option(32, "Size of a latent state.", low=1)
+    theta_size: int = option(
+        8, "Size of the embedding of a task's dynamics; 0 conditions nothing on the task (DeepMDP, SAC-AE).", low=0
+    )
+    theta_hidden_sizes: tuple[int, ...] = option(
+        (64,), "Widths of layers between a task's row in the table and its embedding; empty: the row is it.", low=1
+    )
+    transition_model: str = option(
+        "gaussian",
+        "The model of the next latent state: 'deterministic', 'gaussian', or an 'ensemble' of Gaussians.",
+        choices=("deterministic", "gaussian", "ensemble"),
+    )
+    transition_members: int = option(5, "Members of an ensemble.", low=1)
+    model_sizes: tuple[int, ...] = option((128,), "Widths of the models' hidden layers; empty: linear.", low=1)
+    transition_cost: float = option(1.0, "Weight of the transition model's loss; 0 is without one.", low=0)
+    reward_cost: float = option(1.0, "Weight of the reward model's loss; 0 is without one.", low=0)
+    theta_cost: float = option(
+        1.0, "Weight of the error between distances of embeddings and of the dynamics they stand for.", low=0
+    )
+    reconstruction_cost: float = option(0.0, "Weight of the loss of decoded observations; 0 is without.", low=0)
+    latent_cost: float = option(0.0, "Weight of latent states' squared length beside the reconstruction.", low=0)
+    auxiliary_gate: str = option(
+        "none",
+        "Which of these losses move the state encoder, task by task: all ('none'), those whose gradient does not "
+        "oppose that of the critics ('unweighted'), or each by its cosine with that, if positive ('weighted').",
+        choices=("none", "unweighted", "weighted"),
+    )
+
+    def check(self) -> None:
+        """Refuse options without effect (sizes aside, which presets set). Raises ValueError with one line."""
+        if self.theta_size and not self.transition_cost:
+            raise ValueError(
+                f"theta_size: {self.theta_size} needs transition_cost above 0, which learns the embeddings; or set it 0"
+            )
+        learns = self.transition_cost or self.reward_cost or self.reconstruction_cost
+        used = {
+            "reconstruction_cost": (self.state_encoder != "identity", "state_encoder=mlp"),
+            "latent_cost": (self.reconstruction_cost, "reconstruction_cost above 0"),
+            "theta_cost": (self.theta_size or not self.theta_cost, "theta_size above 0"),
+            "transition_members": (self.transition_model == "ensemble", "transition_model=ensemble"),
+            "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and a loss to admit"),
+        }
+        for field in dataclasses.fields(self):
+            value, (takes, where) = getattr(self, field.name), used.get(field.name, (True, ""))
+            if value != field.default and not takes:
+                raise ValueError(f"{field.name}: {value!r} has no effect; it belongs to {where}")

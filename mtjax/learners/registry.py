@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtjax.learners.config import DistralConfig, PPOConfig, SACConfig
+from mtjax.learners.config import DistralConfig, HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ LEARNERS = {
     "ppo": Kind(PPOConfig, "mtjax.learners.ppo:make_ppo"),
     "distral": Kind(DistralConfig, "mtjax.learners.distral:make_distral"),
     "sac": Kind(SACConfig, "mtjax.learners.sac:make_sac"),
+    "hipbmdp": Kind(HiPBMDPConfig, "mtjax.learners.hipbmdp:make_hipbmdp"),
 }
 
 

@@ -11,6 +11,7 @@ the arrangement that shares nothing, and one task is T = 1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from mtjax.learners.critics import Candidates
 from mtjax.learners.descent import Descent, DescentState, gradient_method, optimizer, polyak
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
+from mtjax.learners.transfer import fine_tuning
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
@@ -86,6 +88,7 @@ class Batch(NamedTuple):
         action: what was done.
         reward: scaled.
         discount: γ, and 0 where the step was terminal.
+        view, next_view: what the policies see of the observations (see ``_SAC._see``).
     """
 
     observation: Array
@@ -93,6 +96,8 @@ class Batch(NamedTuple):
     reward: Array
     discount: Array
     next_observation: Array
+    view: Array
+    next_view: Array
 
 
 class Known(NamedTuple):
@@ -129,13 +134,7 @@ class _SAC:
             saved=config.checkpoint_replay,
         )
         network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
-        self.policy: Policy = make_policy(
-            network,
-            inputs=spec.observation_size,
-            action=spec.action,
-            num_tasks=spec.num_tasks,
-            contexts=spec.context_size,
-        )
+        self.policy: Policy = self._make_policy(network)
         self.head = critics.make_head(
             config.critic_head,
             reduction=config.critic_reduction,
@@ -155,6 +154,16 @@ class _SAC:
             "critic": Descent(critic_method, spec.num_tasks, adam),
         }
         self.temperature_optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
+
+    def _make_policy(self, network: NetworkConfig) -> Policy:
+        spec = self.spec
+        return make_policy(
+            network,
+            inputs=spec.observation_size,
+            action=spec.action,
+            num_tasks=spec.num_tasks,
+            contexts=spec.context_size,
+        )
 
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         config, spec = self.config, self.spec
@@ -200,6 +209,10 @@ class _SAC:
             return observation
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
+    def _see(self, critic: Parameters, tasks: Task, observation: Array) -> Array:
+        """What the policies of N tasks see of normalised observations [N, B, obs]: here just these."""
+        return observation
+
     def target_entropy(self, hyper: Hyper) -> Array:
         """[T] the entropy that each task's temperature keeps: −scale · dim(A), or scale · log(choices)."""
         sizes = self.masks.sum(axis=1)
@@ -211,10 +224,8 @@ class _SAC:
 
     def act(self, state: SACState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
         p, family = state.params["policy"], self.policy.distribution
-        normalized = self._normalize(state.observations, observation)
-        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(
-            p.shared, p.private, self.tasks, normalized
-        )
+        view = self._see(state.params["critic"], self.tasks, self._normalize(state.observations, observation))
+        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, self.tasks, view)
         keys = jax.random.split(key, (2, self.spec.num_tasks))
         drawn = family.to_action(jax.vmap(family.sample)(distribution, self.masks, keys[0]))
         anything = jax.vmap(self._any_action, in_axes=(0, 0, None))(keys[1], self.masks, observation.shape[1])
@@ -241,6 +252,7 @@ class _SAC:
             spec=self.spec,
             normalize=self._normalize,
             unseen=unseen,
+            see=functools.partial(self._see, state.params["critic"]),
         )
 
     # ------------------------------------------------------------------------------------------ learning
@@ -259,7 +271,8 @@ class _SAC:
     def _routing(self, state: SACState, rollout: Transitions) -> dict[str, Array]:
         """How policy and critics route or mix for each task, at the rollout's first step."""
         observation = self._normalize(state.observations, rollout.observation[0])  # [T, E, obs]
-        metrics = diagnose(self.policy, state.params["policy"], self.tasks, observation, "policy")
+        view = self._see(state.params["critic"], self.tasks, observation)
+        metrics = diagnose(self.policy, state.params["policy"], self.tasks, view, "policy")
         if self.spec.action.kind == "continuous":
             observation = jnp.concatenate([observation, rollout.extras["action"][0]], axis=-1)
         return metrics | diagnose(self.critic, state.params["critic"], self.tasks, observation, "value")
@@ -308,12 +321,17 @@ class _SAC:
         reward = self.rewards.apply(
             state.rewards, sample.reward * self.config.reward_scale, bonus, state.hyper.discount
         )
+        critic = state.params["critic"]
+        observation = self._normalize(state.observations, sample.observation)
+        next_observation = self._normalize(state.observations, sample.final_observation)
         return Batch(
-            observation=self._normalize(state.observations, sample.observation),
+            observation=observation,
             action=sample.action,
             reward=reward,
             discount=jnp.where(sample.terminated, 0.0, state.hyper.discount),
-            next_observation=self._normalize(state.observations, sample.final_observation),
+            next_observation=next_observation,
+            view=self._see(critic, self.tasks, observation),
+            next_view=self._see(critic, self.tasks, next_observation),
         )
 
     def _step(self, state: SACState, batch: Batch, key: Array) -> tuple[SACState, dict[str, Array]]:
@@ -322,9 +340,8 @@ class _SAC:
         known = self._known(state, key)
         target = jax.vmap(self.task_target, in_axes=(OF_TASK, OF_TASK, 0, 0))(policy, state.targets, known, batch)
 
-        critic_grad = jax.value_and_grad(self.critic_loss, has_aux=True)
-        (_, critic_metrics), task_grads = jax.vmap(critic_grad, in_axes=(OF_TASK, 0, 0, 0))(
-            critic, known, batch, target
+        task_grads, critic_metrics = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
+            critic, policy, known, batch, target
         )
         critic, critic_descent, critic_conflict = self.descent["critic"].step(
             critic,
@@ -334,6 +351,7 @@ class _SAC:
             _or(hyper.critic_learning_rate, hyper.learning_rate),
         )
 
+        batch = batch._replace(view=self._see(critic, self.tasks, batch.observation))
         policy_grad = jax.value_and_grad(self.policy_loss, has_aux=True)
         (_, policy_metrics), task_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
             policy, critic, known, batch
@@ -372,9 +390,15 @@ class _SAC:
         The next action is drawn from the policy at the observation before any reset, so that a truncated step
         bootstraps from where it got to; a terminal one has nothing to bootstrap from.
         """
-        candidates = self._candidates(policy, known, batch.next_observation, known.key[0])
+        candidates = self._candidates(policy, known, batch.next_view, known.key[0])
         outputs = self.critic.apply(*targets, known.task, batch.next_observation, candidates.action)
         return self.head.target(outputs, candidates, known.temperature, batch.reward, batch.discount)
+
+    def critic_gradient(
+        self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array
+    ) -> tuple[Parameters, dict[str, Array]]:
+        """What moves the critics, for ONE task: the gradient of their loss; and metrics by name."""
+        return jax.grad(self.critic_loss, has_aux=True)(critic, known, batch, target)
 
     def critic_loss(
         self, critic: Parameters, known: Known, batch: Batch, target: Array
@@ -390,7 +414,7 @@ class _SAC:
         self, policy: Parameters, critic: Parameters, known: Known, batch: Batch
     ) -> tuple[Array, dict[str, Array]]:
         """The policy's loss of ONE task: E[Σ π (α log π − Q)] over its observations."""
-        candidates = self._candidates(policy, known, batch.observation, known.key[1])
+        candidates = self._candidates(policy, known, batch.view, known.key[1])
         outputs = self.critic.apply(*critic, known.task, batch.observation, candidates.action)
         values = critics.reduce_values(self.head.value(outputs), self.config.critic_reduction)
         cost = candidates.probability * (known.temperature * candidates.log_prob - values)
@@ -398,10 +422,10 @@ class _SAC:
         entropy = -(candidates.probability * candidates.log_prob).sum(axis=1).mean()
         return known.weight * loss, {"loss/policy": loss, "entropy": entropy}
 
-    def _candidates(self, policy: Parameters, known: Known, observation: Array, key: Array) -> Candidates:
-        """The actions that an expectation over the policy of ONE task runs over, at [B, obs]."""
+    def _candidates(self, policy: Parameters, known: Known, view: Array, key: Array) -> Candidates:
+        """The actions that an expectation over the policy of ONE task runs over, where it sees ``view`` [B, ·]."""
         family = self.policy.distribution
-        p = self.policy.apply(*policy, known.task, observation)
+        p = self.policy.apply(*policy, known.task, view)
         if self.spec.action.kind == "continuous":
             raw = family.sample(p, known.mask, key)
             log_prob = family.log_prob(p, known.mask, raw)[:, None]
@@ -437,6 +461,12 @@ def _or(rate: Array, default: Array) -> Array:
     return jnp.where(rate > 0, rate, default)
 
 
+def check_config(config: SACConfig) -> None:
+    """Refuse what cannot be. Raises ValueError with one line."""
+    if config.return_scaling == "range" and config.discount >= 1:
+        raise ValueError("return_scaling: 'range' needs a discount below 1, not 1.0")
+
+
 def make_sac(
     config: SACConfig,
     network: NetworkConfig,
@@ -461,8 +491,7 @@ def make_sac(
         ValueError: nothing could ever be learnt, or ``critic_grads`` names no method.
     """
     del num_updates
-    if config.return_scaling == "range" and config.discount >= 1:
-        raise ValueError("return_scaling: 'range' needs a discount below 1, not 1.0")
+    check_config(config)
     sac = _SAC(config, network, method, spec, num_envs=num_envs)
     return Learner(
         sac.init,
@@ -471,4 +500,5 @@ def make_sac(
         sac.evaluation_policy,
         network.generalises,
         sac.buffer,
+        fine_tuning=fine_tuning(sac) if network.generalises else None,
     )

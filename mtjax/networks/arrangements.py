@@ -10,6 +10,7 @@ Most arrangements are four parts in a row: what is told of the task, an encoder,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from mtjax.networks.config import COMPOSED, NetworkConfig
 from mtjax.networks.experts import make_experts
 from mtjax.networks.film import make_film
 from mtjax.networks.hypernetwork import make_hypernetwork
+from mtjax.networks.images import ConvTrunk, check_image
 from mtjax.networks.moore import make_moore
 from mtjax.networks.paco import make_paco
 from mtjax.networks.soft_modular import make_soft_modular
@@ -75,8 +77,9 @@ def last_shared_layer(config: NetworkConfig) -> Callable[[str], bool]:
     """
     parts = []
     for one in (config, config.of_value()):
-        shape = {"inputs": 1, "outputs": 1, "num_tasks": max(1, len(one.clusters)), "contexts": 1}
-        parts.append(make_network(one, sizes=one.hidden_sizes, gain=1.0, **shape).last_shared)
+        shape = {"inputs": math.prod(one.image_shape), "outputs": 1, "contexts": 1, "gain": 1.0}
+        tasks = max(1, len(one.clusters))
+        parts.append(make_network(one, sizes=one.hidden_sizes, num_tasks=tasks, **shape).last_shared)
     return lambda path: any(part in path for part in parts)
 
 
@@ -133,6 +136,10 @@ def _encoder(config: NetworkConfig, shape: Shape) -> _Part:
         return _Part(lambda key: {}, lambda p, x: x, kind, shape.inputs)
     sizes = config.encoder_sizes or shape.sizes[:1]
     module = Trunk(sizes, config.activation, config.layer_norm)
+    if config.image_shape:
+        check_image(config.image_shape, shape.inputs)
+        sizes = sizes or (64,)
+        module = ConvTrunk(config.image_shape, config.conv_channels, sizes, config.activation, config.layer_norm)
     blank = jnp.zeros((shape.inputs,), jnp.float32)
     return _Part(lambda key: module.init(key, blank), module.apply, kind, sizes[-1] if sizes else shape.inputs)
 

@@ -92,6 +92,15 @@ class NetworkConfig:
         "Widths of an encoder's layers; empty means one as wide as the first hidden layer (for care: 50,50).",
         low=1,
     )
+    image_shape: tuple[int, ...] = option(
+        (),
+        "Observations are images, laid out flat, of this height, width and number of channels: encoders are "
+        "convolutional, and a network that has no encoder gets one.",
+        low=1,
+    )
+    conv_channels: tuple[int, ...] = option(
+        (16, 32), "With image_shape: channels of the 3x3 convolutions; all but the first halve the image.", low=1
+    )
     head_sizes: tuple[int, ...] = option((), "Widths of hidden layers of the head; empty means none.", low=1)
     activation: str = option(
         "tanh", "Non-linearity of the hidden layers.", choices=("tanh", "relu", "silu", "elu", "gelu")
@@ -148,6 +157,8 @@ class NetworkConfig:
         parts = ARRANGEMENTS[self.arrangement]
         if self.arrangement == "experts" and self.selection == "identity":
             parts = parts._replace(told="none", body="private")
+        if self.image_shape and parts.encoder == "none":
+            parts = parts._replace(encoder="private" if parts.body == "private" else "shared")
         given = {"told": self.task_input, "encoder": self.encoder, "head": self.head}
         return parts._replace(**{name: value for name, value in given.items() if value != "auto"})
 
@@ -214,6 +225,9 @@ class NetworkConfig:
         return "task_input" if self.parts.told != "none" else "shared encoder"
 
     def _check_sizes(self) -> None:
+        if self.image_shape and (len(self.image_shape) != 3 or self.encoder == "none"):
+            found = "encoder=none" if self.encoder == "none" else self.image_shape
+            raise ValueError(f"image_shape: expected height,width,channels and an encoder; got {found}")
         if self.arrangement == "soft_modular":
             _ = self.module_sizes
         for what, kind, sizes in (
@@ -245,6 +259,7 @@ class NetworkConfig:
             "context_sizes": (parts.told == "context", "task_input=context"),
             "task_embeddings": (parts.told == "context", "task_input=context"),
             "encoder_sizes": (parts.encoder != "none" or name == "care", "encoder=shared or private, and care"),
+            "conv_channels": (bool(self.image_shape), "image_shape"),
             "head_sizes": (name not in COMPOSED, "arrangements with a head of their own"),
             "num_experts": (
                 name in ("experts", "care", "moore", "paco") and parts.body != "private",

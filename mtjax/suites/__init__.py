@@ -1,6 +1,6 @@
 """Suites: named sets of tasks with parameters, metadata, splits and a version stamp."""
 
-from mtjax.suites import bodies, control, goals, gridworld, hidden, metaworld  # noqa: F401  (they register)
+from mtjax.suites import bodies, control, goals, gridworld, hidden, metaworld, rich  # noqa: F401  (they register)
 from mtjax.suites.base import (
     SPLITS,
     Split,

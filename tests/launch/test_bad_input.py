@@ -31,11 +31,28 @@ FLAGS = {
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
     "did you mean 'relu'?" + PASS_HELP,
-    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, distral, sac; did you mean 'ppo'?" + PASS_HELP,
-    "--polyak=0.1": "polyak is an option of learner sac; the learner here is ppo",
+    "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, distral, sac, hipbmdp; did you mean 'ppo'?"
+    + PASS_HELP,
+    "--polyak=0.1": "polyak is an option of learner sac and hipbmdp; the learner here is ppo",
     "--learner=sac --gae_lambda=0.9": "gae_lambda is an option of learner ppo and distral; the learner here is sac",
     "--learner=sac --return_scaling=popart": "return_scaling: 'popart' is not one of running, range, none",
     "--return_scaling=range": "return_scaling: 'range' is not one of running, popart, none; did you mean 'running'?",
+    "--learner=sac --theta_size=3": "theta_size is an option of learner hipbmdp; the learner here is sac",
+    "--learner=hipbmdp --transition_model=gausian": "flag --transition_model=gausian: 'gausian' is not one of "
+    "deterministic, gaussian, ensemble; did you mean 'gaussian'?" + PASS_HELP,
+    "--learner=hipbmdp --transition_cost=0": "theta_size: 8 needs transition_cost above 0, which learns the "
+    "embeddings; or set it 0",
+    "--image_shape=7,17": "image_shape: expected height,width,channels and an encoder; got (7, 17)",
+    "--image_shape=7,17,3 --encoder=none": "image_shape: expected height,width,channels and an encoder; got "
+    "encoder=none",
+    "--conv_channels=8": "conv_channels: (8,) has no effect with arrangement 'one_hot'; it belongs to image_shape",
+    "--learner=hipbmdp --transition_members=3": "transition_members: 3 has no effect; it belongs to "
+    "transition_model=ensemble",
+    "--learner=hipbmdp --state_encoder=identity --auxiliary_gate=weighted": "auxiliary_gate: 'weighted' has no effect; "
+    "it belongs to state_encoder=mlp and a loss to admit",
+    "--learner=hipbmdp --auxiliary_gate=cosine": "flag --auxiliary_gate=cosine: 'cosine' is not one of none, "
+    "unweighted, weighted; did you mean 'none'?" + PASS_HELP,
+    "--preset=deepmdp": "preset 'deepmdp' is for the learner hipbmdp; the learner here is ppo",
     "--preset=brc": "preset 'brc' is for the learner sac; the learner here is ppo",
     "--platform=gpus": "flag --platform=gpus: 'gpus' is not one of auto, cpu, gpu, tpu; did you mean 'gpu'?"
     + PASS_HELP,
@@ -50,7 +67,8 @@ FLAGS = {
     "--flagfile=missing.txt": "Unable to open flagfile: [Errno 2] No such file or directory: 'missing.txt'" + PASS_HELP,
     "--flagfile": "--flagfile with no argument" + PASS_HELP,
     "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
-    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, popart, brc; "
+    "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, gridworld-two-rooms-pixels, deepmdp, "
+    "sac_ae, popart, brc; "
     "did you mean 'gridworld-*'?" + PASS_HELP,
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",

@@ -46,10 +46,12 @@ def test_help_says_whose_an_option_is(command):
     titles = {name: title for title, members in flags.sections(RunConfig()).items() for name in members}
     assert "--learner=ppo" in titles["discount"] and "--learner=sac" in titles["discount"]
     assert "--learner=ppo" in titles["gae_lambda"] and "--learner=sac" not in titles["gae_lambda"]
-    assert titles["polyak"] == "Hyper-parameters of SAC (--learner=sac)"
+    assert titles["polyak"] == "Options of --learner=sac and --learner=hipbmdp"
+    assert titles["theta_size"] == "Hyper-parameters of HiP-BMDP (--learner=hipbmdp)"
     text = " ".join(command("--help").out.split())
-    assert "Adam's epsilon. (greater than 0; default 1e-05 with ppo; " in text and "default 1e-08 with sac)" in text
-    assert "Hyper-parameters of SAC (--learner=sac): --critic_learning_rate" in text
+    assert "Adam's epsilon. (greater than 0; default 1e-05 with ppo; " in text
+    assert "default 1e-08 with sac; default 1e-08 with hipbmdp)" in text
+    assert "Options of --learner=sac and --learner=hipbmdp: --critic_learning_rate" in text
 
 
 @pytest.mark.parametrize("name", ["help", "helpshort", "helpfull"])

@@ -80,7 +80,7 @@ def test_another_program_is_not_packed():
 def test_the_learner_says_what_is_a_leaf_of_its_state(name):
     """These are options of the learner, and --help marks them: a sweep packs what it promises to."""
     config = options.replace(BASE, {"learner": name, "num_minibatches": 2} if name == "ppo" else {"learner": name})
-    config = options.replace(config, {"replay_capacity": 100} if name == "sac" else {})
+    config = options.replace(config, {"replay_capacity": 100} if name in ("sac", "hipbmdp") else {})
     found = packing.vmapped_options(Trainer(config, suites.make(BASE.suite)).learner)
     marked = [f.name for f in dataclasses.fields(config.hyper) if "[vmapped]" in f.metadata["help"]]
     assert sorted(found) == sorted(marked)

@@ -1,0 +1,101 @@
+"""Auxiliary losses and their gate (arXiv 1812.02224): which of them may move the encoder, and do they help?
+
+A pendulum behind a random projection of its state and of eight distractors, so that the encoder has something to learn,
+and reconstruction something to be misled by. The auxiliary losses (transitions, rewards, reconstruction) are left out,
+all admitted, or admitted by the cosine of their gradient with that of the critics, whole or weighted.
+
+About 20 minutes on two cores. A study that was stopped goes on.
+
+    python experiments/auxiliary_gating.py --output=runs/auxiliary_gating
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import study
+from absl import app, flags
+from matplotlib.ticker import EngFormatter
+
+from mtjax.launch import presets
+from mtjax.training import record
+from mtjax.training.config import RunConfig
+
+_OUTPUT = flags.DEFINE_string("output", "runs/auxiliary_gating", "Folder for the runs, the picture and the table.")
+_SUITE = flags.DEFINE_string("suite", "control-pendulum-rich", "A suite whose observations need an encoder.")
+_STEPS = flags.DEFINE_integer("total_steps", 225_000, "Environment steps of every variant and seed.")
+_SEEDS = flags.DEFINE_integer("num_seeds", 5, "Agents of every variant.")
+LOSSES = {"transition": 1.0, "reward": 1.0, "reconstruction": 1.0}
+
+
+def variants() -> dict[str, RunConfig]:
+    """No auxiliary loss, one that misleads alone and gated, all of them, and all of them by both gates."""
+
+    def variant(gate: str, *losses: str) -> RunConfig:
+        costs = {f"{name}_cost": cost if name in losses else 0.0 for name, cost in LOSSES.items()}
+        return presets.configure(
+            _SUITE.value,
+            learner="hipbmdp",
+            theta_size=0,
+            arrangement="one_hot",
+            grads="mean",
+            auxiliary_gate=gate,
+            total_steps=_STEPS.value,
+            num_seeds=_SEEDS.value,
+            evaluate_every=_STEPS.value // 10,
+            evaluation_episodes=5,
+            final_evaluation_episodes=20,
+            **costs,
+        )
+
+    return {
+        "no auxiliary loss": variant("none"),
+        "all losses": variant("none", *LOSSES),
+        "all, gated": variant("unweighted", *LOSSES),
+        "all, gated by weight": variant("weighted", *LOSSES),
+        "reconstruction": variant("none", "reconstruction"),
+        "reconstruction, gated by weight": variant("weighted", "reconstruction"),
+    }
+
+
+def draw_gates(axes, run_dir: pathlib.Path, title: str) -> dict[str, float]:
+    """How far each loss was admitted in the course of a run, averaged over seeds and tasks. Returns the means."""
+    lines = [line for line in record.read(run_dir) if line["kind"] == "train"]
+    means = {}
+    for name, colour in zip(LOSSES, study.COLOURS, strict=False):
+        points = [
+            (line["step"], np.mean(line["values"][f"gate/{name}"]))
+            for line in lines
+            if f"gate/{name}" in line["values"]
+        ]
+        steps, weights = np.transpose(points)
+        axes.plot(steps, weights, color=colour, label=name, linewidth=1.2)
+        means[name] = float(weights.mean())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(title=title, xlabel="environment steps", ylabel="weight on the encoder", ylim=(0, 1))
+    axes.legend()
+    return means
+
+
+def main(argv):
+    del argv
+    folder, configs = pathlib.Path(_OUTPUT.value), variants()
+    results = study.compare(configs, folder, "return")
+    figure, panels = study.figure(4)
+    study.draw_curves(panels[0], results, "return, mean over tasks")
+    study.draw_tasks(panels[1], results, "return")
+    admitted = {}
+    for axes, name in zip(panels[2:], ("all, gated", "all, gated by weight"), strict=True):
+        run_dir = study.train(name, configs[name], folder)  # finished: this only names the folder
+        admitted[name] = draw_gates(axes, run_dir, name)
+    figure.savefig(folder / "auxiliary_gating.png")
+    text = study.table(results, "return") + "\n\n" + study.setting(next(iter(configs.values())))
+    for name, means in admitted.items():
+        text += f"\n\nMean weight, {name}: " + ", ".join(f"{loss} {value:.2f}" for loss, value in means.items())
+    (folder / "auxiliary_gating.md").write_text(text + "\n")
+    print(text, f"\n{folder / 'auxiliary_gating.png'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

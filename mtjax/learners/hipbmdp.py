@@ -1,0 +1,324 @@
+"""HiP-BMDP (arXiv 2007.07206) on soft actor-critic: tasks that differ in hidden parameters of their dynamics.
+
+Policy and critics see φ(s), an encoded observation, and θ = ψ(i), the embedding of the task's dynamics; the models of
+:mod:`mtjax.learners.world` shape both. What moves what:
+
+* φ: the critics' loss, and the losses of transitions, rewards and reconstruction. Never the policy's (as in SAC-AE).
+* ψ: the losses of transitions and rewards, and the θ-learning error. Never a value: θ stands for the dynamics, so that
+  one step's prediction suffices to infer it for a task that was never trained on.
+* the models: what they predict. φ(s') as a target, and W₂ in the θ-learning error, have no gradient.
+
+Special cases by flags: without θ (``theta_size=0``) this is DeepMDP (arXiv 1906.02736) on SAC; with reconstruction in
+place of the models SAC-AE (arXiv 1910.01741); with the identity for φ and no losses, SAC.
+
+All of it is one more tree among the critics' shared parameters, "world": so that target critics have a slowly moving
+encoder, as their authors have, and everything else is :mod:`mtjax.learners.sac`. With ``auxiliary_gate`` each task's
+auxiliary losses move φ only as far as their gradients agree with that of its critics (arXiv 1812.02224).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtjax import grads
+from mtjax.learners import acting, critics
+from mtjax.learners import world as worlds
+from mtjax.learners.base import Adaptation, Learner, TaskSpec, Unseen
+from mtjax.learners.config import HiPBMDPConfig
+from mtjax.learners.sac import _SAC, Batch, Known, SACState, check_config
+from mtjax.learners.transfer import fine_tuning
+from mtjax.learners.world import Steps, make_world
+from mtjax.networks.arrangements import make_network
+from mtjax.networks.base import Parameters
+from mtjax.networks.components import join
+from mtjax.networks.config import NetworkConfig
+from mtjax.networks.images import ImageEncoder, check_image
+from mtjax.networks.policy import Policy, make_policy
+from mtjax.networks.task import Task
+
+Array = jax.Array
+Loss = Callable[[Parameters], tuple[Array, dict[str, Array]]]
+MAIN = "value"  # the loss that the auxiliary ones are to help
+SMALLEST_SPREAD = 1e-4  # of embeddings; below it they count as equal
+
+
+class _HiPBMDP(_SAC):
+    """SAC whose critics own an encoder, task embeddings and models."""
+
+    def __init__(self, config: HiPBMDPConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
+        sizes = {"observation_size": spec.observation_size, "action": spec.action, "num_tasks": spec.num_tasks}
+        self.world = make_world(config, **sizes, encoder=_image_encoder(config, network, spec))
+        self.view_size = self.world.latent_size + self.world.theta_size
+        network = dataclasses.replace(network, image_shape=(), conv_channels=NetworkConfig().conv_channels)
+        super().__init__(config, network, method, spec, num_envs=num_envs)
+
+    # -------------------------------------------------------------------------------------- networks
+
+    def _make_policy(self, network: NetworkConfig) -> Policy:
+        spec = self.spec
+        return make_policy(
+            network,
+            inputs=self.view_size,
+            action=spec.action,
+            num_tasks=spec.num_tasks,
+            contexts=spec.context_size,
+        )
+
+    def _make_critic(self, network: NetworkConfig) -> critics.Critic:
+        """SAC's critics on [φ(s), θ]. Parameters: shared {"world", "critic": theirs}, private theirs."""
+        config, spec, value = self.config, self.spec, network.of_value()
+        inputs, outputs = critics.inputs_and_outputs(self.view_size, spec.action, self.head)
+        body = make_network(
+            value,
+            inputs=inputs,
+            outputs=outputs,
+            num_tasks=spec.num_tasks,
+            sizes=value.hidden_sizes,
+            gain=1.0,
+            contexts=spec.context_size,
+        )
+        inner = critics.ensemble(body, config.num_critics, spec.action, self.head)
+
+        def init(key: Array) -> Parameters:
+            own = inner.init(key)
+            return own._replace(shared={"world": self.world.init(jax.random.fold_in(key, 1)), "critic": own.shared})
+
+        def apply(shared: Any, private: Any, task: Task, observation: Array, taken: Array | None) -> Array:
+            told = self.told(shared["world"], self.theta(shared["world"], task))
+            view = join(self.world.encode(shared["world"], observation), told)
+            return inner.apply(shared["critic"], private, task, view, taken)
+
+        def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Any:
+            observation, rest = jnp.split(x, [spec.observation_size], axis=-1)
+            told = self.told(shared["world"], self.theta(shared["world"], task))
+            view = join(self.world.encode(shared["world"], observation), told)
+            return inner.diagnose(shared["critic"], private, task, join(view, rest))
+
+        return critics.Critic(init, apply, diagnose)
+
+    def theta(self, world: Any, task: Task) -> Array:
+        """[K] θ of ONE task; of one that was not trained on, whose code is uniform, the mean of the others'."""
+        return task.code @ self.world.embeddings(world)
+
+    def thetas(self, critic: Parameters, tasks: Task) -> Array:
+        """[N, K] θ of N tasks."""
+        return jax.vmap(self.theta, in_axes=(None, 0))(critic.shared["world"], tasks)
+
+    def told(self, world: Any, theta: Array) -> Array:
+        """θ [..., K] as policy and critics see it: from the training tasks' mean, in units of their spread.
+
+        The θ-learning error makes its scale that of one step's change, which a network would hardly notice. Values do
+        not move it: no gradient.
+        """
+        if not self.world.theta_size:
+            return theta
+        every = self.world.embeddings(world)
+        mean = every.mean(axis=0)
+        spread = jnp.sqrt(jnp.square(every - mean).mean())
+        return jax.lax.stop_gradient((theta - mean) / jnp.maximum(spread, SMALLEST_SPREAD))
+
+    # ---------------------------------------------------------------------------------------- acting
+
+    def _see(self, critic: Parameters, tasks: Task, observation: Array) -> Array:
+        """[N, B, Z + K] φ(s) and θ, which the policy does not move."""
+        return self._view(critic, self.thetas(critic, tasks), observation)
+
+    def _view(self, critic: Parameters, thetas: Array, observation: Array) -> Array:
+        world = critic.shared["world"]
+        view = jax.vmap(join)(self.world.encode(world, observation), self.told(world, thetas))
+        return jax.lax.stop_gradient(view)
+
+    def adapted_policy(
+        self, state: SACState, theta: Array, observation: Array, key: Array, deterministic: Array, unseen: Unseen
+    ) -> Array:
+        """As ``evaluation_policy`` for N tasks that were not trained on, with their θ [N, K]."""
+        critic = state.params["critic"]
+        return acting.act(
+            self.policy,
+            state.params["policy"],
+            state.observations,
+            observation,
+            key,
+            deterministic,
+            spec=self.spec,
+            normalize=self._normalize,
+            unseen=unseen,
+            see=lambda tasks, x: self._view(critic, theta, x),
+        )
+
+    # -------------------------------------------------------------------------------------- learning
+
+    def critic_gradient(
+        self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array
+    ) -> tuple[Parameters, dict[str, Array]]:
+        """The critics' gradient of ONE task, and those of its auxiliary losses as far as they are admitted."""
+        losses = self.losses(policy, known, batch, target)
+        gate = self.config.auxiliary_gate
+        if gate == "none" or len(losses) == 1:
+
+            def total(critic: Parameters) -> tuple[Array, dict[str, Array]]:
+                found = [loss(critic) for loss in losses.values()]
+                return sum(value for value, _ in found), {k: v for _, known in found for k, v in known.items()}
+
+            return jax.grad(total, has_aux=True)(critic)
+        found = [jax.grad(loss, has_aux=True)(critic) for loss in losses.values()]
+        direction, weights = admit([gradient for gradient, _ in found], weighted=gate == "weighted")
+        metrics = {name: value for _, known in found for name, value in known.items()}
+        gates = {f"gate/{name}": weight for name, weight in zip(losses, weights, strict=True) if name != MAIN}
+        return direction, metrics | gates
+
+    def losses(self, policy: Parameters, known: Known, batch: Batch, target: Array) -> dict[str, Loss]:
+        """The losses of ONE task by name, the critics' first: functions of the critics' parameters."""
+        config, world = self.config, self.world
+        steps = Steps(batch.observation, batch.action, batch.reward, batch.next_observation)
+
+        def auxiliary(name: str, cost: float, each: Callable[[Any, Array], Array]) -> Loss:
+            def loss(critic: Parameters) -> tuple[Array, dict[str, Array]]:
+                parameters = critic.shared["world"]
+                value = each(parameters, self.theta(parameters, known.task)).mean()
+                return known.weight * cost * value, {f"loss/{name}": value}
+
+            return loss
+
+        def transition(critic: Parameters) -> tuple[Array, dict[str, Array]]:
+            value, metrics = auxiliary(
+                "transition", config.transition_cost, lambda p, theta: worlds.transition_loss(world, p, steps, theta)
+            )(critic)
+            error = self._theta_error(critic, policy, known, batch)
+            return value + known.weight * config.theta_cost * error, {**metrics, "loss/theta": error}
+
+        found: dict[str, Loss] = {MAIN: lambda critic: self.critic_loss(critic, known, batch, target)}
+        if config.transition_cost:
+            found["transition"] = transition
+        if config.reward_cost:
+            found["reward"] = auxiliary(
+                "reward", config.reward_cost, lambda p, theta: worlds.reward_loss(world, p, steps, theta)
+            )
+        if config.reconstruction_cost:
+            found["reconstruction"] = auxiliary(
+                "reconstruction",
+                config.reconstruction_cost,
+                lambda p, theta: worlds.reconstruction_loss(world, p, steps, config.latent_cost),
+            )
+        return found
+
+    def _theta_error(self, critic: Parameters, policy: Parameters, known: Known, batch: Batch) -> Array:
+        """[] the mean over pairs: every state of this task, with the policy's action there, and another task."""
+        tasks = self.spec.num_tasks
+        if not (self.config.theta_size and self.config.theta_cost) or tasks == 1:
+            return jnp.zeros((), jnp.float32)
+        action_key, other_key = jax.random.split(jax.random.fold_in(known.key[0], 1))
+        family = self.policy.distribution
+        raw = family.sample(self.policy.apply(*policy, known.task, batch.view), known.mask, action_key)
+        index = jnp.argmax(known.task.code)
+        other = (index + jax.random.randint(other_key, batch.reward.shape, 1, tasks)) % tasks
+        errors = worlds.theta_error(
+            self.world, critic.shared["world"], batch.observation, family.to_action(raw), index, other
+        )
+        return errors.mean()
+
+    # ------------------------------------------------------------------------------ tasks never trained on
+
+    def adaptation(self) -> Adaptation | None:
+        """How θ of an unseen task is inferred; None if nothing is conditioned on it."""
+        if not self.config.theta_size:
+            return None
+
+        def start(state: SACState, number: int) -> Array:
+            mean = self.world.embeddings(state.params["critic"].shared["world"]).mean(axis=0)
+            return jnp.broadcast_to(mean, (number, self.config.theta_size))
+
+        def infer(
+            state: SACState, theta: Array, seen: Any, weight: Array, key: Array | None = None, **settings: Any
+        ) -> Array:
+            parameters = state.params["critic"].shared["world"]
+            statistics = acting.pooled(state.observations, len(theta))
+            steps = Steps(
+                self._normalize(statistics, seen.observation),
+                seen.action,
+                seen.reward,
+                self._normalize(statistics, seen.final_observation),
+            )
+            keys = jax.random.split(jax.random.key(0) if key is None else key, len(theta))
+
+            def of_task(theta: Array, steps: Steps, weight: Array, key: Array) -> Array:
+                return worlds.infer(self.world, parameters, theta, steps, weight, key=key, **settings)
+
+            return jax.vmap(of_task)(theta, steps, weight, keys)
+
+        return Adaptation(start, infer, self.adapted_policy)
+
+
+def _image_encoder(config: HiPBMDPConfig, network: NetworkConfig, spec: TaskSpec) -> ImageEncoder | None:
+    """The state encoder of images, if observations are any."""
+    if not network.image_shape:
+        return None
+    if config.state_encoder == "identity":
+        raise ValueError("image_shape: has no effect with state_encoder=identity")
+    check_image(network.image_shape, spec.observation_size)
+    return ImageEncoder(
+        config.latent_size, network.image_shape, network.conv_channels, config.state_encoder_sizes, "relu"
+    )
+
+
+def admit(gradients: list[Parameters], *, weighted: bool) -> tuple[Parameters, Array]:
+    """Combine the critics' gradient with auxiliary ones (arXiv 1812.02224), on the encoder that they share.
+
+    Args:
+        gradients: of the critics' loss, then of each auxiliary loss; all of the critics' parameters of ONE task.
+        weighted: an auxiliary gradient counts by its cosine with the first, if positive; otherwise whole where the
+            cosine is not negative.
+
+    Returns:
+        (the gradient, weights [L]). What no other loss moves, such as a model's own parameters, is summed.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+    gate = grads.aggregate(
+        grads.cosine_gate(0, weighted), num_tasks=len(gradients), shared=lambda path: "world/encoder/" in path
+    )
+    direction, state = gate.update(stacked, gate.init(gradients[0]))
+    return direction, state.weights
+
+
+def make_hipbmdp(
+    config: HiPBMDPConfig,
+    network: NetworkConfig,
+    method: Any,
+    spec: TaskSpec,
+    *,
+    num_envs: int,
+    num_updates: int,
+) -> Learner:
+    """HiP-BMDP, DeepMDP or SAC-AE as a Learner.
+
+    Args:
+        config: hyper-parameters.
+        network: arrangement and sizes of policy and critics, which see [φ(s), θ]; the paper's is "none", blind to the
+            task but for θ.
+        method: a method of mtjax.grads for the policy's gradients and, unless ``config.critic_grads`` names another,
+            those of critics, encoder and models.
+        spec: tasks and spaces.
+        num_envs: E, environments of one task.
+        num_updates: updates of the whole run; unused.
+
+    Raises:
+        ValueError: as make_sac.
+    """
+    del num_updates
+    check_config(config)
+    agent = _HiPBMDP(config, network, method, spec, num_envs=num_envs)
+    return Learner(
+        agent.init,
+        agent.act,
+        agent.update,
+        agent.evaluation_policy,
+        network.generalises,
+        agent.buffer,
+        agent.adaptation(),
+        fine_tuning(agent) if network.generalises else None,
+    )

@@ -1,0 +1,101 @@
+"""Learning on: an agent of SAC's kind in one task that it was not trained on.
+
+The agent of the one task is the trained one with all networks as they are. What belonged to single training tasks
+(heads, temperatures, statistics) starts as their mean; the optimisers and the replay start empty; there is no phase of
+random actions.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from mtjax.learners import acting
+from mtjax.learners.base import FineTuning, Transitions, Unseen
+from mtjax.learners.descent import Descent
+from mtjax.learners.replay import Buffer
+from mtjax.networks.base import Parameters, of_unseen_task
+from mtjax.networks.task import unseen_tasks
+
+if TYPE_CHECKING:
+    from mtjax.learners.sac import _SAC, SACState
+
+Array = jax.Array
+NUM_ENVS = 1
+
+
+def fine_tuning(agent: _SAC) -> FineTuning:
+    """How a trained agent of SAC's kind, such as HiP-BMDP, learns on in one unseen task."""
+    alone = of_one_task(agent)
+
+    def told(unseen: Unseen) -> _SAC:
+        one = copy.copy(alone)
+        one.tasks, one.masks = unseen_tasks(agent.spec.num_tasks, unseen.contexts), unseen.masks
+        return one
+
+    def start(state: SACState, key: Array) -> SACState:
+        return of_one_state(alone, state, key)
+
+    def act(state: SACState, unseen: Unseen, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
+        return told(unseen).act(state, observation, key)
+
+    def update(
+        state: SACState, unseen: Unseen, rollout: Transitions, key: Array
+    ) -> tuple[SACState, Mapping[str, Array]]:
+        return told(unseen).update(state, rollout, key)
+
+    def policy(state: SACState, unseen: Unseen, observation: Array, key: Array, deterministic: Array) -> Array:
+        one = told(unseen)
+        view = one._see(state.params["critic"], one.tasks, one._normalize(state.observations, observation))
+        p = state.params["policy"]
+        distribution = jax.vmap(one.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, one.tasks, view)
+        return acting.choose(one.policy, distribution, one.masks, key, deterministic)
+
+    return FineTuning(start, act, update, policy, agent.config.rollout_length)
+
+
+def of_one_task(agent: _SAC) -> _SAC:
+    """The agent's functions for T = 1, with its networks (whose task codes keep their length)."""
+    one = copy.copy(agent)
+    one.config = dataclasses.replace(agent.config, warm_start=0)
+    one.spec = agent.spec._replace(num_tasks=1, action_sizes=None, contexts=None)
+    one.num_envs, one.arriving = NUM_ENVS, agent.config.rollout_length * NUM_ENVS
+    one.num_steps = max(1, round(agent.config.update_to_data * one.arriving))
+    one.buffer = Buffer(one.spec, capacity=agent.config.replay_capacity, arriving=one.arriving)
+    one.descent = {part: Descent(d.method, 1, d.optimizer) for part, d in agent.descent.items()}
+    return one
+
+
+def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
+    """A trained state [T, ...] as the start of one task's [1, ...]."""
+
+    def mean(leaf: Array) -> Array:
+        return leaf.mean(axis=0, keepdims=True)
+
+    def single(parameters: Parameters) -> Parameters:
+        return parameters._replace(private=jax.tree.map(lambda leaf: leaf[None], of_unseen_task(parameters)))
+
+    params = {part: single(p) for part, p in state.params.items()}
+    log_temperature = mean(state.log_temperature)
+    rewards = one.rewards.init(1, NUM_ENVS)
+    rewards = rewards._replace(returns=acting.pooled(state.rewards.returns, 1), largest=mean(state.rewards.largest))
+    return state._replace(
+        params=params,
+        targets=single(state.targets),
+        log_temperature=log_temperature,
+        descent={
+            part: one.descent[part].init(params[part], part_key)
+            for part, part_key in zip(("policy", "critic"), jax.random.split(key), strict=True)
+        },
+        temperature_optimizer=one.temperature_optimizer.init(log_temperature),
+        observations=acting.pooled(state.observations, 1),
+        rewards=rewards,
+        replay=one.buffer.init(),
+        seen=jnp.ones((), jnp.int32),
+        updates=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,240 @@
+"""The parts of a hidden-parameter block MDP (arXiv 2007.07206): encoder φ, task embedding ψ, transitions, rewards.
+
+All of it is pure and needs no agent. Transitions of one task, [B, ...], are explained by a vector θ; ψ gives the T
+training tasks one each, and for a task that was not trained on :func:`infer` finds one with everything else fixed.
+
+    T(φ(s), a, θ) ≈ φ(s'),    R(φ(s), a, θ) ≈ r,    ‖ψ(i) − ψ(j)‖ ≈ W₂(T(·, ψ(i)), T(·, ψ(j))).
+
+>>> import jax, jax.numpy as jnp
+>>> from mtjax.envs.base import continuous
+>>> from mtjax.learners.config import HiPBMDPConfig
+>>> config = HiPBMDPConfig(latent_size=4, theta_size=2)
+>>> world = make_world(config, observation_size=3, action=continuous(1), num_tasks=5)
+>>> parameters = world.init(jax.random.key(0))
+>>> world.embeddings(parameters).shape
+(5, 2)
+>>> z, theta = world.encode(parameters, jnp.ones((7, 3))), world.embeddings(parameters)[1]
+>>> world.transition(parameters, z, jnp.zeros((7, 1)), theta).mean.shape  # of the members, here one
+(1, 7, 4)
+>>> world.reward(parameters, z, jnp.zeros((7, 1)), theta).shape
+(7,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtjax.envs.base import ActionSpec
+from mtjax.learners.config import HiPBMDPConfig
+from mtjax.networks import dynamics
+from mtjax.networks.distributions import Normal
+
+Array = jax.Array
+
+
+class World(NamedTuple):
+    """Encoder, embedding and models as pure functions.
+
+    Attributes:
+        init: key -> parameters, a dict of "encoder", "embedding", "transition", "reward" and "decoder".
+        encode: φ, (parameters, observation [..., obs]) -> latent [..., Z].
+        embeddings: ψ, parameters -> [T, K], θ of every training task.
+        transition: (parameters, latent [..., Z], action, θ [K] or [..., K]) -> Normal [M, ..., Z] of the next latent
+            state. Actions are as the environment takes them: [..., A], or choices [...].
+        reward: as ``transition`` -> [...].
+        decode: (parameters, latent [..., Z]) -> observation [..., obs].
+        latent_size, theta_size: Z and K.
+    """
+
+    init: Callable[[Array], Any]
+    encode: Callable[[Any, Array], Array]
+    embeddings: Callable[[Any], Array]
+    transition: Callable[[Any, Array, Array, Array], Normal]
+    reward: Callable[[Any, Array, Array, Array], Array]
+    decode: Callable[[Any, Array], Array]
+    latent_size: int
+    theta_size: int
+
+
+class Steps(NamedTuple):
+    """Transitions of ONE task, with leaves [B, ...]: normalised observations and scaled rewards, if an agent's are."""
+
+    observation: Array
+    action: Array
+    reward: Array
+    next_observation: Array
+
+
+def make_world(
+    config: HiPBMDPConfig,
+    *,
+    observation_size: int,
+    action: ActionSpec,
+    num_tasks: int,
+    encoder: Any = None,
+) -> World:
+    """Build the parts that a configuration describes.
+
+    Args:
+        config: their kinds and sizes. Parts whose cost is 0 have no parameters, and must not be used.
+        observation_size: numbers in one observation.
+        action: the action space.
+        num_tasks: T.
+        encoder: a flax module [..., obs] -> [..., latent_size] in place of the perceptron; not with
+            ``state_encoder="identity"``.
+    """
+    identity = config.state_encoder == "identity"
+    latent, theta = observation_size if identity else config.latent_size, config.theta_size
+    sizes = {"latent": latent, "action": action.size, "theta": theta, "sizes": config.model_sizes}
+    if encoder is None:
+        encoder = dynamics.Perceptron(latent, config.state_encoder_sizes, norm=True)
+    task = dynamics.Perceptron(theta, config.theta_hidden_sizes)
+    transition = dynamics.make_transition(config.transition_model, members=config.transition_members, **sizes)
+    reward = dynamics.make_reward(**sizes)
+    decoder = dynamics.Perceptron(observation_size, config.state_encoder_sizes[::-1])
+
+    def init(key: Array) -> Any:
+        names = ("encoder", "table", "task", "transition", "reward", "decoder")
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+        table = jax.random.normal(keys["table"], (num_tasks, theta), jnp.float32)
+        embedding = {"table": table}
+        if theta and config.theta_hidden_sizes:
+            embedding["perceptron"] = task.init(keys["task"], jnp.zeros((theta,), jnp.float32))
+        parts = {
+            "encoder": {} if identity else encoder.init(keys["encoder"], jnp.zeros((observation_size,), jnp.float32)),
+            "embedding": embedding if theta else {},
+            "transition": transition.init(keys["transition"]) if config.transition_cost else {},
+            "reward": reward.init(keys["reward"]) if config.reward_cost else {},
+            "decoder": {},
+        }
+        if config.reconstruction_cost:
+            parts["decoder"] = decoder.init(keys["decoder"], jnp.zeros((latent,), jnp.float32))
+        return parts
+
+    def embeddings(parameters: Any) -> Array:
+        if not theta:
+            return jnp.zeros((num_tasks, 0), jnp.float32)
+        embedding = parameters["embedding"]
+        table = embedding["table"]
+        return task.apply(embedding["perceptron"], table) if "perceptron" in embedding else table
+
+    def as_vector(taken: Array) -> Array:
+        return taken if action.kind == "continuous" else jax.nn.one_hot(taken, action.size)
+
+    return World(
+        init=init,
+        encode=lambda p, x: x if identity else encoder.apply(p["encoder"], x),
+        embeddings=embeddings,
+        transition=lambda p, z, a, theta: transition.apply(p["transition"], z, as_vector(a), theta),
+        reward=lambda p, z, a, theta: reward.apply(p["reward"], z, as_vector(a), theta),
+        decode=lambda p, z: decoder.apply(p["decoder"], z),
+        latent_size=latent,
+        theta_size=theta,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- losses
+
+
+def transition_loss(world: World, parameters: Any, steps: Steps, theta: Array) -> Array:
+    """[B] −log T(φ(s') | φ(s), a, θ); φ(s') is what is to be met, and has no gradient."""
+    target = jax.lax.stop_gradient(world.encode(parameters, steps.next_observation))
+    latent = world.encode(parameters, steps.observation)
+    return dynamics.negative_log_likelihood(world.transition(parameters, latent, steps.action, theta), target)
+
+
+def reward_loss(world: World, parameters: Any, steps: Steps, theta: Array) -> Array:
+    """[B] ½ (R(φ(s), a, θ) − r)²."""
+    latent = world.encode(parameters, steps.observation)
+    return 0.5 * jnp.square(world.reward(parameters, latent, steps.action, theta) - steps.reward)
+
+
+def reconstruction_loss(world: World, parameters: Any, steps: Steps, latent_cost: float = 0.0) -> Array:
+    """[B] mean squared error of decoded observations, plus ``latent_cost`` · ½‖φ(s)‖² (arXiv 1910.01741, SAC-AE)."""
+    latent = world.encode(parameters, steps.observation)
+    error = jnp.square(world.decode(parameters, latent) - steps.observation).mean(axis=-1)
+    return error + latent_cost * 0.5 * jnp.square(latent).sum(axis=-1)
+
+
+def theta_error(world: World, parameters: Any, observation: Array, action: Array, index: Array, other: Array) -> Array:
+    """The θ-learning error of pairs of tasks, (‖ψ(i) − ψ(j)‖ − W₂(T(s, a, ψ(i)), T(s, a, ψ(j))))².
+
+    The distance of the predictions has no gradient: ψ is moved to where the models are, and the models and φ are
+    moved by what they predict alone. Every pair has its own norm and its own W₂.
+
+    Args:
+        world, parameters: the models.
+        observation: [B, obs] states of task i.
+        action: [B, A] or [B], the policy's actions there.
+        index: [] or [B] int32, i.
+        other: [B] int32, j.
+
+    Returns:
+        [B].
+    """
+    thetas = world.embeddings(parameters)
+    mine, yours = thetas[jnp.broadcast_to(index, other.shape)], thetas[other]
+    latent = world.encode(parameters, observation)
+    apart = dynamics.wasserstein(
+        world.transition(parameters, latent, action, mine), world.transition(parameters, latent, action, yours)
+    )
+    return jnp.square(dynamics.length(mine - yours) - jax.lax.stop_gradient(apart))
+
+
+# ---------------------------------------------------------------------------------------------- inference
+
+
+def infer(
+    world: World,
+    parameters: Any,
+    theta: Array,
+    steps: Steps,
+    weight: Array | None = None,
+    *,
+    num_steps: int = 200,
+    learning_rate: float = 3e-2,
+    batch_size: int = 0,
+    key: Array | None = None,
+) -> Array:
+    """θ of a task that was not trained on: gradient steps on the transition loss, everything else frozen.
+
+    Args:
+        world, parameters: the trained models.
+        theta: [K] where to start, e.g. the mean of the training tasks'.
+        steps: transitions of the task, [B, ...].
+        weight: [B] of every transition, e.g. 0 for what is padding; None weighs all alike. Where all are 0, θ stays.
+        num_steps: gradient steps (Adam).
+        learning_rate: of those.
+        batch_size: transitions of one gradient step, drawn by their weight; 0 takes all at every step.
+        key: for drawing them.
+
+    Returns:
+        [K].
+    """
+    weight = jnp.ones(steps.reward.shape) if weight is None else weight
+    share = weight / jnp.maximum(weight.sum(), 1e-6)
+    latent, target = (world.encode(parameters, x) for x in (steps.observation, steps.next_observation))
+    optimizer = optax.adam(learning_rate)
+
+    def loss(theta: Array, rows: tuple[Array, Array, Array], share: Array) -> Array:
+        latent, action, target = rows
+        prediction = world.transition(parameters, latent, action, theta)
+        return (share * dynamics.negative_log_likelihood(prediction, target)).sum()
+
+    def descend(carry: tuple[Array, Any], index: Array) -> tuple[tuple[Array, Any], None]:
+        theta, state = carry
+        rows, own = (latent, steps.action, target), share
+        if batch_size:
+            draw = jax.random.categorical(jax.random.fold_in(key, index), jnp.log(share), shape=(batch_size,))
+            rows = jax.tree.map(lambda x: x[draw], rows)
+            own = jnp.full((batch_size,), (weight.sum() > 0) / batch_size)
+        change, state = optimizer.update(jax.grad(loss)(theta, rows, own), state)
+        return (optax.apply_updates(theta, change), state), None
+
+    (theta, _), _ = jax.lax.scan(descend, (theta, optimizer.init(theta)), jnp.arange(num_steps))
+    return theta

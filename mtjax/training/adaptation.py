@@ -1,0 +1,328 @@
+"""What a trained agent is worth in tasks that it never saw, after none, a few or many episodes there.
+
+Three protocols, each vmapped over seeds and tasks; every task is met alone and knows nothing of the others:
+
+* "zero-shot": no episode; the task is acted for by the mean of the training tasks' embeddings.
+* "inferred": k episodes of the zero-shot policy, stochastic, then gradient steps on the transition loss that move the
+  task's θ alone (arXiv 2007.07206).
+* "fine-tuned": the whole agent learns on for the steps of k full-length episodes, at its usual ratio of gradient steps.
+
+"zero-shot" is the point k = 0 of both curves. Learners without embeddings have zero-shot and fine-tuned values only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtjax import suites
+from mtjax.envs.base import Array, VectorEnv
+from mtjax.learners.base import Learner, Transitions, Unseen
+from mtjax.learners.replay import Sample
+from mtjax.suites.base import Suite
+from mtjax.training import statistics
+from mtjax.training.checkpoint import Checkpointer
+from mtjax.training.config import load_config
+from mtjax.training.evaluation import Evaluator, unseen_tasks
+from mtjax.training.trainer import Trainer
+
+EPISODES = (0, 1, 5, 20)
+METHODS = ("inferred", "fine-tuned")
+
+
+class Settings(NamedTuple):
+    """Numbers of the protocols.
+
+    Attributes:
+        episodes: how many episodes are seen, ascending, 0 first.
+        evaluation_episodes: of the deterministic policy, for every value.
+        num_steps, learning_rate, batch_size: of inferring θ (see :func:`mtjax.learners.world.infer`).
+    """
+
+    episodes: tuple[int, ...] = EPISODES
+    evaluation_episodes: int = 20
+    num_steps: int = 300
+    learning_rate: float = 3e-2
+    batch_size: int = 256
+
+
+class Curves(NamedTuple):
+    """What was measured on one split.
+
+    Attributes:
+        episodes: [K].
+        tasks: [N] names.
+        values: by method, then measure ("return", "success_any" …): [K, S, N].
+    """
+
+    episodes: tuple[int, ...]
+    tasks: tuple[str, ...]
+    values: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def measure(
+    learner: Learner,
+    suite: Suite,
+    states: Any,
+    *,
+    split: str,
+    key: Array,
+    contexts: Mapping[str, Array] | None = None,
+    methods: Sequence[str] = METHODS,
+    settings: Settings | None = None,
+) -> Curves:
+    """Run the protocols on a split of a suite.
+
+    Args:
+        learner: whose ``adaptation`` and ``fine_tuning`` are used; a method that it lacks is left out.
+        suite: on the device.
+        states: learner states [S, ...].
+        split: "interpolation" or "extrapolation".
+        key: typed key; equal keys give equal numbers.
+        contexts: embeddings of descriptions by split, for learners that read them.
+        methods: some of ``METHODS``.
+        settings: numbers.
+
+    Raises:
+        ValueError: the suite runs on the host or lacks the split, the learner has nothing to say of unseen tasks, the
+            split is the training one, a method is unknown, or the episodes do not ascend from 0.
+    """
+    settings = settings or Settings()
+    _check(learner, suite, split, methods, settings.episodes)
+    protocol = _Protocol(learner, suite, split, unseen_tasks(suite, split, contexts or {}), settings)
+    number = len(jax.tree.leaves(states)[0])
+    evaluate_key, key = jax.random.split(key)
+    keys = jax.random.split(key, (number, 2))
+    found: dict[str, list[Mapping[str, Array]]] = {}
+    zero = protocol.evaluator(learner, number)(states, split=split, key=evaluate_key)
+    if "inferred" in methods and learner.adaptation:
+        found["inferred"] = [zero, *protocol.inferred(states, keys[:, 0], evaluate_key)]
+    if "fine-tuned" in methods and learner.fine_tuning:
+        found["fine-tuned"] = [zero, *protocol.fine_tuned(states, keys[:, 1], evaluate_key)]
+    if not found:
+        found["zero-shot"] = [zero]
+    values = {
+        method: {name: np.stack([np.asarray(point[name]) for point in points]) for name in zero}
+        for method, points in found.items()
+    }
+    names = tuple(info.name for info in suite.splits[split].infos)
+    return Curves(settings.episodes if found.keys() != {"zero-shot"} else (0,), names, values)
+
+
+def _check(learner: Learner, suite: Suite, split: str, methods: Sequence[str], episodes: Sequence[int]) -> None:
+    if not suite.on_device:
+        raise ValueError(f"suite {suite.name!r} runs on the host; adaptation needs a suite on the device")
+    if split == "train":
+        raise ValueError("split 'train' was trained on; adaptation is measured on held-out tasks")
+    suite.vector_env(1, split=split)  # says so if there is no such split
+    if not learner.generalises:
+        raise ValueError("tasks own their networks, and unseen ones have none; there is nothing to adapt")
+    for name in methods:
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    if not episodes or episodes[0] != 0 or list(episodes) != sorted(set(episodes)):
+        raise ValueError(f"episodes must ascend from 0; got {tuple(episodes)}")
+
+
+class _Protocol:
+    """The programs of one split. Each is compiled once."""
+
+    def __init__(self, learner: Learner, suite: Suite, split: str, unseen: Unseen, settings: Settings):
+        self.learner, self.suite, self.split, self.unseen, self.settings = learner, suite, split, unseen, settings
+        self.number = len(unseen.masks)
+
+    def evaluator(self, learner: Learner, num_seeds: int) -> Evaluator:
+        """Evaluates states of a learner, whatever its policy makes of them, on this split."""
+        return _OfSplit(learner, self.suite, self.settings.evaluation_episodes, num_seeds, self.unseen)
+
+    # --------------------------------------------------------------------------------------- inferred
+
+    def inferred(self, states: Any, keys: Array, evaluate_key: Array) -> list[Mapping[str, Array]]:
+        """Values after each number of episodes but 0."""
+        most = self.settings.episodes[-1]
+        if not most:
+            return []
+        env = self.suite.vector_env(most, split=self.split)
+        adaptation, settings = self.learner.adaptation, self.settings
+        seen, alive = jax.jit(jax.vmap(self._collect, in_axes=(None, 0, 0)))(env, states, keys)
+
+        @jax.jit
+        def find(states: Any, seen: Sample, alive: Array, keys: Array, number: Array) -> Array:
+            def of_seed(state: Any, seen: Sample, alive: Array, key: Array) -> Array:
+                weight = alive * (jnp.arange(most) < number)[:, None]  # [N, K, H]
+                flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), seen)
+                return adaptation.infer(
+                    state,
+                    adaptation.start(state, self.number),
+                    flat,
+                    weight.reshape(self.number, -1),
+                    key=jax.random.fold_in(key, 1),
+                    num_steps=settings.num_steps,
+                    learning_rate=settings.learning_rate,
+                    batch_size=settings.batch_size,
+                )
+
+            return jax.vmap(of_seed)(states, seen, alive, keys)
+
+        def policy(adapted: Any, observation: Array, key: Array, deterministic: Array, unseen: Unseen) -> Array:
+            state, theta = adapted
+            return adaptation.policy(state, theta, observation, key, deterministic, unseen)
+
+        evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
+        thetas = [find(states, seen, alive, keys, jnp.asarray(k)) for k in settings.episodes[1:]]
+        return [evaluate((states, theta), split=self.split, key=evaluate_key) for theta in thetas]
+
+    def _collect(self, env: VectorEnv, state: Any, key: Array) -> tuple[Sample, Array]:
+        """One episode in each of K environments of each task: leaves [N, K, H, ...], and which steps are of it."""
+        reset_key, key = jax.random.split(key)
+        env_state, observation = env.reset(reset_key)
+
+        def advance(carry: Any, index: Array) -> tuple[Any, tuple[Sample, Array]]:
+            env_state, observation, alive = carry
+            keys = jax.random.split(jax.random.fold_in(key, index))
+            action = self.learner.policy(state, observation, keys[0], jnp.asarray(False), self.unseen)
+            env_state, step = env.step(env_state, action, keys[1])
+            seen = Sample(observation, action, step.reward, step.terminated, step.final_observation)
+            going_on = alive * (1.0 - (step.terminated | step.truncated).astype(jnp.float32))
+            return (env_state, step.observation, going_on), (seen, alive)
+
+        start = (env_state, observation, jnp.ones(observation.shape[:2]))
+        _, seen = jax.lax.scan(advance, start, jnp.arange(self.suite.horizon))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), seen)
+
+    # ------------------------------------------------------------------------------------- fine-tuned
+
+    def fine_tuned(self, states: Any, keys: Array, evaluate_key: Array) -> list[Mapping[str, Array]]:
+        """Values after the steps of each number of episodes but 0."""
+        tuning, env = self.learner.fine_tuning, self.suite.vector_env(1, split=self.split)
+        number, horizon = self.number, self.suite.horizon
+        each = jax.tree.map(lambda x: x[:, None], self.unseen)  # of N tasks, each an Unseen of one
+        over_tasks = jax.vmap(tuning.update, in_axes=(0, 0, 0, 0))
+
+        def start(state: Any, key: Array) -> Any:
+            learning = jax.vmap(tuning.start, in_axes=(None, 0))(state, jax.random.split(key, number))
+            return learning, env.reset(jax.random.fold_in(key, 1))
+
+        def act(learning: Any, observation: Array, key: Array) -> tuple[Array, Any]:
+            """Actions [N, 1, ...] of N agents at observations [N, 1, obs]."""
+            keys = jax.random.split(key, number)
+            found = jax.vmap(tuning.act)(learning, each, observation[:, None], keys)
+            return jax.tree.map(lambda x: x[:, 0], found)
+
+        def step(learning: Any, carry: Any, key: Array) -> tuple[Any, Transitions]:
+            env_state, observation = carry
+            keys = jax.random.split(key)
+            action, extras = act(learning, observation, keys[0])
+            env_state, result = env.step(env_state, action, keys[1])
+            known = (observation, result.reward, result.terminated, result.truncated, result.final_observation)
+            return (env_state, result.observation), Transitions(*known, extras)
+
+        def update(carry: Any, key: Array) -> tuple[Any, None]:
+            learning, where = carry
+            keys = jax.random.split(key, tuning.rollout_length + 1)
+            where, rollout = jax.lax.scan(lambda c, k: step(learning, c, k), where, keys[1:])  # [H, N, 1, ...]
+            rollout = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], rollout)  # [N, H, 1, 1, ...]
+            learning, _ = over_tasks(learning, each, rollout, jax.random.split(keys[0], number))
+            return (learning, where), None
+
+        def policy(learning: Any, observation: Array, key: Array, deterministic: Array, unseen: Unseen) -> Array:
+            keys = jax.random.split(key, number)
+            found = jax.vmap(tuning.policy, in_axes=(0, 0, 0, 0, None))(
+                learning, each, observation[:, None], keys, deterministic
+            )
+            return found[:, 0]
+
+        evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
+        run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]))
+        carry, done, points = jax.jit(jax.vmap(start))(states, keys), 0, []
+        for episodes in self.settings.episodes[1:]:
+            updates = round(episodes * horizon / tuning.rollout_length) - done
+            done += updates
+            part = jax.vmap(lambda key, done=done, n=updates: jax.random.split(jax.random.fold_in(key, done), n))(keys)
+            carry = run(carry, part)
+            points.append(evaluate(carry[0], split=self.split, key=evaluate_key))
+        return points
+
+
+class _OfSplit(Evaluator):
+    """An evaluator to which the tasks' ``Unseen`` is given."""
+
+    def __init__(self, learner: Learner, suite: Suite, episodes: int, num_seeds: int, unseen: Unseen):
+        contexts = dict.fromkeys(suite.splits, unseen.contexts)
+        super().__init__(learner, suite, episodes=episodes, num_seeds=num_seeds, seed=0, contexts=contexts)
+
+
+# --------------------------------------------------------------------------------------------------- runs
+
+
+def measure_run(
+    run_dir: str | os.PathLike,
+    *,
+    splits: Sequence[str] = ("interpolation", "extrapolation"),
+    methods: Sequence[str] = METHODS,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> dict[str, Curves]:
+    """Measure a saved run on its held-out splits, and write ``adaptation.json`` into its folder.
+
+    Args:
+        run_dir: the run's folder.
+        splits: which.
+        methods, settings: as in :func:`measure`.
+        seed: of the protocols' own randomness.
+
+    Raises:
+        ValueError: as :func:`measure`; or the folder is no run, or has no usable checkpoint.
+    """
+    run_dir = pathlib.Path(run_dir)
+    config = load_config(run_dir)
+    suite = suites.make(config.suite)
+    trainer = Trainer(config, suite)
+    with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a run without any usable checkpoint is said below
+        found = saver.restore(trainer.abstract())
+    if found is None:
+        raise ValueError(f"{run_dir} has no usable checkpoint; nothing can be adapted")
+    _, state, _ = found
+    states = trainer.restored(state).learner
+    curves = {
+        split: measure(
+            trainer.learner,
+            suite,
+            states,
+            split=split,
+            key=jax.random.key(seed),
+            contexts=trainer.contexts,
+            methods=methods,
+            settings=settings,
+        )
+        for split in splits
+    }
+    (run_dir / "adaptation.json").write_text(json.dumps({s: as_dict(c) for s, c in curves.items()}, indent=1) + "\n")
+    return curves
+
+
+def as_dict(curves: Curves) -> dict[str, Any]:
+    """Plain numbers: by method and measure, one entry for each number of episodes.
+
+    An entry is {"mean": over tasks, "tasks": {name: of one task}}, each {"value", "low", "high"} with the interval over
+    seeds (None with one seed).
+    """
+
+    def entry(point: np.ndarray) -> dict[str, Any]:
+        each = {name: statistics.summarize(point[:, [n]])["mean"] for n, name in enumerate(curves.tasks)}
+        return {"mean": statistics.summarize(point)["mean"], "tasks": each}
+
+    values = {
+        method: {name: [entry(point) for point in points] for name, points in measures.items()}
+        for method, measures in curves.values.items()
+    }
+    return {"episodes": list(curves.episodes), "tasks": list(curves.tasks), "values": values}

@@ -1,0 +1,204 @@
+"""The models alone, on linear dynamics with a known hidden parameter, where every answer can be computed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtjax.envs.base import continuous, discrete
+from mtjax.learners import world as worlds
+from mtjax.learners.config import HiPBMDPConfig
+from mtjax.learners.world import Steps, make_world
+from mtjax.networks import dynamics
+
+A = np.asarray([[0.9, 0.2], [-0.1, 0.8]])
+B, C = np.asarray([0.5, 1.0]), np.asarray([0.4, -0.3])  # of action and hidden parameter; ‖C‖ = 0.5
+NOISE = 0.1
+HIDDEN = np.linspace(-1.0, 1.0, 12)
+LINEAR = {
+    "state_encoder": "identity",
+    "model_sizes": (),
+    "theta_hidden_sizes": (),
+    "theta_size": 1,
+}
+
+
+def sample(hidden, number, seed):
+    """Transitions [..., number] of s' = A s + B a + C h + noise, r = s₀ + 2 h, for every h."""
+    draw = np.random.default_rng(seed)
+    hidden = np.asarray(hidden, float)[..., None]
+    shape = (*hidden.shape[:-1], number)
+    state, action = draw.normal(size=(*shape, 2)), draw.uniform(-1, 1, shape)
+    after = state @ A.T + action[..., None] * B + hidden[..., None] * C + NOISE * draw.normal(size=(*shape, 2))
+    steps = Steps(state, action[..., None], state[..., 0] + 2 * hidden, after)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), steps)
+
+
+@functools.cache
+def trained(**options):
+    """(world, parameters, θ of all tasks) after full-batch descent on all losses."""
+    config = HiPBMDPConfig(**{**LINEAR, **options, "transition_members": 2})
+    tasks = len(HIDDEN)
+    world = make_world(config, observation_size=2, action=continuous(1), num_tasks=tasks)
+    data, optimizer = sample(HIDDEN, 128, seed=0), optax.adam(3e-2)
+
+    def of_task(parameters, steps, index, key):
+        theta = world.embeddings(parameters)[index]
+        value = worlds.transition_loss(world, parameters, steps, theta).mean()
+        value += worlds.reward_loss(world, parameters, steps, theta).mean()
+        if config.theta_size and config.theta_cost:
+            other = (index + jax.random.randint(key, (128,), 1, tasks)) % tasks
+            value += worlds.theta_error(world, parameters, steps.observation, steps.action, index, other).mean()
+        return value
+
+    def descend(carry, key):
+        parameters, state = carry
+
+        def loss(parameters):
+            keys = jax.random.split(key, tasks)
+            return jax.vmap(of_task, in_axes=(None, 0, 0, 0))(parameters, data, jnp.arange(tasks), keys).sum()
+
+        change, state = optimizer.update(jax.grad(loss)(parameters), state)
+        return (optax.apply_updates(parameters, change), state), None
+
+    @jax.jit
+    def run(key):
+        parameters = world.init(key)
+        start = parameters, optimizer.init(parameters)
+        return jax.lax.scan(descend, start, jax.random.split(key, 1500))[0][0]
+
+    parameters = run(jax.random.key(1))
+    return world, parameters, np.asarray(world.embeddings(parameters))
+
+
+def unexplained(theta, hidden):
+    """Share of θ's variance that no affine map of the hidden parameter explains."""
+    x = np.stack([hidden, np.ones_like(hidden)], axis=1)
+    rest = theta - x @ np.linalg.lstsq(x, theta, rcond=None)[0]
+    return rest.var() / theta.var()
+
+
+@pytest.mark.parametrize("kind", ["deterministic", "gaussian"])
+def test_embeddings_recover_the_hidden_parameter(kind):
+    """Up to an affine map; and by the θ-learning error its scale is that of the dynamics, whose W₂ is ‖C‖ |h − h'|."""
+    _, _, theta = trained(transition_model=kind)
+    assert unexplained(theta[:, 0], HIDDEN) < 0.02
+    apart = np.abs(theta[:, None, 0] - theta[None, :, 0])
+    expected = 0.5 * np.abs(HIDDEN[:, None] - HIDDEN[None])
+    np.testing.assert_allclose(apart, expected, atol=0.12)
+
+
+def test_without_the_theta_error_the_scale_is_free():
+    """What tells the test above from one that cannot fail."""
+    _, _, theta = trained(transition_model="deterministic", theta_cost=0.0)
+    assert unexplained(theta[:, 0], HIDDEN) < 0.02
+    assert abs(np.ptp(theta) - 1.0) > 0.3
+
+
+HELD_OUT = np.asarray([0.45, -1.6])  # between the training tasks, and beyond them
+
+
+def infer(world, parameters, steps, weight=None, **options):
+    start = world.embeddings(parameters).mean(axis=0)
+    return jax.jit(lambda s: worlds.infer(world, parameters, start, s, weight, **options))(steps)
+
+
+@pytest.mark.parametrize("kind", ["deterministic", "ensemble"])
+def test_a_held_out_parameter_is_inferred_from_a_few_steps(kind):
+    """One step's error comes down to the noise, far below that of a model which is told nothing."""
+    world, parameters, _ = trained(transition_model=kind)
+    blind_world, blind, _ = trained(transition_model=kind, theta_size=0)
+
+    @jax.jit
+    def error_of(parameters, theta, steps):
+        found = world.transition(parameters, steps.observation, steps.action, theta)
+        return dynamics.squared_error(found, steps.next_observation).mean()
+
+    for hidden in HELD_OUT:
+        theta = infer(world, parameters, sample(hidden, 20, seed=1), num_steps=300)
+        test = sample(hidden, 2000, seed=2)
+        told = error_of(parameters, theta, test)
+        found = blind_world.transition(blind, test.observation, test.action, jnp.zeros(0))
+        untold = dynamics.squared_error(found, test.next_observation).mean()
+        assert told < 1.25 * NOISE**2 and told < 0.7 * untold
+        reward = world.reward(parameters, test.observation, test.action, theta)
+        assert jnp.abs(reward - test.reward).mean() < 0.35  # 20 steps tell h up to its noise
+
+
+def test_inference_is_least_squares_for_a_linear_model():
+    """θ* = w·(mean residual) / ‖w‖², of the transitions that count; and θ stays where none does."""
+    world, parameters, theta = trained(transition_model="deterministic")
+    steps = sample(HELD_OUT[0], 20, seed=3)
+    head = parameters["transition"]["params"]["Head_0"]["Dense_0"]
+    kernel, bias = np.asarray(head["kernel"])[0], np.asarray(head["bias"])[0]
+    x = np.concatenate([steps.observation, steps.action], axis=1)
+    residual = np.asarray(steps.next_observation - steps.observation) - x @ kernel[:3] - bias
+    for number in (20, 7):
+        weight = jnp.asarray(np.arange(20) < number, jnp.float32)
+        expected = kernel[3] @ residual[:number].mean(axis=0) / (kernel[3] @ kernel[3])
+        found = infer(world, parameters, steps, weight, num_steps=600)
+        np.testing.assert_allclose(found, [expected], atol=5e-3)
+    np.testing.assert_allclose(infer(world, parameters, steps, jnp.zeros(20)), [theta.mean()], atol=1e-6)
+
+
+def test_theta_error_against_numpy_and_where_its_gradient_goes():
+    """Every pair has its own norm and W₂; only the embeddings are moved."""
+    config = HiPBMDPConfig(latent_size=3, theta_size=2, theta_hidden_sizes=(4,), state_encoder_sizes=(5,))
+    world = make_world(config, observation_size=2, action=discrete(3), num_tasks=4)
+    parameters = world.init(jax.random.key(0))
+    observation = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)
+    action, other = jnp.asarray([0, 1, 2, 0, 1, 2]), jnp.asarray([0, 1, 3, 3, 1, 0])
+
+    @jax.jit
+    def known(parameters):
+        error = lambda p: worlds.theta_error(world, p, observation, action, jnp.asarray(2), other)  # noqa: E731
+        thetas, z = world.embeddings(parameters), world.encode(parameters, observation)
+        ahead = [world.transition(parameters, z, action, theta) for theta in (thetas[2], thetas[other])]
+        return error(parameters), thetas, ahead, jax.grad(lambda p: error(p).mean())(parameters)
+
+    found, thetas, (p, q), gradient = jax.tree.map(np.asarray, known(parameters))
+    squares = (p.mean - q.mean)[0] ** 2 + (np.exp(p.log_scale) - np.exp(q.log_scale))[0] ** 2
+    expected = (np.linalg.norm(thetas[2] - thetas[np.asarray(other)], axis=1) - np.sqrt(squares.sum(axis=1))) ** 2
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    largest = {
+        name: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(part))
+        for name, part in gradient.items()
+        if jax.tree.leaves(part)
+    }
+    assert largest["embedding"] > 1e-4 and largest["encoder"] == largest["transition"] == largest["reward"] == 0
+
+
+def test_targets_have_no_gradient():
+    """φ(s') is to be met, not to come nearer: an encoder that shrinks must not lower the loss of still states."""
+    config = HiPBMDPConfig(latent_size=3, transition_model="deterministic", state_encoder_sizes=())
+    world = make_world(config, observation_size=2, action=continuous(1), num_tasks=2)
+    parameters = world.init(jax.random.key(0))
+    steps = jax.tree.map(lambda x: x[0], sample([0.5], 16, seed=0))
+    theta = world.embeddings(parameters)[0]
+    target = world.encode(parameters, steps.next_observation)
+
+    def by_hand(parameters):
+        z = world.encode(parameters, steps.observation)
+        mean = world.transition(parameters, z, steps.action, theta).mean[0]
+        return (0.5 * jnp.square(mean - target)).mean()
+
+    found = jax.jit(jax.grad(lambda p: worlds.transition_loss(world, p, steps, theta).mean()))(parameters)
+    expected = jax.jit(jax.grad(by_hand))(parameters)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_without_a_cost_have_no_parameters():
+    """SAC-AE is an encoder and a decoder, nothing else."""
+    config = HiPBMDPConfig(theta_size=0, transition_cost=0.0, reward_cost=0.0, reconstruction_cost=1.0, latent_size=3)
+    world = make_world(config, observation_size=2, action=continuous(1), num_tasks=2)
+    parameters = world.init(jax.random.key(0))
+    assert [name for name, part in parameters.items() if jax.tree.leaves(part)] == ["encoder", "decoder"]
+    steps = jax.tree.map(lambda x: x[0], sample([0.5], 16, seed=0))
+    z = world.encode(parameters, steps.observation)
+    found = worlds.reconstruction_loss(world, parameters, steps, latent_cost=0.1)
+    error = np.square(np.asarray(world.decode(parameters, z) - steps.observation)).mean(axis=1)
+    np.testing.assert_allclose(found, error + 0.05 * np.square(np.asarray(z)).sum(axis=1), rtol=1e-4)
