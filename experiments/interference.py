@@ -82,7 +82,7 @@ def main(argv):
     conflicts.xaxis.set_major_formatter(EngFormatter(sep=""))
     conflicts.set(title="pairs of tasks in conflict", xlabel="environment steps", ylabel="share", ylim=(0, 1))
     conflicts.legend()
-    matrix.set(title="cosine of the policy gradients, averaged over training")
+    matrix.set(title="cosine of the policy gradients, mean")
     matrix.grid(False)
     figure.savefig(folder / "interference.png")
     text = study.table(results, "return") + "\n\n" + study.setting(next(iter(configs.values())))

@@ -29,8 +29,8 @@ _VARIANTS = flags.DEFINE_list("variants", [], "Only these; empty means all.")
 
 VARIANTS: dict[str, dict] = {
     "one agent per task": {"arrangement": "independent"},
-    "one policy, task unknown": {"arrangement": "none"},
-    "one policy, one-hot task": {"arrangement": "one_hot"},
+    "told nothing": {"arrangement": "none"},
+    "one-hot task": {"arrangement": "one_hot"},
     "learned embedding": {"arrangement": "embedding"},
     "a head a task": {"arrangement": "multi_head"},
     "an encoder a task": {"arrangement": "task_encoders"},
@@ -38,17 +38,17 @@ VARIANTS: dict[str, dict] = {
     "mixture of experts": {"arrangement": "experts"},
     "Soft Modularization": {"arrangement": "soft_modular"},
     "CARE": {"arrangement": "care"},
-    "one-hot, wide": {"arrangement": "one_hot", "preset": "popart"},
-    "a head a task, wide": {"arrangement": "multi_head", "preset": "popart"},
+    "wide: one-hot task": {"arrangement": "one_hot", "preset": "popart"},
+    "wide: a head a task": {"arrangement": "multi_head", "preset": "popart"},
 }
 
 
 def variants(suite: str) -> dict[str, RunConfig]:
-    """The configurations for one suite by name. Raises ValueError for a variant that there is not."""
+    """The configurations for one suite by name. Raises UsageError for a variant that there is not."""
     names = _VARIANTS.value or list(VARIANTS)
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
-        raise ValueError(f"variants: no {unknown[0]!r}; there are {', '.join(VARIANTS)}")
+        raise app.UsageError(f"variants: no {unknown[0]!r}; there are {', '.join(VARIANTS)}")
     same = {
         "learner": _LEARNER.value,
         "grads": "mean",
