@@ -12,20 +12,17 @@ left, so a launcher that was away learns of it later.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
-import socket
 import time as clock
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtjax.sweeps.plan import Plan
 
-FILE, LOCK = "ledger.jsonl", ".lock"
+FILE = "ledger.jsonl"
 WAITING, RUNNING, STOPPED, DONE, FAILED, DIVERGED = "waiting", "running", "stopped", "done", "failed", "diverged"
 STATES = (DONE, RUNNING, STOPPED, WAITING, FAILED, DIVERGED)
 
@@ -135,54 +132,3 @@ def fold(plan: Plan, events: Iterable[Mapping[str, Any]]) -> State:
                 trial.state, trial.error, trial.ended = outcome["state"], outcome.get("error"), event["time"]
                 trial.failures += outcome["state"] == FAILED
     return State(programs, trials)
-
-
-# -------------------------------------------------------------------------------------------- the lock
-
-
-@contextlib.contextmanager
-def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[None]:
-    """Hold a folder for this process. The lock ends with the process, however that ends.
-
-    Args:
-        folder: made if it is not there.
-        what: of the folder, for the message: "sweep" or "program".
-        wait: seconds to wait for whoever holds it.
-
-    Raises:
-        ValueError: another process holds it; the message says which.
-    """
-    path = pathlib.Path(folder) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = clock.monotonic() + wait
-    with path.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if clock.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise ValueError(f"{folder} is in use by {holder}: one process at a time on a {what}") from None
-                clock.sleep(0.2)
-            except OSError:  # a network file system without locks
-                break
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def held(folder: str | os.PathLike) -> bool:
-    """True if some process holds a folder."""
-    path = pathlib.Path(folder) / LOCK
-    try:
-        with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False

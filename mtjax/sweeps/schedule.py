@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from mtjax.sweeps import ledger, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, Ledger, State
 from mtjax.sweeps.plan import Plan, Program
+from mtjax.training import lock
 
 POLL_SECONDS = 0.5
 MOST_INTERRUPTIONS = 100  # of one program by its machine, after which it counts as failed
@@ -107,7 +108,7 @@ def run(
         ValueError: another launcher is at work on the sweep.
         Stopped: a signal came.
     """
-    with ledger.lock(folder, "sweep"), Ledger(folder) as book, _Signals() as signals:
+    with lock.lock(folder, "sweep"), Ledger(folder) as book, _Signals() as signals:
         book.write("opened", launcher=launcher.name, host=socket.gethostname(), pid=os.getpid())
         while True:
             schedule = _Schedule(folder, plan, launcher, policy, book, report)

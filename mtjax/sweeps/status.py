@@ -14,6 +14,7 @@ import numpy as np
 from mtjax.sweeps import ledger, plan
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, WAITING, State
 from mtjax.sweeps.plan import Plan
+from mtjax.training import lock
 
 TAIL = 2**18  # bytes of a record that are looked at first; a line of many tasks is long
 ORDER = (RUNNING, STOPPED, FAILED, DIVERGED, WAITING, DONE)
@@ -95,7 +96,7 @@ def look(folder: str | os.PathLike, now: float | None = None) -> Status:
     total = sum(made.trials[row.trial].steps for row in rows if row.state not in (FAILED, DIVERGED))
     done = sum(s for s, row in zip(shares, rows, strict=True) if row.state not in (FAILED, DIVERGED))
     left = elapsed * (total - done) / done if running and done else None
-    return Status(made, state, tuple(rows), elapsed, left, ledger.held(folder))
+    return Status(made, state, tuple(rows), elapsed, left, lock.held(folder))
 
 
 def _row(made: Plan, program: str, name: str, progress: Any, lines: Mapping[str, dict], part: slice) -> Row:

@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from mtjax.sweeps import ledger, plan
+from mtjax.sweeps import plan
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, STOPPED
+from mtjax.training import lock
 
 OUTCOME, LOG = "outcome.json", "log.txt"
 PATIENCE = 120.0  # seconds to wait for a worker of a killed launcher, which is saving
@@ -54,7 +55,7 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
         raise ValueError(f"{folder} has no program {name!r}")
     program = made.programs[name]
     own = plan.program_dir(folder, name)
-    with ledger.lock(own, "program", wait=PATIENCE):
+    with lock.lock(own, "program", wait=PATIENCE):
         try:
             outcome = _train(folder, made, program, attempt)
         except Exception as error:

@@ -14,11 +14,13 @@ they are large.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import time as clock
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from mtjax.training.versions import write_atomically
 FILE = "metrics.jsonl"
 MEASURES = ("return", "length", "success", "success_any", "success_last")  # shown per task and in aggregate
 SYNC_SECONDS = 5.0  # a power cut loses at most this much
+FLUSH_SECONDS = 10.0  # that TensorBoard may be behind
 
 
 class Recorder:
@@ -38,25 +41,32 @@ class Recorder:
         run_dir: the run's folder; made if it is not there.
         task_names: names of the training tasks, [T].
         tensorboard: write TensorBoard's event files too.
+        alone: no other process writes this record. Else its last line, if torn, may be one in the making, and stays.
 
     Raises:
         ValueError: the folder holds a record of other tasks.
+        OSError: the record cannot be written, here or in any method; it names the file.
     """
 
-    def __init__(self, run_dir: str | os.PathLike, task_names: Sequence[str], tensorboard: bool = True):
+    def __init__(
+        self, run_dir: str | os.PathLike, task_names: Sequence[str], tensorboard: bool = True, *, alone: bool = True
+    ):
         self.path = pathlib.Path(run_dir) / FILE
         self.task_names = tuple(task_names)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        last_step = self._open_existing() if self.path.exists() else None
-        self._file = self.path.open("ab")
+        last_step = self._open_existing(alone) if self.path.exists() else None
+        # Unbuffered: a line is one system call, so that lines of two processes do not mix, and what a full disk
+        # has refused is not tried again when the file is closed.
+        self._file = self.path.open("ab", buffering=0)
         self._synced = clock.monotonic()
         if last_step is None:
             self._write({"kind": "tasks", "step": 0, "time": 0.0, "tasks": list(self.task_names)})
         self._board = _Board(self.path.parent, self.task_names, last_step) if tensorboard else None
 
-    def _open_existing(self) -> int | None:
+    def _open_existing(self, alone: bool) -> int | None:
         """Drop a torn tail, check the tasks. Returns the newest step, or None if nothing is recorded."""
-        _drop_torn_tail(self.path)
+        if alone:
+            _drop_torn_tail(self.path)
         lines = _parse(self.path)
         named = next((tuple(line["tasks"]) for line in lines if line["kind"] == "tasks"), None)
         if named is not None and named != self.task_names:
@@ -116,17 +126,19 @@ class Recorder:
 
     def sync(self) -> None:
         """Make every line durable. Call it before a checkpoint is saved: none may be ahead of its record."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named():
+            os.fsync(self._file.fileno())
         self._synced = clock.monotonic()
 
     def close(self) -> None:
         """Make everything durable and close. Closing twice is fine."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
-            if self._board:
-                self._board.close()
+            try:
+                self.sync()
+            finally:
+                self._file.close()
+                if self._board:
+                    self._board.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -136,10 +148,20 @@ class Recorder:
 
     def _write(self, line: Mapping[str, Any], sync: bool = False) -> None:
         line = {k: _plain(v) for k, v in line.items()}
-        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        rest = memoryview(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        with self._named():
+            while rest:
+                rest = rest[self._file.write(rest) :]
         if sync or clock.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What the system refuses, with the name of the file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 class Unrecorded:
@@ -253,16 +275,28 @@ def _nest(flat: list, shape: tuple[int, ...]) -> Any:
 
 
 class _Board:
-    """TensorBoard's view: aggregates in one group, tasks in another, so that 50 tasks bury nothing."""
+    """TensorBoard's view: aggregates in one group, tasks in another, so that 50 tasks bury nothing.
+
+    It is written in the caller's thread: tensorboardX's own, once a full disk has ended it, would let the run wait
+    for ever. What cannot be written costs a warning and the rest of the view.
+    """
 
     def __init__(self, run_dir: pathlib.Path, names: Sequence[str], last_step: int | None):
-        import tensorboardX  # here, because it takes a third of a second that --notensorboard need not pay
+        # Here, because it takes a third of a second that --notensorboard need not pay.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
 
-        # purge_step hides what a killed run wrote after the checkpoint that this one resumes from.
-        purge = None if last_step is None else last_step + 1
-        folder = str(run_dir / "tensorboard")
-        self._writer = tensorboardX.SummaryWriter(folder, purge_step=purge, flush_secs=10)
-        self._names = tuple(names)
+        self._folder, self._names = run_dir / "tensorboard", tuple(names)
+        self._event, self._summary = event_pb2.Event, summary
+        self._flushed = clock.monotonic()
+        self._writer: Any = None
+        with self._forgiven():
+            self._folder.mkdir(exist_ok=True)
+            self._writer = event_file_writer.EventsWriter(str(self._folder / "events"))
+            if last_step is not None:
+                # Hides what a killed run wrote after the checkpoint that this one resumes from.
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
+                self._write(self._event(step=last_step + 1, session_log=start))
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
@@ -282,10 +316,36 @@ class _Board:
                 self._measure(f"evaluation_{split}_{mode}", name, step, value, names)
 
     def text(self, step: int, message: str) -> None:
-        self._writer.add_text("events", message, step)
+        self._add(step, self._summary.text("events", message))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            with self._forgiven():
+                self._writer.close()
+            self._writer = None
+
+    def _add(self, step: int, summary: Any) -> None:
+        self._write(self._event(step=step, wall_time=clock.time(), summary=summary))
+
+    def _write(self, event: Any) -> None:
+        if self._writer is None:
+            return
+        with self._forgiven():
+            self._writer.write_event(event)
+            if clock.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = clock.monotonic()
+
+    @contextlib.contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with contextlib.suppress(OSError):
+                    writer.close()
+            warnings.warn(f"{self._folder} is not written any more: {error.strerror}", stacklevel=2)
 
     def _measure(self, group: str, name: str, step: int, value: np.ndarray, names: Sequence[str]) -> None:
         for label in ("mean", "median", "worst"):
@@ -298,4 +358,4 @@ class _Board:
         """Mean over everything that is finite; nothing at all where nothing is."""
         finite = value[np.isfinite(value)]
         if finite.size:
-            self._writer.add_scalar(tag, float(finite.mean()), step)
+            self._add(step, self._summary.scalar(tag, float(finite.mean())))

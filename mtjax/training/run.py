@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pathlib
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from mtjax import options, suites
-from mtjax.training import meshes, processes, record
+from mtjax.training import lock, meshes, processes, record
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
@@ -62,24 +65,26 @@ def train(
         What ``summary.json`` holds; {} in a process that is not the first.
 
     Raises:
-        ValueError: the configuration is wrong, the folder holds a run and ``resume`` is False, or it holds a run of
-            another configuration; or the mesh does not fit the run or the machine.
+        ValueError: the configuration is wrong, another process is at work in the folder, it holds a run and
+            ``resume`` is False, or it holds a run of another configuration; or the mesh does not fit the run or the
+            machine.
         Diverged: a loss or parameter is not finite.
         Interrupted: a signal came; the state was saved.
     """
     run_dir = pathlib.Path(run_dir)
     config.validate()
-    if not resume and processes.first() and (run_dir / record.FILE).exists():
-        raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
-    if resume and (run_dir / CONFIG).exists():
-        resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
-    suite = suites.make(config.suite)
-    trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
-    if processes.first():
-        write_description(config, suite, run_dir)
-    with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
-        session.loop()
-        return session.finish(draw=video)
+    with lock.lock(run_dir, "run") if processes.first() else contextlib.nullcontext():
+        if not resume and processes.first() and (run_dir / record.FILE).exists():
+            raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
+        if resume and (run_dir / CONFIG).exists():
+            resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
+        suite = suites.make(config.suite)
+        trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
+        if processes.first():
+            write_description(config, suite, run_dir)
+        with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
+            session.loop()
+            return session.finish(draw=video)
 
 
 def evaluate(
@@ -94,6 +99,8 @@ def evaluate(
     mesh: str = "",
 ) -> dict[str, Any]:
     """Evaluate a saved run on fresh environments and keys, and append the result to its record.
+
+    The run may be training meanwhile. One that cannot be written (a colleague's) is evaluated with a warning.
 
     Args:
         run_dir: the run's folder.
@@ -135,7 +142,7 @@ def evaluate(
     )
     key = jax.random.fold_in(jax.random.key(seed), STREAM_EVALUATION)
     results: dict[str, dict[str, Any]] = {}
-    with record.Recorder(run_dir, [t.name for t in suite.tasks], tensorboard=False) as recorder:
+    with _recorder(run_dir, suite) as recorder:
         for split in splits:
             if split != "train" and not trainer.learner.generalises:
                 warnings.warn(f"{split}: tasks own their networks, and unseen ones have none; skipped", stacklevel=2)
@@ -152,3 +159,19 @@ def evaluate(
             if video:
                 draw_videos(trainer, suite, state, run_dir, split, results[split])
     return {"step": step, "suite": suite.name, "episodes": episodes, "results": results}
+
+
+@contextlib.contextmanager
+def _recorder(run_dir: pathlib.Path, suite: suites.Suite) -> Iterator[record.Recorder]:
+    """What an evaluation writes to: the run's record, or nothing that lasts where that cannot be written."""
+    names, alone = [task.name for task in suite.tasks], not lock.held(run_dir)
+    with contextlib.ExitStack() as stack:
+        try:
+            recorder = record.Recorder(run_dir, names, tensorboard=False, alone=alone)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            warnings.warn(f"{run_dir} cannot be written: the results are not kept there", stacklevel=4)
+            elsewhere = stack.enter_context(tempfile.TemporaryDirectory())
+            recorder = record.Recorder(elsewhere, names, tensorboard=False)
+        yield stack.enter_context(recorder)

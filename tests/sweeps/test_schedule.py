@@ -184,7 +184,7 @@ def test_a_broken_ledger_is_not_guessed_at(tmp_path, made):
 
 def test_two_launchers_on_one_sweep(made, tmp_path):
     """The second is refused; the lock ends with the process that holds it, even by SIGKILL."""
-    code = "import sys, time; from mtjax.sweeps import ledger\nwith ledger.lock(sys.argv[1], 'sweep'):\n"
+    code = "import sys, time; from mtjax.training import lock\nwith lock.lock(sys.argv[1], 'sweep'):\n"
     code += "    print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"

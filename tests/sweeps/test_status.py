@@ -7,6 +7,7 @@ import pytest
 from mtjax import options
 from mtjax.launch import watch
 from mtjax.sweeps import ledger, plan, status
+from mtjax.training import lock
 from mtjax.training.config import RunConfig
 
 
@@ -62,7 +63,7 @@ def test_time_left(sweep):
 
 def test_whether_a_launcher_is_at_work(sweep):
     assert not status.look(sweep).launcher
-    with ledger.lock(sweep, "sweep"):
+    with lock.lock(sweep, "sweep"):
         assert status.look(sweep).launcher
 
 

@@ -1,0 +1,82 @@
+"""One process at a time on a folder: a lock that ends with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import socket
+import threading
+import time as clock
+from collections.abc import Iterator
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
+
+FILE = ".lock"
+PATIENCE = 0.3  # seconds: whoever only looks whether a folder is held, holds it for an instant
+
+_held_here: dict[pathlib.Path, int] = {}  # locks of this process, and the thread that took each
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold a folder for this process. A thread that holds it already may take it again.
+
+    Args:
+        folder: made if it is not there.
+        what: of the folder, for the message: "run", "sweep" or "program".
+        wait: seconds to wait for whoever holds it.
+
+    Raises:
+        ValueError: another process holds it; the message says which.
+        OSError: the folder cannot be written.
+    """
+    path = (pathlib.Path(folder) / FILE).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key, thread = path.resolve(), threading.get_ident()
+    if _held_here.get(key) == thread:
+        yield
+        return
+    with path.open("a+b", buffering=0) as file:
+        _take(file, folder, what, max(wait, PATIENCE))
+        _held_here[key] = thread
+        try:
+            with contextlib.suppress(OSError):  # the name is for people; on a full disk there is room for none
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            del _held_here[key]
+
+
+def _take(file, folder: str | os.PathLike, what: str, wait: float) -> None:
+    deadline = clock.monotonic() + wait
+    while fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if clock.monotonic() >= deadline:
+                file.seek(0)
+                holder = file.read().decode(errors="replace").strip() or "another process"
+                raise ValueError(f"{folder} is in use by {holder}: one process at a time on a {what}") from None
+            clock.sleep(0.05)
+        except OSError:  # a network file system without locks
+            return
+
+
+def held(folder: str | os.PathLike) -> bool:
+    """True if some process holds a folder. Changes nothing."""
+    if fcntl is None:
+        return False
+    try:
+        with (pathlib.Path(folder) / FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
