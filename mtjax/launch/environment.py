@@ -21,6 +21,13 @@ PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 # jaxlib < 0.11 on CPU: a fusion pass makes deep MJX body chains up to 1,000 times slower.
 SLOW_FUSION = "--xla_cpu_use_fusion_emitters"
 
+# Of matrix products of float32. On NVIDIA GPUs since Ampere jax's own choice is TensorFloat-32, which keeps about
+# three decimal digits: too few for physics (mujoco_playground's issue 86).
+PRECISIONS = ("auto", "default", "bfloat16", "tensorfloat32", "float32")
+
+# How long a process waits for the others at the end: the first one still draws.
+SHUTDOWN_SECONDS = 3600
+
 # Log levels of C++ and absl; whoever wants more sets them before starting.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}
 
@@ -97,6 +104,67 @@ def _gpu_backend() -> str:
     """jax's name for the kind of GPU whose plugin is installed."""
     installed = {dist.metadata["Name"] or "" for dist in importlib.metadata.distributions()}
     return "rocm" if any(name.startswith("jax-rocm") for name in installed) else "cuda"
+
+
+def connect(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Join the processes that train one run together. Before jax looks for devices.
+
+    Args:
+        coordinator: HOST:PORT at which the first process listens; "auto" lets jax find out where it can (SLURM,
+            Open MPI, TPU pods); "" stays alone.
+        num_processes: how many there are; 0 if jax is to find out.
+        process_id: which one this is, from 0; -1 if jax is to find out.
+
+    Raises:
+        ValueError: the three do not go together, or jax cannot find out.
+    """
+    given = {"num_processes": num_processes > 0, "process_id": process_id >= 0}
+    if not coordinator:
+        for name, there in given.items():
+            if there:
+                raise ValueError(f"--{name} goes with --coordinator=HOST:PORT, which is missing")
+        return
+    host, _, port = coordinator.rpartition(":")
+    if coordinator != "auto":
+        if not host or not port.isdecimal():
+            raise ValueError(f"--coordinator={coordinator}: expected HOST:PORT of the first process, or auto")
+        for name, there in given.items():
+            if not there:
+                raise ValueError(f"--coordinator={coordinator} needs --{name}")
+        if process_id >= num_processes:
+            raise ValueError(f"--process_id={process_id}: it must be below --num_processes={num_processes}")
+    import jax
+
+    # Its handler of SIGTERM would take the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=None if coordinator == "auto" else coordinator,
+            num_processes=num_processes or None,
+            process_id=process_id if process_id >= 0 else None,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        raise ValueError(f"--coordinator={coordinator}: {error}") from None
+
+
+def set_precision(precision: str) -> str:
+    """Set the precision of matrix products of float32.
+
+    "auto" is what JAX_DEFAULT_MATMUL_PRECISION says, or else float32 on accelerators and jax's own choice on a CPU.
+
+    Returns:
+        What holds now.
+    """
+    import jax
+
+    if precision == "auto":
+        own = jax.config.jax_default_matmul_precision or ("default" if jax.default_backend() == "cpu" else None)
+        if own:
+            return own
+        precision = "float32"
+    jax.config.update("jax_default_matmul_precision", precision)
+    return precision
 
 
 def cache_folder(choice: str) -> Path | None:

@@ -36,6 +36,8 @@ class Command:
     checkpoint: int = option(-1, "Step of the checkpoint; -1 takes the newest good one.", low=-1)
     video: bool = option(False, "Draw an episode of every task, too.")
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
+    mesh: str = option("", "Devices along the axes seed and env, e.g. seed:4; need not be the mesh that trained.")
+    matmul_precision: str = option("auto", "Of matrix products, as for mtjax-train.", choices=environment.PRECISIONS)
     compilation_cache: str = option(
         "auto",
         "Folder in which compiled programs are kept: 'auto' is mtjax in the user's cache folder, 'none' keeps none.",
@@ -59,6 +61,7 @@ def run(values: command.FlagValues) -> int:
     environment.prepare()
     environment.choose_platform(asked.platform)
     environment.keep_compiled_programs(asked.compilation_cache)
+    environment.set_precision(asked.matmul_precision)
 
     from mtjax.training import run as training
 
@@ -72,6 +75,7 @@ def run(values: command.FlagValues) -> int:
         seed=asked.seed,
         checkpoint=None if asked.checkpoint < 0 else asked.checkpoint,
         video=asked.video,
+        mesh=asked.mesh,
     )
     print(show.evaluation(results), flush=True)
     return command.OK

@@ -96,6 +96,24 @@ def define_options(values: FlagValues, config: Any) -> None:
             flags.DEFINE_flag(flag, values, module_name=title)
 
 
+class OrWord(OptionParser):
+    """An option that takes a word, too, for whoever reads it to replace by a value."""
+
+    def __init__(self, parser: OptionParser, word: str):
+        super().__init__({str(index): field for index, field in enumerate(parser.fields)})
+        self.word = word
+
+    def parse(self, argument: Any) -> Any:
+        """The word, or the option's value."""
+        return self.word if argument == self.word else super().parse(argument)
+
+
+def also(values: FlagValues, name: str, word: str, help: str) -> None:
+    """Let the flag of an option take a word besides."""
+    flag = values[name]
+    flag.parser, flag.help = OrWord(flag.parser, word), f"{flag.help}; {help}"
+
+
 def sections(config: Any) -> dict[str, dict[str, Fields]]:
     """What the help shows: titles, under each the options by name, of each its fields by kind.
 

@@ -62,8 +62,20 @@ def presets(all_presets: Iterable[Preset]) -> str:
     return "\n".join(blocks)
 
 
-def start(plan: Plan, suite: Any) -> str:
-    """What is about to run: the suite, the options that differ from the defaults, and the folder."""
+def devices(mesh: str, precision: str) -> str:
+    """What a run is about to run on, in one line: devices, mesh and precision."""
+    import jax
+
+    found, processes = jax.devices(), jax.process_count()
+    used = len(found) if mesh else 1
+    where = f"{count(used, 'device')} of {count(processes, 'process')}" if processes > 1 else count(used, "device")
+    shape = f", mesh {mesh}" if mesh else ""
+    idle = f" ({len(found) - used} more stand idle: --mesh)" if len(found) > used else ""
+    return f"{where} ({found[0].device_kind}){shape}{idle}; matrix products in precision {precision}"
+
+
+def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
+    """What is about to run: the suite, the options that differ from the defaults, notes, and the folder."""
     config, preset = plan.resolved.config, plan.resolved.preset
     splits = ", ".join(f"{len(split)} {name}" for name, split in suite.splits.items() if len(split))
     lines = [f"mtjax {mtjax.__version__}: {suite.name} ({splits} tasks; {version(suite.version)})"]
@@ -77,6 +89,7 @@ def start(plan: Plan, suite: Any) -> str:
         schedule = options.flatten(config).get("learning_rate_schedule", "constant")
         if schedule != "constant":
             lines.append(f"warning: the {schedule} learning-rate schedule is stretched")
+    lines += notes
     verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
     return "\n".join([*lines, f"{verb}: {plan.run_dir}"])
 
@@ -184,7 +197,8 @@ MOST_ROWS = 40  # of the plan's programs
 
 def count(number: int, what: str) -> str:
     """How many there are: 1 trial, 12 trials."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    plural = "" if number == 1 else "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{plural}"
 
 
 def _listed(values: Sequence[Any], most: int = 8) -> str:

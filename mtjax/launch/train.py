@@ -15,12 +15,15 @@ from mtjax.training.config import RunConfig
 if TYPE_CHECKING:
     from mtjax.suites import Suite
 
+AUTO = "auto"  # as --num_envs: what fits
+
 USAGE = """
     mtjax-train trains one multi-task agent (or --num_seeds of them) and leaves a run folder.
 
       mtjax-train --suite=gridworld-two-rooms
       mtjax-train --suite=hidden-hopper --grads=mean --num_seeds=8 --run_dir=runs/hopper
       mtjax-train --run_dir=runs/hopper --resume
+      mtjax-train --suite=hidden-hopper --platform=gpu --num_seeds=8 --mesh=seed:4,env:2
 
     Values come from the defaults, then the suite's preset or --config_from, then flags. A flag on the
     command line beats one in a --flagfile. Options marked [vmapped] are leaves of the state, one value a seed.
@@ -46,6 +49,24 @@ class Command:
     )
     config_from: str = option("", "Folder of a run whose configuration is taken over; flags override it.")
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
+    mesh: str = option(
+        "",
+        "Devices along the axes seed and env, e.g. seed:4,env:2: seeds, then environments are divided among them. "
+        "Without it one device.",
+    )
+    matmul_precision: str = option(
+        "auto",
+        "Of matrix products of float32: 'auto' is float32 on accelerators, 'default' what jax chooses there "
+        "(TensorFloat-32 on NVIDIA GPUs, faster and too coarse for some physics).",
+        choices=environment.PRECISIONS,
+    )
+    coordinator: str = option(
+        "",
+        "HOST:PORT of the first of several processes that train this run together, each with its devices of the "
+        "--mesh; 'auto' where jax finds it itself (SLURM, Open MPI, TPU pods).",
+    )
+    num_processes: int = option(0, "How many processes there are, beside --coordinator=HOST:PORT.", low=0)
+    process_id: int = option(-1, "Which of them this one is, from 0.", low=-1)
     compilation_cache: str = option(
         "auto",
         "Folder in which compiled programs are kept, so that the next run starts sooner: 'auto' is mtjax in "
@@ -62,6 +83,7 @@ def define(values: command.FlagValues) -> None:
     """Define the command's flags and one for every option of a run."""
     flags.define_options(values, Command())
     flags.define_options(values, RunConfig())
+    flags.also(values, "num_envs", AUTO, "'auto' chooses what fits the device's memory and the length of the run")
     flags.define_help(values, USAGE)
 
 
@@ -76,14 +98,30 @@ def run(values: command.FlagValues) -> int:
         for line in show.suites():
             print(line, flush=True)
         return command.OK
-    plan = make_plan(asked, flags.given(values, RunConfig()))
+    given = flags.given(values, RunConfig())
+    fit = given.get("num_envs") == AUTO
+    if fit:
+        del given["num_envs"]
+    plan = make_plan(asked, given)
+    environment.connect(asked.coordinator, asked.num_processes, asked.process_id)
     environment.choose_platform(asked.platform)
     environment.keep_compiled_programs(asked.compilation_cache)
-    print(show.start(plan, check(plan.resolved.config)), flush=True)
+    precision = environment.set_precision(asked.matmul_precision)
+    notes = [show.devices(asked.mesh, precision)]
+    if fit and not plan.resume:
+        plan, reason = fitted(plan, asked.mesh)
+        notes.append(reason)
+    suite = check(plan.resolved.config, asked.mesh)
+
+    import jax
+
+    first = jax.process_index() == 0  # of those that train this run together; it alone writes and prints
+    if first:
+        print(show.start(plan, suite, notes), flush=True)
+        folder.open_folder(plan)
 
     from mtjax.training import run as training
 
-    folder.open_folder(plan)
     summary = training.train(
         plan.resolved.config,
         plan.run_dir,
@@ -91,8 +129,10 @@ def run(values: command.FlagValues) -> int:
         progress=asked.progress,
         video=asked.video,
         tensorboard=asked.tensorboard,
+        mesh=asked.mesh,
     )
-    print(show.summary(summary, plan.run_dir), flush=True)
+    if first:
+        print(show.summary(summary, plan.run_dir), flush=True)
     return command.OK
 
 
@@ -102,6 +142,8 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
     Raises:
         ValueError: options that contradict each other, or a folder that does not allow it.
     """
+    if asked.coordinator and not asked.run_dir:
+        raise ValueError("--coordinator needs --run_dir: all processes must name the same folder")
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
     if asked.resume and asked.run_dir and resolve.is_run(asked.run_dir) and not asked.config_from:
@@ -115,19 +157,33 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
     return folder.plan_resume(explicit, resolved, run_dir)
 
 
-def check(config: RunConfig) -> Suite:
+def fitted(plan: folder.Plan, mesh: str) -> tuple[folder.Plan, str]:
+    """The plan with the number of environments that fits this machine, and the reason."""
+    from mtjax import suites
+    from mtjax.training import memory, meshes, processes
+
+    config = plan.resolved.config
+    choice = memory.choose_envs(config, suites.make(config.suite), meshes.parse(mesh))
+    config = options.replace(config, {"num_envs": processes.from_first(choice.num_envs)})
+    resolved = dataclasses.replace(plan.resolved, config=config, sources={**plan.resolved.sources, "num_envs": AUTO})
+    return dataclasses.replace(plan, resolved=resolved), f"num_envs is {choice.num_envs}: {choice.reason}"
+
+
+def check(config: RunConfig, mesh: str = "") -> Suite:
     """Build what the run consists of, which refuses what it does not know; nothing is compiled.
 
     Raises:
-        ValueError: an unknown suite or gradient method, or sizes that do not fit.
+        ValueError: an unknown suite or gradient method, sizes that do not fit, or a mesh that does not.
         ImportError: an extra that is not installed.
     """
     from mtjax import grads, suites
+    from mtjax.training import meshes
     from mtjax.training.trainer import Trainer
 
+    layout = meshes.parse(mesh)
     grads.get(config.grads)
     suite = suites.make(config.suite)
-    Trainer(config, suite)
+    Trainer(config, suite, placement=meshes.placed(layout, config, suite))
     return suite
 
 

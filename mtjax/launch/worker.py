@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     process = plan.load(asked.sweep).process
     environment.choose_platform(process["platform"])
     environment.keep_compiled_programs(process["compilation_cache"])
+    environment.set_precision("auto")
     if asked.with_launcher:
         threading.Thread(target=_follow_launcher, daemon=True).start()
     outcome = worker.run(asked.sweep, asked.program, asked.attempt)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax import grads
+from mtjax import grads, spread
 from mtjax.learners import acting, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
@@ -242,12 +242,13 @@ class _PPO:
             reward = jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
         observation = self._normalize(state.observations, task_major(rollout.observation))
         reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
-        final = task_major(rollout.final_observation)
+        final = spread.whole(task_major(rollout.final_observation))  # from which few are taken
         value = self._values(state.params["value"], observation)
         values = time_major(value, reward.shape)
 
         def of_final(steps: Array) -> Array:
             chosen = jnp.take_along_axis(final, steps[:, :, None], axis=1, mode="clip")
+            chosen = spread.divided(chosen, axis=1)
             return self._values(state.params["value"], self._normalize(state.observations, chosen))
 
         advantage, target = generalized_advantages(
@@ -300,12 +301,13 @@ class _PPO:
         order_key, loss_key = jax.random.split(key)
 
         rows, unpack = pack(batch)
+        rows = spread.whole(rows)  # a minibatch takes from anywhere
         order = shuffled(order_key, batch.advantage.shape[1], config.num_epochs, config.num_minibatches)
 
         def visit(carry, step):
             state, active = carry
             indices, index = step
-            minibatch = unpack(jnp.take(rows, indices, axis=1, mode="clip"))
+            minibatch = unpack(spread.divided(jnp.take(rows, indices, axis=1, mode="clip"), axis=1))
             new, metrics = self._step(state, minibatch, jax.random.fold_in(loss_key, index))
             if config.target_kl:
                 new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtjax import spread
 from mtjax.learners.base import TaskSpec, Transitions
 
 Array = jax.Array
@@ -89,7 +90,7 @@ class Buffer:
         sample = Sample(rollout.observation, action, rollout.reward, rollout.terminated, rollout.final_observation)
         columns = [leaf.astype(jnp.float32).reshape(*leaf.shape[:3], -1) for leaf in sample]
         rows = jnp.moveaxis(jnp.concatenate(columns, axis=-1), 1, 0)  # [T, H, E, F]
-        rows = rows.reshape(rows.shape[0], self.arriving, self.width)
+        rows = spread.whole(rows.reshape(rows.shape[0], self.arriving, self.width))
         zero = jnp.zeros((), jnp.int32)
         return Replay(
             jax.lax.dynamic_update_slice(replay.rows, rows, (zero, replay.position, zero)),
@@ -105,7 +106,7 @@ class Buffer:
         shape = (self.spec.num_tasks, batch_size)
         index = jax.random.randint(key, shape, 0, jnp.maximum(replay.size, 1))
         rows = jax.vmap(lambda rows, index: jnp.take(rows, index, axis=0, mode="clip"))(replay.rows, index)
-        return self.unpack(rows)
+        return self.unpack(spread.divided(rows, axis=1))
 
     def unpack(self, rows: Array) -> Sample:
         """Rows [..., F] as what they were made of."""
@@ -124,7 +125,7 @@ class Buffer:
         seeds = f" and {num_seeds} seeds" if num_seeds > 1 else ""
         return (
             f"replay: {self.capacity:,} transitions of each of {self.spec.num_tasks} tasks{seeds}, "
-            f"{_size(num_seeds * self.bytes)} on the device"
+            f"{size_text(num_seeds * self.bytes)} on the device"
         )
 
     def require_memory(self, num_seeds: int) -> None:
@@ -135,15 +136,15 @@ class Buffer:
         """
         need, free = num_seeds * self.bytes, free_memory()
         if self.limit and need > self.limit:
-            allowed = f"replay_limit allows {_size(self.limit)}"
+            allowed = f"replay_limit allows {size_text(self.limit)}"
         elif not self.limit and free is not None and need > free:
-            allowed = f"{_size(free)} are free"
+            allowed = f"{size_text(free)} are free"
         else:
             return
         raise ValueError(f"{self.describe(num_seeds)}, but {allowed}; lower replay_capacity or num_seeds")
 
 
-def _size(number: float) -> str:
+def size_text(number: float) -> str:
     """Bytes in a unit that suits them."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= unit:
@@ -190,7 +191,10 @@ def refilled(tree: Any, like: Any) -> Any:
     """The tree with the replays that ``emptied`` has taken the memory of as large as in ``like``, and still empty."""
 
     def refill(value: Any, wanted: Any) -> Any:
-        return value._replace(rows=jnp.zeros(wanted.rows.shape, wanted.rows.dtype)) if is_replay(value) else value
+        if not is_replay(value):
+            return value
+        rows = jnp.zeros(wanted.rows.shape, wanted.rows.dtype, device=getattr(wanted.rows, "sharding", None))
+        return value._replace(rows=rows)
 
     return jax.tree.map(refill, tree, like, is_leaf=is_replay)
 

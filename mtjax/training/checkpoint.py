@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 from mtjax.training.versions import write_json
 
@@ -70,7 +71,7 @@ class Checkpointer:
         # Orbax deletes nothing: it would drop the old checkpoint before we have sealed the new one. And it
         # saves in our thread, not its own: those of a failed save keep the program from ending for minutes.
         options = ocp.CheckpointManagerOptions(
-            create=not read_only, read_only=read_only, enable_async_checkpointing=False
+            create=False, read_only=read_only, enable_async_checkpointing=False, multiprocessing_options=_alone()
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -91,7 +92,7 @@ class Checkpointer:
 
         Args:
             step: environment steps; greater than :attr:`latest_step`.
-            state: pytree of arrays; typed PRNG keys are fine.
+            state: pytree of arrays; typed PRNG keys are fine. Of several processes one saves, and has all of it.
             host: what JSON can say (tuples come back as lists, keys as strings).
 
         Raises:
@@ -107,7 +108,7 @@ class Checkpointer:
         leaves = describe(state)
         host = dict(host or {})
         json.dumps(host)
-        copy = jax.tree.map(lambda leaf: _copied(_storable(leaf)), state)
+        copy = jax.tree.map(_copied, state)
         self._pending = step, self._writer.submit(self._write, step, copy, host, leaves)
 
     def wait(self) -> None:
@@ -166,7 +167,8 @@ class Checkpointer:
 
         Args:
             abstract_state: pytree of arrays or ``jax.ShapeDtypeStruct`` (e.g. of ``jax.eval_shape``); a leaf
-                without a sharding goes to the default device.
+                without a sharding goes to the default device, one with a sharding over several processes
+                must be asked for by all of them.
             step: load this one only.
 
         Returns:
@@ -176,34 +178,35 @@ class Checkpointer:
             MismatchError: it holds another pytree; the message names the leaf.
             CheckpointError: it is as it was written, yet Orbax cannot read it.
         """
+        good = self.find(step)
+        return None if good is None else (good, *self.load(good, abstract_state))
+
+    def find(self, step: int | None = None) -> int | None:
+        """The step that :meth:`restore` loads, or None; what is damaged is dealt with as it says."""
         self.wait()
         self.skipped = []
-        candidates = sorted(self._steps(), reverse=True) if step is None else [step]
-        for candidate in candidates:
+        good = None
+        for candidate in sorted(self._steps(), reverse=True) if step is None else [step]:
             problem = verify(self.folder / str(candidate), candidate)
             if problem is None:
-                state, host = self._load(candidate, abstract_state)
-                self._set_aside(candidate)
-                return candidate, state, host
+                good = candidate
+                break
             self.skipped.append((candidate, problem))
-        self._set_aside(None)
-        return None
+        self._set_aside(good)
+        return good
 
-    def _load(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+    def load(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """The (state, host) of a step that :meth:`find` has found. Raises as :meth:`restore`."""
         wanted = describe(abstract_state)
         where = f"checkpoint {step} in {self.folder}"
         _assert_equal(json.loads((self.folder / str(step) / MANIFEST).read_text())["leaves"], wanted, where)
-        target = {"state": jax.tree.map(lambda leaf: _placed(_storable(leaf)), abstract_state)}
+        target = {"state": jax.tree.map(_stored, abstract_state)}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
         except Exception as error:
             raise CheckpointError(f"{where} is undamaged, but Orbax cannot read it: {error}") from error
-        state = jax.tree.map(
-            lambda leaf, like: leaf if like.size else jnp.zeros(like.shape, like.dtype),
-            restored["state"]["state"],
-            abstract_state,
-        )
+        state = jax.tree.map(_loaded, restored["state"]["state"], abstract_state)
         _assert_equal(describe(state), wanted, where)
         return state, restored["host"]
 
@@ -213,7 +216,7 @@ class Checkpointer:
             return
         named = "; ".join(f"{step}: {problem}" for step, problem in self.skipped)
         found = "there is no good one" if good is None else f"using {good}"
-        warnings.warn(f"skipped damaged checkpoints in {self.folder} ({named}); {found}", stacklevel=3)
+        warnings.warn(f"skipped damaged checkpoints in {self.folder} ({named}); {found}", stacklevel=4)
         if self.read_only:
             return
         for step, _ in self.skipped:
@@ -310,22 +313,49 @@ def _assert_equal(found: Leaves, wanted: Leaves, where: str) -> None:
     )
 
 
-def _copied(leaf: Any) -> Any:
-    """The leaf, in memory that nobody donates. Keys are small and stay on the device, to keep their type."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.copy(leaf)
-    return np.array(leaf)
+def _copied(leaf: Any) -> np.ndarray:
+    """What Orbax stores of a leaf, in memory that nobody donates.
+
+    Of a key its numbers; one byte where there are no elements, which Orbax refuses to store.
+    """
+    if not leaf.size:
+        return np.zeros((1,), np.uint8)
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _storable(leaf: Any) -> Any:
-    """The leaf, or one byte in its place where it has no elements, which Orbax refuses to store."""
-    return leaf if leaf.size else jnp.zeros((1,), jnp.uint8)
+def _stored(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of what is stored of a leaf, and where it shall go.
+
+    Left open, Orbax would ask for the devices that saved it.
+    """
+    like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if not leaf.size:
+        like = jax.ShapeDtypeStruct((1,), jnp.uint8)
+    elif _is_key(leaf):
+        like = jax.eval_shape(jax.random.key_data, like)
+    sharding = (leaf.size and getattr(leaf, "sharding", None)) or SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
 
 
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The leaf with a sharding. Left open, Orbax would ask for the devices that saved it."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _loaded(stored: jax.Array, like: Any) -> jax.Array:
+    """The leaf of which this was stored."""
+    if not like.size:
+        return jnp.zeros(like.shape, like.dtype)
+    return jax.random.wrap_key_data(stored) if _is_key(like) else stored
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax without its barriers: each process that saves or restores does so by itself."""
+    me = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
 
 
 def _move_into(path: pathlib.Path, folder: pathlib.Path) -> None:

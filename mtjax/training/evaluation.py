@@ -7,10 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mtjax import spread
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners.base import Learner, Unseen, masks_of
 from mtjax.suites.base import Suite
+from mtjax.training.meshes import Placement
 from mtjax.training.rollout import over_seeds, traceable
 
 
@@ -24,6 +27,7 @@ class Evaluator:
         num_seeds: S.
         seed: folded into nothing else; host simulators take it.
         contexts: embeddings [N, D] of the tasks' descriptions by split, for learners that read them.
+        placement: where arrays lie.
     """
 
     def __init__(
@@ -35,12 +39,14 @@ class Evaluator:
         num_seeds: int,
         seed: int,
         contexts: Mapping[str, Array] | None = None,
+        placement: Placement | None = None,
     ):
         self.learner, self.suite = learner, suite
+        self.placement = placement or Placement()
         self.contexts = contexts or {}
         self.episodes, self.num_seeds, self.seed = episodes, num_seeds, seed
         self._envs: dict[str, VectorEnv] = {}
-        self._run = jax.jit(self._evaluate)
+        self._run = self.placement.jit(self._evaluate, gives=self.placement.everywhere)
 
     def __call__(
         self, states: Any, *, split: str = "train", deterministic: bool = True, key: Array, rounds: int = 1
@@ -58,7 +64,9 @@ class Evaluator:
             "return", "length", "success_any", "success_last": [S, N] means over episodes, float32.
         """
         env = self._env(split)  # says so if there is no such split
-        flag, unseen = jnp.asarray(deterministic), unseen_tasks(self.suite, split, self.contexts)
+        everywhere = self.placement.everywhere
+        flag = np.asarray(deterministic)
+        unseen = self.placement.place(unseen_tasks(self.suite, split, self.contexts), everywhere)
         keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num_seeds))
         results = [
             self._run(env, states, jax.vmap(jax.random.fold_in, (0, None))(keys, index), flag, unseen)
@@ -69,14 +77,14 @@ class Evaluator:
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:
             env = self.suite.vector_env(self.episodes, split=split, seed=self.seed)
-            self._envs[split] = traceable(env)
+            self._envs[split] = self.placement.place(traceable(env), self.placement.everywhere)
         return self._envs[split]
 
     def _evaluate(self, env: VectorEnv, states: Any, keys: Array, deterministic: Array, unseen: Unseen | None):
         reset, step = over_seeds(env)
         # Every seed from its own key alone: who else is in the program changes nothing.
         reset_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        env_state, observation = reset(reset_keys)
+        env_state, observation = jax.tree.map(lambda x: spread.divided(x, axis=2), reset(reset_keys))
 
         def policy(state: Any, observation: Array, key: Array) -> Array:
             return self.learner.policy(state, observation, key, deterministic, unseen)

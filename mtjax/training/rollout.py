@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtjax import spread
 from mtjax.envs.base import Array, Step, VectorEnv
 from mtjax.learners.base import Transitions
 
@@ -85,7 +86,10 @@ def over_seeds(env: VectorEnv) -> tuple[Callable, Callable]:
     Returns:
         (reset: keys [S] → (state, observation [S, T, E, obs]), step: (state, actions, keys [S]) → …).
     """
-    return (jax.vmap(env.reset), jax.vmap(env.step)) if env.on_device else (env.reset, env.step)
+    if not env.on_device:
+        return env.reset, env.step
+    axis = spread.seed_axis()
+    return jax.vmap(env.reset, spmd_axis_name=axis), jax.vmap(env.step, spmd_axis_name=axis)
 
 
 def traceable(env: VectorEnv) -> VectorEnv:

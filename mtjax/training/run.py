@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mtjax import options, suites
-from mtjax.training import record
+from mtjax.training import meshes, processes, record
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
@@ -44,6 +44,7 @@ def train(
     progress: bool = True,
     video: bool = True,
     tensorboard: bool = True,
+    mesh: str = "",
 ) -> dict[str, Any]:
     """Train as ``config`` says and leave everything in ``run_dir``.
 
@@ -54,25 +55,28 @@ def train(
         progress: show progress on the screen.
         video: draw an episode of every task at the end.
         tensorboard: write TensorBoard's files too.
+        mesh: devices along the axes "seed" and "env", e.g. "seed:4,env:2"; "" is one device. It is no part of the
+            configuration: a run may continue on another mesh. Where there are several processes, all call this.
 
     Returns:
-        What ``summary.json`` holds.
+        What ``summary.json`` holds; {} in a process that is not the first.
 
     Raises:
         ValueError: the configuration is wrong, the folder holds a run and ``resume`` is False, or it holds a run of
-            another configuration.
+            another configuration; or the mesh does not fit the run or the machine.
         Diverged: a loss or parameter is not finite.
         Interrupted: a signal came; the state was saved.
     """
     run_dir = pathlib.Path(run_dir)
     config.validate()
-    if not resume and (run_dir / record.FILE).exists():
+    if not resume and processes.first() and (run_dir / record.FILE).exists():
         raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
     if resume and (run_dir / CONFIG).exists():
         resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
     suite = suites.make(config.suite)
-    trainer = Trainer(config, suite)
-    write_description(config, suite, run_dir)
+    trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
+    if processes.first():
+        write_description(config, suite, run_dir)
     with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
         session.loop()
         return session.finish(draw=video)
@@ -87,6 +91,7 @@ def evaluate(
     seed: int = 0,
     checkpoint: int | None = None,
     video: bool = False,
+    mesh: str = "",
 ) -> dict[str, Any]:
     """Evaluate a saved run on fresh environments and keys, and append the result to its record.
 
@@ -98,6 +103,7 @@ def evaluate(
         seed: of the evaluation's own randomness.
         checkpoint: its step; None is the newest good one.
         video: draw an episode of every task of the splits.
+        mesh: as in :func:`train`; it may differ from the one that trained.
 
     Returns:
         {"step", "suite", "episodes", "results": {split: {mode: see ``summarize_evaluation``}}}.
@@ -108,7 +114,7 @@ def evaluate(
     run_dir = pathlib.Path(run_dir)
     config = load_config(run_dir)
     suite = suites.make(config.suite)
-    trainer = Trainer(config, suite)
+    trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
     with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
         if checkpoint is not None:
             warnings.simplefilter("ignore")  # there is nothing else to fall back on, and it is said below
@@ -125,6 +131,7 @@ def evaluate(
         num_seeds=config.num_seeds,
         seed=config.seed + seed + 1,
         contexts=trainer.contexts,
+        placement=trainer.placement,
     )
     key = jax.random.fold_in(jax.random.key(seed), STREAM_EVALUATION)
     results: dict[str, dict[str, Any]] = {}

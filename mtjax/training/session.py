@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtjax.learners import replay
+from mtjax.learners.replay import free_memory
 from mtjax.suites.base import Suite
-from mtjax.training import plots, record, versions
+from mtjax.training import memory, plots, processes, record, versions
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
 from mtjax.training.evaluation import Evaluator
@@ -47,15 +49,16 @@ class Session:
         self.suite: Suite = suite
         self.trainer: Trainer = trainer
         self.run_dir: pathlib.Path = run_dir
-        self.saver: Checkpointer = saver
+        self.saver: Checkpointer | processes.SharedCheckpoints = saver
         self.bar: Progress = bar
-        self.stop: threading.Event = stop
+        self.stop: threading.Event | processes.CommonStop = processes.CommonStop(stop) if processes.several() else stop
         self.update = 0
+        self.saved: int | None = None  # step of the newest checkpoint
         self.lost: dict[str, dict[str, Any]] = {}
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.state: TrainState
-        self.recorder: record.Recorder
+        self.recorder: record.Recorder | record.Unrecorded
         self.evaluator = Evaluator(
             trainer.learner,
             suite,
@@ -63,6 +66,7 @@ class Session:
             num_seeds=config.num_seeds,
             seed=config.seed + 1,
             contexts=trainer.contexts,
+            placement=trainer.placement,
         )
 
     @property
@@ -80,12 +84,10 @@ class Session:
     def open(self, *, resume: bool, tensorboard: bool, stack: contextlib.ExitStack) -> None:
         """Restore or start, and compile."""
         if self.trainer.learner.replay:
-            self.bar.message(self.trainer.learner.replay.describe(self.config.num_seeds))
+            seeds = self.config.num_seeds // self.trainer.placement.layout.seed
+            self.bar.message(self.trainer.learner.replay.describe(seeds))
         messages = self._restore() if resume else []
-        if resume and (self.run_dir / record.FILE).exists():
-            record.truncate_after(self.run_dir, self.step)
-        names = [info.name for info in self.suite.tasks]
-        self.recorder = stack.enter_context(record.Recorder(self.run_dir, names, tensorboard))
+        self.recorder = self._recorder(resume, tensorboard, stack)
         for message in messages:
             self.bar.message(message)
             self.recorder.event(self.step, self.seconds, message)
@@ -93,6 +95,16 @@ class Session:
             with self.bar.compiling("the start"):
                 self.state = jax.block_until_ready(self.trainer.init())
         self._compile()
+
+    def _recorder(
+        self, resume: bool, tensorboard: bool, stack: contextlib.ExitStack
+    ) -> record.Recorder | record.Unrecorded:
+        if not processes.first():
+            return record.Unrecorded()
+        if resume and (self.run_dir / record.FILE).exists():
+            record.truncate_after(self.run_dir, self.step)
+        names = [info.name for info in self.suite.tasks]
+        return stack.enter_context(record.Recorder(self.run_dir, names, tensorboard))
 
     def _restore(self) -> list[str]:
         with warnings.catch_warnings():
@@ -102,6 +114,7 @@ class Session:
         if found is None:
             return [*messages, "no usable checkpoint: starting from the beginning"]
         step, self.state, host = found
+        self.saved = step
         self.state = self.trainer.restored(self.state)
         self.update, self.seconds_before = host["update"], host["seconds"]
         self.lost = host.get("lost", {})
@@ -117,6 +130,10 @@ class Session:
         _, rollout = jax.eval_shape(self.trainer.collect, self.trainer.env, self.state)
         with self.bar.compiling("the update"):
             self._update = self.trainer.update.lower(self.state, rollout).compile()
+        programs = {"the rollout": self._collect, "the update": self._update}
+        taken = memory.describe({name: memory.of_program(c) for name, c in programs.items()}, free_memory())
+        if taken:
+            self.bar.message(taken)
 
     # ------------------------------------------------------------------------------------------ loop
 
@@ -213,17 +230,19 @@ class Session:
         what = f"diverged at step {step}: not finite: {', '.join(bad)}"
         if trial:
             return f"trial {trial} {what}"
-        good = self.saver.latest_step
+        good = self.saved
         saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
         return f"{what}; {saved} in {self.run_dir}"
 
     def _save(self, metrics: Mapping[str, Any]) -> None:
-        if self.saver.latest_step == self.step:
+        if self.saved == self.step:
             return
         self._check(metrics, self.step)
         self.recorder.sync()
         host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}
-        self.saver.save(self.step, self.trainer.saved(self.state), host)
+        state = self.trainer.placement.whole(self.trainer.saved(self.state))
+        self.saver.save(self.step, state, host)
+        self.saved = self.step
 
     # ------------------------------------------------------------------------------------ evaluation
 
@@ -232,9 +251,7 @@ class Session:
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         keys = fold(fold(self.state.keys, STREAM_EVALUATION), self.update)
         with self.bar.paused():
-            values = self.evaluator(
-                self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds
-            )
+            values = self.evaluator(self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds)
             values = jax.tree.map(np.asarray, values)
         self.recorder.evaluation(
             self.step,
@@ -250,11 +267,16 @@ class Session:
         return values
 
     def finish(self, *, draw: bool) -> dict[str, Any]:
-        """Evaluate on all splits, draw plots and videos, write the summary."""
+        """Evaluate on all splits, draw plots and videos, write the summary, which is {} where another process does."""
         trained, measured = self.seconds, self.measure()
         self.recorder.sync()
         self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
-        return self.conclude(self.run_dir, self.config, self.state, measured, seconds=trained, draw=draw)
+        state = self.trainer.placement.whole(replay.emptied(self.state)) if draw else self.state
+        if processes.several():
+            if not processes.first():
+                return {}
+            self.stop = self.stop.mine  # from here on the first process is on its own
+        return self.conclude(self.run_dir, self.config, state, measured, seconds=trained, draw=draw)
 
     def measure(self) -> dict[str, dict[str, Mapping[str, np.ndarray]]]:
         """The final evaluation on every split: {split: {mode: {measure: [S, N]}}}."""
@@ -321,9 +343,11 @@ def at_work(
 ) -> Iterator[Session]:
     """A session that is ready to train, in a folder that describes it already. Raises as :func:`train`."""
     with contextlib.ExitStack() as stack:
-        saver = stack.enter_context(Checkpointer(run_dir, trainer.config.keep_checkpoints))
+        keeper = processes.SharedCheckpoints if processes.several() else Checkpointer
+        saver = stack.enter_context(keeper(run_dir, trainer.config.keep_checkpoints))
         total_steps = trainer.num_updates * trainer.steps_per_update
-        bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=progress))
+        shown = progress and processes.first()
+        bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=shown))
         stop = stack.enter_context(stop_signals())
         session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
         session.open(resume=resume, tensorboard=tensorboard, stack=stack)
@@ -344,7 +368,8 @@ def stop_signals() -> Iterator[threading.Event]:
         event.set()
 
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
-    before = {number: signal.signal(number, handle) for number in numbers}
+    # None stands for a handler that is not Python's, which cannot be put back.
+    before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in numbers}
     try:
         yield event
     finally:

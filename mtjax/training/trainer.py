@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.envs.host import HostVectorEnv
@@ -16,7 +17,7 @@ from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.descent import gradient_method
 from mtjax.suites import descriptions
 from mtjax.suites.base import Suite
-from mtjax.training import packing
+from mtjax.training import meshes, packing
 from mtjax.training.config import RunConfig
 from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
 
@@ -45,6 +46,7 @@ class Trainer:
 
     Attributes:
         rows: who is who along the seed axis.
+        placement: where arrays lie.
         learner: the learner.
         contexts: [N, D] float32 by split: embeddings of the tasks' descriptions, D = 0 if nobody reads them.
         env: the training environments.
@@ -52,30 +54,42 @@ class Trainer:
         num_updates: updates of the whole run.
     """
 
-    def __init__(self, config: RunConfig, suite: Suite, rows: packing.Rows | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        suite: Suite,
+        rows: packing.Rows | None = None,
+        placement: meshes.Placement | None = None,
+    ):
         config.validate()
         self.config, self.suite, self.rows = config, suite, rows or packing.alone(config)
+        self.placement = place = placement or meshes.Placement()
         self.steps_per_update = suite.num_tasks * config.num_envs * config.hyper.rollout_length
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.contexts = task_contexts(config, suite)
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
         if self.learner.replay:
-            self.learner.replay.require_memory(config.num_seeds)
+            self.learner.replay.require_memory(config.num_seeds // place.layout.seed)
         env = suite.vector_env(config.num_envs, seed=config.seed)
         if isinstance(env, HostVectorEnv):  # episodes of one length would otherwise all end at once
             env = dataclasses.replace(env, stagger=True)
-        self.env: VectorEnv = traceable(env)
-        self.collect = jax.jit(self._collect, donate_argnums=1)
-        self.update = jax.jit(self._update, donate_argnums=0)
-        self.report = jax.jit(self._report, donate_argnums=0)
+        self.env: VectorEnv = place.place(traceable(env), place.everywhere)
+        self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)
+        state, rollout, metrics = self.shardings, place.rollout, place.everywhere
+        self.collect = place.jit(self._collect, takes=(place.everywhere, state), gives=(state, rollout), donate=1)
+        self.update = place.jit(self._update, takes=(state, rollout), gives=(state, metrics), donate=0)
+        self.report = place.jit(self._report, takes=(state,), gives=(state, metrics), donate=0)
 
     def init(self) -> TrainState:
         """The state before the first step, for the seeds of the rows: ``seed … seed + S − 1`` of a run."""
-        seeds = jnp.asarray(self.rows.seeds, jnp.int32)
-        keys = jax.vmap(jax.random.key)(seeds)
-        state = jax.jit(self._init)(self.env, keys)
+        state = self.placement.jit(self._init, gives=self.shardings)(self.env, self._seeds)
         # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
-        return jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), state, is_leaf=replay.is_replay)
+        state = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), state, is_leaf=replay.is_replay)
+        return self.placement.place(state, self.shardings)
+
+    @property
+    def _seeds(self) -> np.ndarray:
+        return np.asarray(self.rows.seeds, np.int32)
 
     def saved(self, state: TrainState) -> TrainState:
         """What of the state a checkpoint holds: everything, unless the replay is to be left out."""
@@ -83,13 +97,17 @@ class Trainer:
         return state if buffer is None or buffer.saved else replay.emptied(state)
 
     def abstract(self) -> TrainState:
-        """Shapes and dtypes of a checkpoint."""
-        return jax.eval_shape(lambda: self.saved(self.init()))
+        """Shapes, dtypes and on a mesh the shardings of a checkpoint."""
+        state = jax.eval_shape(lambda: self.saved(self._init(self.env, self._seeds)))
+        return self.placement.described(state, self.shardings)
 
     def restored(self, state: TrainState) -> TrainState:
         """The state that a checkpoint's continues with: a replay that was left out is there again, and empty."""
         buffer = self.learner.replay
-        return state if buffer is None or buffer.saved else replay.refilled(state, jax.eval_shape(self.init))
+        if buffer is not None and not buffer.saved:
+            like = jax.eval_shape(self._init, self.env, self._seeds)
+            state = replay.refilled(state, self.placement.described(like, self.shardings))
+        return self.placement.place(state, self.shardings)
 
     def restart(self, state: TrainState) -> TrainState:
         """Start all environments anew: a simulator on the host cannot be put back to where it was."""
@@ -100,7 +118,8 @@ class Trainer:
         carry = state.carry._replace(env=env_state, observation=observation, running=running)
         return state._replace(carry=carry)
 
-    def _init(self, env: VectorEnv, keys: Array) -> TrainState:
+    def _init(self, env: VectorEnv, numbers: Array) -> TrainState:
+        keys = jax.vmap(jax.random.key)(numbers)
         tasks, envs, seeds = self.suite.num_tasks, self.config.num_envs, self.config.num_seeds
         reset, _ = over_seeds(env)
         env_state, observation = reset(_fold(keys, STREAM_ENV))

@@ -46,6 +46,8 @@ def versions() -> dict[str, Any]:
         "processor": _processor(),
         "processor_count": os.cpu_count(),
         "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "processes": jax.process_count(),
+        "matmul_precision": jax.config.jax_default_matmul_precision or "default",
         "packages": {name: _installed(package) for name, package in DISTRIBUTIONS.items()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -98,3 +98,25 @@ def test_the_cpu_can_be_asked_for():
         pytest.skip("this process has started on an accelerator")
     environment.choose_platform("cpu")
     assert jax.config.jax_platforms == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "backend", "found"),
+    [
+        ("auto", None, "cpu", "default"),
+        ("auto", None, "gpu", "float32"),  # not TensorFloat-32, which spoils physics
+        ("auto", "tensorfloat32", "gpu", "tensorfloat32"),  # JAX_DEFAULT_MATMUL_PRECISION is the user's word
+        ("bfloat16", "tensorfloat32", "cpu", "bfloat16"),
+    ],
+)
+def test_precision_of_matrix_products(monkeypatch, asked, own, backend, found):
+    import jax
+
+    before = jax.config.jax_default_matmul_precision
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    try:
+        jax.config.update("jax_default_matmul_precision", own)
+        assert environment.set_precision(asked) == found
+        assert (jax.config.jax_default_matmul_precision or "default") == found
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)

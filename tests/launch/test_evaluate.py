@@ -31,6 +31,7 @@ def test_defaults_are_all_splits_and_both_modes(evaluated):
         "seed": 0,
         "checkpoint": None,
         "video": False,
+        "mesh": "",
     }
 
 
@@ -43,6 +44,7 @@ def test_flags_are_handed_on(evaluated):
         "seed": 4,
         "checkpoint": 0,
         "video": True,
+        "mesh": "",
     }
 
 

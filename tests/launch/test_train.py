@@ -20,7 +20,7 @@ def test_a_new_run_gets_a_folder_of_its_own(command, training, tmp_path):
     assert all(folder.name.startswith("launch-probe-") for folder in folders)
     config, run_dir, asked = training.calls[0]
     assert config.suite == "launch-probe" and run_dir.resolve() == folders[0]
-    assert asked == {"resume": False, "progress": True, "video": True, "tensorboard": True}
+    assert asked == {"resume": False, "progress": True, "video": True, "tensorboard": True, "mesh": ""}
 
 
 def test_the_start_says_what_runs_and_where(command, training):
@@ -31,6 +31,19 @@ def test_the_start_says_what_runs_and_where(command, training):
     words = [line.split() for line in out.splitlines()]
     assert ["learning_rate", "0.01", "flag", "0.0003"] in words
     assert ["hidden_sizes", "8,8", "flag", "256,256"] in words
+
+
+def test_as_many_environments_as_fit_and_are_of_use(command, training):
+    """The number that was chosen is the run's: its flags do not choose again on another machine."""
+    result = command(PROBE, "--run_dir=run", "--num_envs=auto", "--total_steps=1_000_000", "--rollout_length=16")
+    assert result.code == 0, result.err
+    # 2 tasks of 16 steps: 128 environments are 4,096 steps an update, and 244 updates.
+    assert "\nnum_envs is 128: 256 would leave 122 updates of 1,000,000 steps, and at least 200 are kept" in result.out
+    assert ["num_envs", "128", "auto", "32"] in [line.split() for line in result.out.splitlines()]
+    assert "matrix products in precision" in result.out
+    command("--flagfile=run/flags.txt", "--run_dir=again")
+    command("--run_dir=run", "--resume", "--num_envs=auto")
+    assert [config.num_envs for config, *_ in training.calls] == [128] * 3
 
 
 def test_the_run_folder_holds_flags_that_reproduce_it(command, training, tmp_path):

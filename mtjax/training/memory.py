@@ -1,0 +1,173 @@
+"""How much memory a run takes, as XLA's compiler knows it; and how many environments fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from mtjax.learners.replay import free_memory, size_text
+from mtjax.suites.base import Suite
+from mtjax.training.config import RunConfig
+from mtjax.training.meshes import Layout
+from mtjax.training.trainer import Trainer
+
+SHARE = 0.5  # of the free memory that a chosen number of environments may take
+TEMPORARIES = 2.0  # of state and rollout, roughly what updates need beside them
+MIN_UPDATES = 200  # that a chosen number of environments leaves of a run: fewer learn little
+
+
+class Program(NamedTuple):
+    """Bytes on one device while a compiled program runs.
+
+    Attributes:
+        arguments: what goes in.
+        results: what comes out, beyond what takes the place of an argument.
+        temporaries: in between.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.results + self.temporaries
+
+
+def of_program(compiled: Any) -> Program | None:
+    """What a compiled program takes, or None where the compiler does not say."""
+    try:
+        found = compiled.memory_analysis()
+    except NotImplementedError:
+        found = None
+    if found is None or not hasattr(found, "temp_size_in_bytes"):
+        return None
+    results = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
+    return Program(found.argument_size_in_bytes, results, found.temp_size_in_bytes)
+
+
+def describe(programs: Mapping[str, Program | None], free: int | None) -> str | None:
+    """What the programs of a run take on each device, in one line; None if nothing is known.
+
+    Args:
+        programs: by name. One runs at a time, so the largest counts.
+        free: bytes that are free now, with the state in place already.
+    """
+    known = {name: program for name, program in programs.items() if program}
+    if not known:
+        return None
+    name, most = max(known.items(), key=lambda item: item[1].total)
+    text = (
+        f"memory of a device: {size_text(most.total)} in {name} (state and rollout {size_text(most.arguments)}, "
+        f"results {size_text(most.results)}, temporaries {size_text(most.temporaries)})"
+    )
+    if free is None:
+        return text
+    more = most.results + most.temporaries
+    warning = "; this will probably not fit: lower num_envs or num_seeds" if more > free else ""
+    return f"{text}; {size_text(free)} are free{warning}"
+
+
+# --------------------------------------------------------------------------------- how many environments
+
+
+class Choice(NamedTuple):
+    """A number of environments, and why this one."""
+
+    num_envs: int
+    reason: str
+
+
+def choose(
+    needs: Callable[[int], float],
+    free: float | None,
+    *,
+    start: int,
+    steps_of_env: int,
+    total_steps: int,
+    multiple: int = 1,
+) -> Choice:
+    """The largest of ``start``, 2 · ``start``, 4 · ``start`` … that fits the memory and leaves enough updates.
+
+    Where ``start`` itself does not fit the memory, it is halved until it does.
+
+    Args:
+        needs: bytes on one device with so many environments of each task.
+        free: bytes that are free on it, or None if nobody knows.
+        start: environments of each task that the preset or the default asks for.
+        steps_of_env: environment steps that one environment of each task adds to an update: tasks · rollout_length.
+        total_steps: of the run.
+        multiple: what the number must be a multiple of.
+
+    Returns:
+        The number, and its reason in one line.
+    """
+    budget = math.inf if free is None else SHARE * free
+
+    def updates(number: int) -> int:
+        return total_steps // (steps_of_env * number)
+
+    start = max(multiple, start - start % multiple)
+    chosen = start
+    while needs(chosen) > budget and chosen % (2 * multiple) == 0:
+        chosen //= 2
+    too_much = f"more than {SHARE:.0%} of the {size_text(free or 0)} that are free"
+    if needs(chosen) > budget:
+        return Choice(chosen, f"even these take {too_much}")
+    while updates(2 * chosen) >= MIN_UPDATES and needs(2 * chosen) <= budget:
+        chosen *= 2
+    more = 2 * chosen
+    if needs(more) > budget:
+        return Choice(chosen, f"{more} would take {too_much}")
+    reason = (
+        f"{more} would leave {updates(more):,} updates of {total_steps:,} steps, and at least {MIN_UPDATES} are kept"
+    )
+    if free is not None:
+        reason += f"; memory is not what limits it: {size_text(needs(chosen))} of {size_text(free)}"
+    return Choice(chosen, reason)
+
+
+def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
+    """The number of environments with which a run fits this machine. Traces the programs, compiles nothing.
+
+    Args:
+        config: its ``num_envs`` is where the search starts.
+        suite: its tasks.
+        layout: how the environments are divided.
+
+    Raises:
+        ValueError: the configuration does not fit the suite; or its simulators run on the host.
+    """
+    if not suite.on_device:
+        raise ValueError(
+            f"num_envs: suite {suite.name!r} runs its simulators on the host, where cores decide, not memory; "
+            "give a number instead of auto"
+        )
+    sizes = {number: _needs(config, suite, number) for number in (config.num_envs, 2 * config.num_envs)}
+    low, high = sizes
+    each = (sizes[high] - sizes[low]) / (high - low)
+    fixed = sizes[low] - each * low  # networks, replays: in whole along "env"
+
+    def needs(number: int) -> float:
+        return (1 + TEMPORARIES) * (fixed / layout.seed + each * number / layout.size)
+
+    return choose(
+        needs,
+        free_memory(),
+        start=config.num_envs,
+        steps_of_env=suite.num_tasks * config.hyper.rollout_length,
+        total_steps=config.total_steps,
+        multiple=layout.env,
+    )
+
+
+def _needs(config: RunConfig, suite: Suite, num_envs: int) -> int:
+    """Bytes of state and rollout of all seeds."""
+    trainer = Trainer(dataclasses.replace(config, num_envs=num_envs), suite)
+    state = trainer.abstract()
+    _, rollout = jax.eval_shape(trainer.collect, trainer.env, state)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, rollout)))

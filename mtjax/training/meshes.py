@@ -1,0 +1,171 @@
+"""Seeds, then environments, over the devices of a mesh.
+
+Arrays are placed, and XLA partitions the programs: leaves of the state lead with [S], divided along "seed"; those of
+the environments and the rollout have an axis E, divided along "env" too. Parameters and replays are in whole on every
+device along "env". Rollouts need no communication; an update averages gradients over "env" once a minibatch. The
+numbers are those of one device, within rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mtjax import options, spread
+from mtjax.spread import AXES, ENV, SEED
+from mtjax.suites.base import Suite
+from mtjax.training.config import RunConfig
+
+
+class Layout(NamedTuple):
+    """Devices along each axis of a mesh; ``seed`` · ``env`` in all."""
+
+    seed: int = 1
+    env: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.seed * self.env
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}:{number}" for name, number in self._asdict().items() if number > 1) or "one device"
+
+
+ONE = Layout()
+
+
+def parse(text: str) -> Layout:
+    """The layout that "seed:4,env:2" describes; "" is one device.
+
+    Raises:
+        ValueError: an unknown axis, with the nearest; one that is repeated; or no whole number of at least 1.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, number = (word.strip() for word in part.partition(":"))
+        if name not in AXES:
+            raise ValueError(f"mesh {text!r}: {options.unknown('axis', name, AXES)}")
+        if name in found:
+            raise ValueError(f"mesh {text!r} names the axis {name} twice")
+        if not colon or not number.isdecimal() or int(number) < 1:
+            raise ValueError(f"mesh {text!r}: {part!r} has no number of devices; write for example seed:4,env:2")
+        found[name] = int(number)
+    return Layout(**found)
+
+
+def check(layout: Layout, config: RunConfig, suite: Suite, *, devices: int, processes: int = 1) -> None:
+    """Refuse a layout that the run or the machine does not fit, before anything is compiled.
+
+    Args:
+        layout: how many devices along each axis.
+        config: of the run.
+        suite: its tasks.
+        devices: that there are, of all processes.
+        processes: that train the run together.
+
+    Raises:
+        ValueError: one line with what does not fit, and what would.
+    """
+    if processes > 1 and not suite.on_device:
+        raise ValueError(f"suite {suite.name!r} runs its simulators on the host, in one process; there are {processes}")
+    if processes > 1 and layout.size == 1:
+        raise ValueError(f"{processes} processes have {devices} devices: share them out, e.g. --mesh=env:{devices}")
+    if layout.size == 1:
+        return
+    mesh = f"mesh {layout}"
+    if not suite.on_device:
+        raise ValueError(
+            f"{mesh}: suite {suite.name!r} runs its simulators on the host, which takes one device; "
+            "neither its environments nor its seeds can be divided"
+        )
+    if layout.size != devices:
+        raise ValueError(f"{mesh} takes {layout.size} devices, and there are {devices}")
+    divides = [(SEED, "num_seeds", config.num_seeds), (ENV, "num_envs", config.num_envs)]
+    if hasattr(config.hyper, "num_minibatches"):
+        batch = config.hyper.rollout_length * config.num_envs // config.hyper.num_minibatches
+        divides.append((ENV, "a minibatch, rollout_length × num_envs / num_minibatches =", batch))
+    if hasattr(config.hyper, "batch_size"):
+        divides.append((ENV, "batch_size", config.hyper.batch_size))
+    for axis, what, number in divides:
+        if number % getattr(layout, axis):
+            raise ValueError(f"{mesh}: {axis}:{getattr(layout, axis)} does not divide {what} {number}")
+
+
+class Placement:
+    """Where a run's arrays lie, and programs that keep them there. On one device it changes nothing.
+
+    Attributes:
+        layout: devices along each axis.
+        mesh: the mesh, or None for one device.
+        seeds, envs, rollout, everywhere: shardings of leaves [S, ...], [S, T, E, ...], [S, H, T, E, ...] and of what
+            every device has in whole; None on one device.
+    """
+
+    def __init__(self, layout: Layout = ONE):
+        self.layout = layout
+        self.mesh: Mesh | None = None
+        if layout.size > 1:
+            self.mesh = jax.make_mesh(tuple(layout), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        self.seeds = self._sharding(SEED)
+        self.envs = self._sharding(SEED, None, ENV)
+        self.rollout = self._sharding(SEED, None, None, ENV)
+        self.everywhere = self._sharding()
+
+    def _sharding(self, *axes: str | None) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def jit(self, function: Callable, *, takes: Any = None, gives: Any, donate: int | None = None) -> Callable:
+        """``jax.jit`` with shardings.
+
+        Args:
+            function: a pure function.
+            takes: shardings of its arguments; None leaves them to the arguments.
+            gives: shardings of its results.
+            donate: index of the argument that is donated, if one is.
+        """
+        donated = () if donate is None else (donate,)
+        if self.mesh is None:
+            return jax.jit(function, donate_argnums=donated)
+
+        @functools.wraps(function)
+        def traced(*arguments: Any) -> Any:
+            with spread.over(self.mesh):
+                return function(*arguments)
+
+        shardings = {"out_shardings": gives} | ({} if takes is None else {"in_shardings": takes})
+        return jax.jit(traced, donate_argnums=donated, **shardings)
+
+    def place(self, tree: Any, shardings: Any) -> Any:
+        """The tree where ``shardings``, a tree or the beginning of one, say."""
+        return tree if self.mesh is None else jax.device_put(tree, shardings)
+
+    def described(self, tree: Any, shardings: Any) -> Any:
+        """Shapes and dtypes with their shardings, a tree or the beginning of one."""
+        if self.mesh is None:
+            return tree
+
+        def describe(sharding: NamedSharding, part: Any) -> Any:
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), part)
+
+        return jax.tree.map(describe, shardings, tree)
+
+    def whole(self, tree: Any) -> Any:
+        """The tree with every leaf in whole on a device of this process, if it is not within reach as it is.
+
+        Where there are several processes, all of them must ask.
+        """
+        if self.mesh is None or jax.process_count() == 1:
+            return tree
+        everywhere = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.everywhere)(tree)
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)
+
+
+def placed(layout: Layout, config: RunConfig, suite: Suite) -> Placement:
+    """Where the arrays of a run lie on this machine's devices. Raises ValueError as :func:`check`."""
+    check(layout, config, suite, devices=jax.device_count(), processes=jax.process_count())
+    return Placement(layout)
