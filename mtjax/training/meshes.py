@@ -142,7 +142,11 @@ class Placement:
 
     def place(self, tree: Any, shardings: Any) -> Any:
         """The tree where ``shardings``, a tree or the beginning of one, say."""
-        return tree if self.mesh is None else jax.device_put(tree, shardings)
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(
+            lambda sharding, part: jax.tree.map(lambda leaf: _put(leaf, sharding), part), shardings, tree
+        )
 
     def described(self, tree: Any, shardings: Any) -> Any:
         """Shapes and dtypes with their shardings, a tree or the beginning of one."""
@@ -163,6 +167,14 @@ class Placement:
             return tree
         everywhere = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=self.everywhere)(tree)
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), everywhere)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+        return leaf
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # device_put does not take all of them
+        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    return jax.device_put(leaf, sharding)
 
 
 def placed(layout: Layout, config: RunConfig, suite: Suite) -> Placement:

@@ -15,7 +15,7 @@ import pytest
 
 from mtjax import suites
 from mtjax.launch import presets
-from mtjax.training import record, run
+from mtjax.training import record
 from mtjax.training.checkpoint import MANIFEST, Checkpointer
 from mtjax.training.trainer import Trainer
 
@@ -25,7 +25,8 @@ OPTIONS = {
     "num_envs": 4,
     "num_seeds": 2,
     "rollout_length": 8,
-    "num_epochs": 300,  # updates that take long enough to be interrupted
+    "grads": "mean",
+    "num_epochs": 50,  # updates that take long enough to be interrupted
     "num_minibatches": 1,
     "learning_rate": 1e-5,
     "hidden_sizes": (8,),
@@ -84,27 +85,20 @@ def flags(options):
     return [f"--{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in options.items()]
 
 
-def state_of(folder, config):
-    trainer = Trainer(config, suites.make(config.suite))
-    with Checkpointer(folder, read_only=True) as saver:
-        step, state, _ = saver.restore(trainer.abstract())
-    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state.learner.params)]
-
-
-def test_kill_resume_and_signal(tmp_path):
-    """Environments in two processes, then seeds, then one process alone: the run that nobody disturbed."""
+def test_kill_resume_and_signal(tmp_path, monkeypatch):
+    """Environments in two processes, killed; then seeds in two, stopped: the numbers of one process alone."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     suite = suites.make("gridworld-two-rooms")
     size = suite.num_tasks * STEPS
-    options = {**OPTIONS, "total_steps": 8 * size, "checkpoint_every": size, "evaluate_every": 100 * size}
-    config = presets.configure(suite.name, preset="none", **options)
+    options = {**OPTIONS, "total_steps": 10 * size, "checkpoint_every": size, "evaluate_every": 100 * size}
     folder = tmp_path / "run"
     typed = (f"--suite={suite.name}", "--preset=none", *flags(options))
 
     pair = Pair(folder, *typed, "--mesh=env:2")
-    pair.wait_for(lambda: len(checkpoints(folder)) >= 2)
-    pair.processes[1].kill()
-    (first, text), (second, _) = pair.ends()
-    assert second == -signal.SIGKILL and first != 0, text
+    pair.wait_for(lambda: checkpoints(folder))
+    for process in pair.processes:  # or the other would wait for it until its heart is missed
+        process.kill()
+    pair.ends()
     before = checkpoints(folder)[-1]
 
     pair = Pair(folder, *typed, "--mesh=seed:2", "--resume")
@@ -113,19 +107,23 @@ def test_kill_resume_and_signal(tmp_path):
     (first, text), (second, silent) = pair.ends()
     assert (first, second) == (75, 75), text + silent
     assert "2 devices of 2 processes (cpu), mesh seed:2" in text and "run folder" not in silent
-    assert before < checkpoints(folder)[-1] < 8 * size
+    last = checkpoints(folder)[-1]
+    assert before < last < 10 * size
 
-    quiet = {"progress": False, "video": False, "tensorboard": False}
-    run.train(config, folder, resume=True, **quiet)
-    run.train(config, tmp_path / "alone", **quiet)
-    (step, got), (_, want) = state_of(folder, config), state_of(tmp_path / "alone", config)
-    assert step == 8 * size
-    chex.assert_trees_all_close(got, want, rtol=1e-3, atol=1e-4)
+    trainer = Trainer(presets.configure(suite.name, preset="none", **options), suite)
+    with Checkpointer(folder, read_only=True) as saver:
+        _, got, host = saver.restore(trainer.abstract(), last)
+    want = trainer.init()
+    for _ in range(host["update"]):
+        want, rollout = trainer.collect(trainer.env, want)
+        want, _ = trainer.update(want, rollout)
+    chex.assert_trees_all_close(got.learner.params, want.learner.params, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(got.carry.env.steps, want.carry.env.steps)
     # One process wrote the record, without a gap or a line twice.
-    steps = [line["step"] for line in record.read(folder) if line["kind"] == "train"]
-    assert steps == [size * update for update in range(1, 9)]
-    messages = [line["message"] for line in record.read(folder) if line["kind"] == "event"]
-    assert messages[0] == f"resumed from checkpoint {before}" and messages[1] == "stopped by a signal; saved"
+    lines = record.read(folder)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(size, last + 1, size))
+    messages = [line["message"] for line in lines if line["kind"] == "event"]
+    assert messages == [f"resumed from checkpoint {before}", "stopped by a signal; saved"]
 
 
 @pytest.mark.parametrize(
