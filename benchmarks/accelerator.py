@@ -35,6 +35,7 @@ class Plan:
         minutes: after which nothing new is begun.
         envs: environments of each task, by suite.
         sizes: tasks and parameters of the Jacobians.
+        methods: of mtjax.grads.
         rounds: turns that each measurement takes.
         default_run: whether the default run is trained.
         changes: options of the throughput runs that differ from the presets.
@@ -43,6 +44,7 @@ class Plan:
     minutes: float
     envs: dict[str, Sequence[int]]
     sizes: Sequence[tuple[int, int]]
+    methods: Sequence[str]
     rounds: int
     default_run: bool
     changes: dict[str, object]
@@ -56,19 +58,20 @@ FULL = Plan(
         "goals-reacher": (32, 256, 2048),
     },
     sizes=((10, 100_000), (50, 1_000_000)),
+    methods=("mean", "pcgrad", "cagrad(c=0.4)", "upgrad", "nash_mtl"),
     rounds=5,
     default_run=True,
     changes={},
 )
 QUICK = Plan(
     minutes=1,
-    envs={"gridworld-two-rooms": (2, 4)},
+    envs={"gridworld-two-rooms": (2,)},
     sizes=((3, 100),),
+    methods=("mean", "pcgrad"),
     rounds=1,
     default_run=False,
     changes={"rollout_length": 8, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (8,)},
 )
-METHODS = ("mean", "pcgrad", "cagrad(c=0.4)", "upgrad", "nash_mtl")
 LATE = "no time"
 
 
@@ -137,7 +140,8 @@ def training(name: str, suite: suites.Suite, num_envs: int, plan: Plan) -> list[
         return transitions
 
     def loop():
-        carried["state"], metrics = update(carried["state"], roll())
+        transitions = roll()
+        carried["state"], metrics = update(carried["state"], transitions)
         return metrics
 
     times = take_turns({"rollout": roll, "loop": loop}, plan.rounds)
@@ -151,15 +155,15 @@ def gradients(plan: Plan, clock: Clock) -> str:
     for tasks, size in plan.sizes:
         jacobian = jax.random.normal(jax.random.key(0), (tasks, size))
         work = {}
-        for name in METHODS if clock.left() > 0 else ():
+        for name in plan.methods if clock.left() > 0 else ():
             transform = grads.aggregate(grads.get(name), num_tasks=tasks)
             state = jax.jit(transform.init)(jacobian[0])
             step = jax.jit(transform.update)
             work[name] = functools.partial(step, jacobian, state, losses=jnp.ones(tasks))
         times = take_turns(work, 4 * plan.rounds)
-        cells = [f"{1e3 * times[name]:.2f}" if name in times else LATE for name in METHODS]
+        cells = [f"{1e3 * times[name]:.2f}" if name in times else LATE for name in plan.methods]
         rows.append([str(tasks), f"{size:,}", *cells])
-    return table(["tasks", "parameters", *(f"{name}, ms" for name in METHODS)], rows)
+    return table(["tasks", "parameters", *(f"{name}, ms" for name in plan.methods)], rows)
 
 
 def default_run(plan: Plan, platform: str, precision: str) -> str:

@@ -43,9 +43,7 @@ def test_everything_that_is_measured(accelerator, capsys):
     accelerator.main(["--quick", "--platform=cpu"])
     text = capsys.readouterr().out
     speeds, gradients = tables(text)
-    assert [row[:3] for row in speeds] == [
-        ["gridworld-two-rooms", row[1], n] for n, row in zip("24", speeds, strict=True)
-    ]
+    assert [(row[0], row[2]) for row in speeds] == [("gridworld-two-rooms", "2")]
     for _, _, _, compiling, memory, rollout, loop in speeds:
         assert number(compiling) > 0 and number(rollout) > number(loop) > 0 and memory.endswith("B")
     ((tasks, parameters, *times),) = gradients
@@ -56,7 +54,7 @@ def test_everything_that_is_measured(accelerator, capsys):
 def test_what_the_time_does_not_suffice_for(accelerator, capsys):
     accelerator.main(["--quick", "--platform=cpu", "--minutes=0"])
     speeds, gradients = tables(capsys.readouterr().out)
-    assert all(row[3:] == ["no time"] * 4 for row in speeds) and gradients[0][2:] == ["no time"] * 5
+    assert all(row[3:] == ["no time"] * 4 for row in speeds) and gradients[0][2:] == ["no time"] * 2
 
 
 def test_the_suites_are_there(accelerator):

@@ -170,11 +170,11 @@ class Placement:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
         return leaf
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # device_put does not take all of them
-        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
-    return jax.device_put(leaf, sharding)
+    return jax.jit(lambda x: x, out_shardings=sharding)(leaf)  # device_put does not take keys of several processes
 
 
 def placed(layout: Layout, config: RunConfig, suite: Suite) -> Placement:

@@ -34,6 +34,7 @@ PPO = dataclasses.replace(
 SAC = dataclasses.replace(
     PPO,
     learner="sac",
+    grads="mean",
     hyper=dataclasses.replace(test_off_policy.HYPER, return_scaling="range", checkpoint_replay=False),
 )
 QUIET = {"progress": False, "video": False, "tensorboard": False}
