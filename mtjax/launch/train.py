@@ -122,15 +122,25 @@ def run(values: command.FlagValues) -> int:
 
     from mtjax.training import run as training
 
-    summary = training.train(
-        plan.resolved.config,
-        plan.run_dir,
-        resume=plan.resume,
-        progress=asked.progress,
-        video=asked.video,
-        tensorboard=asked.tensorboard,
-        mesh=asked.mesh,
-    )
+    try:
+        summary = training.train(
+            plan.resolved.config,
+            plan.run_dir,
+            resume=plan.resume,
+            progress=asked.progress,
+            video=asked.video,
+            tensorboard=asked.tensorboard,
+            mesh=asked.mesh,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not environment.lost_a_process(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"mtjax-train: another process of this run is gone ({reason}); start all again with --resume",
+            file=sys.stderr,
+        )
+        environment.leave(command.PREEMPTED)
     if first:
         print(show.summary(summary, plan.run_dir), flush=True)
     return command.OK

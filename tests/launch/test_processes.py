@@ -96,9 +96,10 @@ def test_kill_resume_and_signal(tmp_path, monkeypatch):
 
     pair = Pair(folder, *typed, "--mesh=env:2")
     pair.wait_for(lambda: checkpoints(folder))
-    for process in pair.processes:  # or the other would wait for it until its heart is missed
-        process.kill()
-    pair.ends()
+    pair.processes[1].kill()
+    (first, text), (second, _) = pair.ends()
+    assert second == -signal.SIGKILL and first == 75, text
+    assert text.splitlines()[-1].startswith("mtjax-train: another process of this run is gone (")
     before = checkpoints(folder)[-1]
 
     pair = Pair(folder, *typed, "--mesh=seed:2", "--resume")
