@@ -77,7 +77,6 @@ def the_numbers_of_one_device(config, updates):
     # And the work is really divided: a device has one seed of four and two environments of four.
     assert all(shape[0] == 1 for shape in shares((state.learner, state.keys)))
     assert all(shape[::2][:2] == (1, 2) for shape in shares(state.carry))
-    assert trainer.collect._cache_size() == trainer.update._cache_size() == 1
     return trainer, state, alone
 
 
