@@ -176,18 +176,6 @@ class Unrecorded:
     def sync(self) -> None: ...
 
 
-class Unrecorded:
-    """Takes what a Recorder takes and keeps nothing: for processes that measure the same as the one that writes."""
-
-    def train(self, *_: Any, **__: Any) -> None: ...
-
-    def evaluation(self, *_: Any, **__: Any) -> None: ...
-
-    def event(self, *_: Any, **__: Any) -> None: ...
-
-    def sync(self) -> None: ...
-
-
 def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a run's record.
 
