@@ -45,7 +45,8 @@ def test_everything_that_is_measured(accelerator, capsys):
     speeds, gradients = tables(text)
     assert [(row[0], row[2]) for row in speeds] == [("gridworld-two-rooms", "2")]
     for _, _, _, compiling, memory, rollout, loop in speeds:
-        assert number(compiling) > 0 and number(rollout) > number(loop) > 0 and memory.endswith("B")
+        # No comparison of the two: on a busy machine a rollout may take longer than rollout and update together.
+        assert min(number(compiling), number(rollout), number(loop)) > 0 and memory.endswith("B")
     ((tasks, parameters, *times),) = gradients
     assert (tasks, parameters) == ("3", "100") and all(number(ms) >= 0 for ms in times)
     assert "matrix products in precision default" in text and "jax " in text

@@ -1,0 +1,366 @@
+"""What happens to a run when the world around it fails: killed, damaged, full, read-only, contended.
+
+    python benchmarks/faults.py --kills=100 --output=docs/faults.md
+
+Every fault is made to a tiny real run, started as a user starts it. Nothing is lost means: once resumed, the run ends
+with the very numbers (the last losses and every result of the final evaluation, bit for bit) of a run that was left
+alone. A disk that is full or read-only is a tmpfs of its own; where none can be mounted, the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from common import header, table
+
+TINY = (
+    "--suite=gridworld-two-rooms", "--num_envs=4", "--rollout_length=16", "--num_minibatches=2", "--hidden_sizes=16",
+    "--grads=mean", "--evaluation_episodes=2", "--final_evaluation_episodes=2", "--novideo", "--noprogress",
+)  # fmt: skip
+UPDATE = 8 * 4 * 16  # environment steps
+UPDATES = 40
+RUN = (*TINY, f"--total_steps={UPDATES * UPDATE}", f"--checkpoint_every={UPDATE}", "--log_every=1")
+JUMP = """
+import sys, time
+real, calls = time.time, [0]
+def jumping():
+    calls[0] += 1
+    return real() - 86400.0 * (calls[0] % 3)  # back and forth by days
+time.time = jumping
+from mtjax.launch.train import main
+sys.argv[0] = "train.py"
+sys.exit(main())
+"""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """A row of the table."""
+
+    fault: str
+    times: int
+    expected: str
+    found: str
+    good: bool
+
+
+class Bench:
+    """Folders, the command, and what an undisturbed run measures."""
+
+    def __init__(self, folder: pathlib.Path, seed: int):
+        self.folder, self.random = folder, random.Random(seed)
+        self.cache = f"--compilation_cache={folder / 'cache'}"
+        self.finish(self.start("straight", *RUN))  # compiles
+        shutil.rmtree(folder / "straight")
+        begin = time.monotonic()
+        self.finish(self.start("straight", *RUN))
+        self.seconds = time.monotonic() - begin
+        self.straight = self.numbers("straight")
+
+    def command(self, module: str, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", f"mtjax.launch.{module}", *arguments, self.cache]
+
+    def start(self, run: str, *arguments: str) -> subprocess.Popen:
+        command = self.command("train", f"--run_dir={self.folder / run}", *arguments)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, process: subprocess.Popen, code: int | None = 0) -> str:
+        """What it printed. Raises RuntimeError for another exit code."""
+        printed = process.communicate()[0]
+        if code is not None and process.returncode != code:
+            raise RuntimeError(f"exit code {process.returncode}, not {code}:\n{printed}")
+        return printed
+
+    def resume(self, run: str) -> subprocess.Popen:
+        """Go on if it was begun, else begin: what a scheduler's script does."""
+        begun = (self.folder / run / "metrics.jsonl").exists()
+        return self.start(run, *(("--resume",) if begun else RUN))
+
+    def numbers(self, run: str) -> str:
+        """What a finished run has come to: its last losses and its final evaluation, to the last bit."""
+        lines = [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text().splitlines()]
+        train = [line for line in lines if line["kind"] == "train"][-1]
+        values = {k: v for k, v in train["values"].items() if not k.startswith(("seconds", "steps_per_second"))}
+        results = json.loads((self.folder / run / "summary.json").read_text())["results"]
+        return json.dumps([train["step"], values, results], sort_keys=True)
+
+    def intact(self, run: str) -> str:
+        return "the same numbers" if self.numbers(run) == self.straight else "OTHER NUMBERS"
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+def killed(bench: Bench, kills: int) -> Outcome:
+    """SIGKILL at random moments from the start to past the end; every third while a checkpoint is being written."""
+    done = runs = writing = 0
+    wrong = 0
+    while done < kills:
+        name = f"killed-{runs}"
+        runs += 1
+        while done < kills:
+            process = bench.resume(name)
+            deadline = time.monotonic() + bench.random.uniform(0.0, 1.1 * bench.seconds)
+            during = done % 3 == 0
+            hit = False
+            while process.poll() is None and time.monotonic() < deadline and not hit:
+                hit = during and any((bench.folder / name / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+                time.sleep(0.0005 if during else 0.01)
+            if process.poll() is not None:
+                bench.finish(process)
+                break  # it was faster: the next run
+            process.kill()
+            process.communicate()
+            done += 1
+            writing += hit
+        else:
+            bench.finish(bench.resume(name))
+        wrong += bench.numbers(name) != bench.straight
+        shutil.rmtree(bench.folder / name)
+    found = f"{runs} runs ended with the same numbers" if not wrong else f"{wrong} of {runs} runs with OTHER NUMBERS"
+    return Outcome(
+        f"SIGKILL at a random moment ({writing} of them while a checkpoint was being written)", done,
+        "resumes from the newest whole checkpoint", found, not wrong,
+    )  # fmt: skip
+
+
+def _interrupted(bench: Bench, name: str) -> pathlib.Path:
+    """A run killed with at least three checkpoints. Returns their folder."""
+    process = bench.resume(name)
+    checkpoints = bench.folder / name / "checkpoints"
+    while len(list(checkpoints.glob("[0-9]*/manifest.json"))) < 3:
+        if process.poll() is not None:
+            raise RuntimeError(bench.finish(process, None))
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    return checkpoints
+
+
+def _cut(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: pathlib.Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[pathlib.Path], None]] = {
+    "cut in half": _cut,
+    "one bit flipped": _flip,
+    "missing": lambda path: path.unlink(),
+}
+
+
+def damaged(bench: Bench, how: str) -> Outcome:
+    """The largest file of the newest checkpoint."""
+    name = f"damaged-{how.split()[0]}"
+    checkpoints = _interrupted(bench, name)
+    steps = sorted(int(p.parent.name) for p in checkpoints.glob("[0-9]*/manifest.json"))
+    newest = checkpoints / str(steps[-1])
+    DAMAGE[how](max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size))
+    bench.finish(bench.resume(name))
+    record = (bench.folder / name / "metrics.jsonl").read_text()
+    named = f"checkpoint {steps[-1]} is damaged" in record and f"resumed from checkpoint {steps[-2]}" in record
+    found = bench.intact(name) + (", the damage is named" if named else ", NOT NAMED")
+    good = named and found.startswith("the same")
+    return Outcome(f"a file of the newest checkpoint {how}", 1, "takes the one before, and names both", found, good)
+
+
+def contended(bench: Bench) -> Outcome:
+    """A second process on the folder of a run at work."""
+    first = bench.start("contended", *RUN)
+    while not (bench.folder / "contended" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    second = bench.start("contended", "--resume")
+    printed = bench.finish(second, None)
+    bench.finish(first)
+    refused = second.returncode == 1 and "is in use by process" in printed and "Traceback" not in printed
+    found = bench.intact("contended") + (", the second refused" if refused else f", NOT REFUSED: {printed[-200:]}")
+    return Outcome("two processes on one run folder", 1, "the second is refused, and told who holds it", found, refused)
+
+
+def clock(bench: Bench) -> Outcome:
+    """The wall clock jumps back and forth by days throughout the run."""
+    arguments = [f"--run_dir={bench.folder / 'clock'}", *RUN, bench.cache]
+    printed = subprocess.run(
+        [sys.executable, "-c", JUMP, *arguments], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    if printed.returncode:
+        return Outcome("a clock that jumps by days", 1, "no difference", printed.stderr[-200:], False)
+    found = bench.intact("clock")
+    return Outcome("a clock that jumps by days", 1, "no difference", found, found.startswith("the same"))
+
+
+def _mounted(bench: Bench, name: str, size: str) -> pathlib.Path | None:
+    """A file system of its own for a run, or None where none can be mounted."""
+    path = bench.folder / name
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path]
+    return path if subprocess.run(mount, capture_output=True, check=False).returncode == 0 else None
+
+
+def _remount(path: pathlib.Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", path], check=True, capture_output=True)
+
+
+def _clear(printed: str) -> bool:
+    return "Traceback" not in printed and printed.strip().splitlines()[-1].startswith("train.py: ")
+
+
+def full_disk(bench: Bench) -> Outcome:
+    """The disk fills up while the run is at work; room is made and the run resumed."""
+    fault, expected = "a disk that fills up", "one line, the newest checkpoint stays good; with room it goes on"
+    path = _mounted(bench, "full", "64m")
+    if path is None:
+        return Outcome(fault, 0, expected, "no file system could be mounted here", True)
+    try:
+        process = bench.start("full", *RUN)
+        while len(list((path / "checkpoints").glob("[0-9]*/manifest.json"))) < 2 and process.poll() is None:
+            time.sleep(0.002)
+        filler = path / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(b"\0" * 4096)
+                    file.flush()
+            except OSError:
+                pass
+        printed = bench.finish(process, None)
+        told = process.returncode not in (0, None) and _clear(printed) and "No space left" in printed
+        filler.unlink()
+        bench.finish(bench.resume("full"))
+        found = bench.intact("full") + (", one line" if told else f", BUT: {printed[-300:]}")
+    finally:
+        subprocess.run(["umount", path], check=False)
+    return Outcome(fault, 1, expected, found, told and found.startswith("the same"))
+
+
+def read_only(bench: Bench) -> Outcome:
+    """A run's file system has become read-only when it is resumed."""
+    fault, expected = "a run folder that is read-only", "one line; once writable it goes on"
+    path = _mounted(bench, "readonly", "64m")
+    if path is None:
+        return Outcome(fault, 0, expected, "no file system could be mounted here", True)
+    try:
+        _interrupted(bench, "readonly")
+        _remount(path, "ro")
+        process = bench.resume("readonly")
+        printed = bench.finish(process, None)
+        told = process.returncode == 1 and _clear(printed)
+        _remount(path, "rw")
+        bench.finish(bench.resume("readonly"))
+        found = bench.intact("readonly") + (", one line" if told else f", BUT: {printed[-300:]}")
+    finally:
+        subprocess.run(["umount", path], check=False)
+    return Outcome(fault, 1, expected, found, told and found.startswith("the same"))
+
+
+def diverged(bench: Bench) -> Outcome:
+    """A loss that is not finite."""
+    process = bench.start("diverged", *RUN, "--learning_rate=1e30", "--max_grad_norm=0")
+    printed = bench.finish(process, None)
+    good = process.returncode not in (0, None) and _clear(printed) and "not finite" in printed
+    last = printed.strip().splitlines()[-1][:160]
+    return Outcome("a loss that is not finite", 1, "stops; names tasks, step and checkpoint", last, good)
+
+
+def sweep_killed(bench: Bench, kills: int) -> Outcome:
+    """SIGKILL of the launcher with all its workers, or of the launcher alone, at random moments."""
+    sweep = (*[f for f in TINY if not f.startswith(("--novideo", "--noprogress"))], "--sweep=grads=mean,pcgrad")
+    sweep = (*sweep, "--sweep=learning_rate=1e-3,1e-4", f"--total_steps={UPDATES * UPDATE}", "--jobs=1")
+
+    def launch(*arguments: str) -> subprocess.Popen:
+        command = bench.command("sweep", *arguments)
+        return subprocess.Popen(
+            command, cwd=bench.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def results(name: str) -> dict[str, object]:
+        found = sorted((bench.folder / "sweeps" / name).rglob("summary.json"))
+        return {p.parent.name: json.loads(p.read_text())["results"] for p in found}
+
+    begin = time.monotonic()
+    bench.finish(launch(*sweep, "--name=straight"))
+    seconds = time.monotonic() - begin
+    done = 0
+    process = launch(*sweep, "--name=killed")
+    while done < kills:
+        deadline = time.monotonic() + bench.random.uniform(0.0, 0.7 * seconds)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        if done % 2:
+            process.kill()
+        else:
+            subprocess.run(["kill", "-KILL", f"-{process.pid}"], check=False)
+        process.communicate()
+        done += 1
+        begun = (bench.folder / "sweeps" / "killed" / "ledger.jsonl").exists()
+        process = launch("--resume=sweeps/killed") if begun else launch(*sweep, "--name=killed")
+    bench.finish(process)
+    same = results("killed") == results("straight") and len(results("straight")) == 4
+    found = "all four trials, the same numbers" if same else "OTHER NUMBERS"
+    fault = "SIGKILL of a sweep's launcher, or of all its processes"
+    return Outcome(fault, done, "resumes what is missing", found, same)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="of single runs")
+    parser.add_argument("--sweep_kills", type=int, default=6, help="of a sweep")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", help="faults whose name contains this")
+    parser.add_argument("--output", type=pathlib.Path, help="file for the table in Markdown, e.g. docs/faults.md")
+    arguments = parser.parse_args()
+    faults: dict[str, Callable[[Bench], Outcome]] = {
+        "killed": lambda bench: killed(bench, arguments.kills),
+        **{f"damaged: {how}": lambda bench, how=how: damaged(bench, how) for how in DAMAGE},
+        "contended": contended,
+        "clock": clock,
+        "full disk": full_disk,
+        "read-only": read_only,
+        "diverged": diverged,
+        "sweep killed": lambda bench: sweep_killed(bench, arguments.sweep_kills),
+    }
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(pathlib.Path(folder), arguments.seed)
+        outcomes = []
+        for name, fault in faults.items():
+            if arguments.only and arguments.only not in name:
+                continue
+            begin = time.monotonic()
+            outcomes.append(fault(bench))
+            print(f"{name}: {outcomes[-1].found} ({time.monotonic() - begin:.0f} s)", flush=True)
+    rows = [[o.fault, str(o.times), o.expected, o.found, "yes" if o.good else "NO"] for o in outcomes]
+    text = (
+        "# What survives what\n\nEvery fault was made to a tiny real run (PPO on a grid world, a checkpoint after "
+        f"every update), started by its command. {header()}. Made by `benchmarks/faults.py`.\n\n"
+        + table(["fault", "times", "expected", "found", "as expected"], rows)
+        + "\n"
+    )
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+    if not all(o.good for o in outcomes):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
