@@ -10,6 +10,7 @@ alone. A disk that is full or read-only is a tmpfs of its own; where none can be
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
@@ -29,7 +30,8 @@ TINY = (
     "--grads=mean", "--evaluation_episodes=2", "--final_evaluation_episodes=2", "--novideo", "--noprogress",
 )  # fmt: skip
 UPDATE = 8 * 4 * 16  # environment steps
-UPDATES = 40
+UPDATES = 25
+LANES = 2  # runs that are killed side by side
 RUN = (*TINY, f"--total_steps={UPDATES * UPDATE}", f"--checkpoint_every={UPDATE}", "--log_every=1")
 JUMP = """
 import sys, time
@@ -104,14 +106,26 @@ class Bench:
 
 def killed(bench: Bench, kills: int) -> Outcome:
     """SIGKILL at random moments from the start to past the end; every third while a checkpoint is being written."""
-    done = runs = writing = 0
-    wrong = 0
+    with concurrent.futures.ThreadPoolExecutor(LANES) as pool:
+        lanes = [pool.submit(_killed, bench, n, kills // LANES, bench.random.random()) for n in range(LANES)]
+    done, runs, writing, wrong = (sum(part) for part in zip(*[lane.result() for lane in lanes], strict=True))
+    found = f"{runs} runs ended with the same numbers" if not wrong else f"{wrong} of {runs} runs with OTHER NUMBERS"
+    return Outcome(
+        f"SIGKILL at a random moment ({writing} of them while a checkpoint was being written)", done,
+        "resumes from the newest whole checkpoint", found, not wrong,
+    )  # fmt: skip
+
+
+def _killed(bench: Bench, lane: int, kills: int, seed: float) -> tuple[int, int, int, int]:
+    """One run after another, killed over and over. Returns (kills, runs, kills while writing, runs gone wrong)."""
+    draw = random.Random(seed)
+    done = runs = writing = wrong = 0
     while done < kills:
-        name = f"killed-{runs}"
+        name = f"killed-{lane}-{runs}"
         runs += 1
         while done < kills:
             process = bench.resume(name)
-            deadline = time.monotonic() + bench.random.uniform(0.0, 1.1 * bench.seconds)
+            deadline = time.monotonic() + draw.uniform(0.0, 1.1 * bench.seconds)
             during = done % 3 == 0
             hit = False
             while process.poll() is None and time.monotonic() < deadline and not hit:
@@ -128,11 +142,7 @@ def killed(bench: Bench, kills: int) -> Outcome:
             bench.finish(bench.resume(name))
         wrong += bench.numbers(name) != bench.straight
         shutil.rmtree(bench.folder / name)
-    found = f"{runs} runs ended with the same numbers" if not wrong else f"{wrong} of {runs} runs with OTHER NUMBERS"
-    return Outcome(
-        f"SIGKILL at a random moment ({writing} of them while a checkpoint was being written)", done,
-        "resumes from the newest whole checkpoint", found, not wrong,
-    )  # fmt: skip
+    return done, runs, writing, wrong
 
 
 def _interrupted(bench: Bench, name: str) -> pathlib.Path:
@@ -280,7 +290,8 @@ def diverged(bench: Bench) -> Outcome:
 
 def sweep_killed(bench: Bench, kills: int) -> Outcome:
     """SIGKILL of the launcher with all its workers, or of the launcher alone, at random moments."""
-    sweep = (*[f for f in TINY if not f.startswith(("--novideo", "--noprogress"))], "--sweep=grads=mean,pcgrad")
+    own = ("--novideo", "--noprogress", "--grads")
+    sweep = (*[f for f in TINY if not f.startswith(own)], "--sweep=grads=mean,pcgrad")
     sweep = (*sweep, "--sweep=learning_rate=1e-3,1e-4", f"--total_steps={UPDATES * UPDATE}", "--jobs=1")
 
     def launch(*arguments: str) -> subprocess.Popen:

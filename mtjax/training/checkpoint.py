@@ -46,6 +46,13 @@ class MismatchError(CheckpointError):
     """A good checkpoint holds another pytree than the one asked for."""
 
 
+def _reason(error: BaseException) -> str:
+    """One line: of a full disk Orbax says a dozen, with the names of temporary files."""
+    text = str(error)
+    full = "No space left on device"
+    return full if full in text else (text.splitlines() or [type(error).__name__])[0]
+
+
 class Checkpointer:
     """Saves a run's state in the background and restores the newest good one. A context manager.
 
@@ -121,7 +128,7 @@ class Checkpointer:
             written.result()
         except Exception as error:
             self._discard(step)
-            raise CheckpointError(f"checkpoint {step} could not be written: {error}") from error
+            raise CheckpointError(f"checkpoint {step} could not be written: {_reason(error)}") from error
 
     def close(self) -> None:
         """Wait, and let go of Orbax's threads. Raises CheckpointError if the last save failed."""
