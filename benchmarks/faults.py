@@ -195,8 +195,10 @@ def contended(bench: Bench) -> Outcome:
     first = bench.start("contended", *RUN)
     while not (bench.folder / "contended" / "metrics.jsonl").exists():
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it is still there when the second has started
     second = bench.start("contended", "--resume")
     printed = bench.finish(second, None)
+    first.send_signal(signal.SIGCONT)
     bench.finish(first)
     refused = second.returncode == 1 and "is in use by process" in printed and "Traceback" not in printed
     found = bench.intact("contended") + (", the second refused" if refused else f", NOT REFUSED: {printed[-200:]}")
