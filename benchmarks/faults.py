@@ -31,6 +31,7 @@ TINY = (
 )  # fmt: skip
 UPDATE = 8 * 4 * 16  # environment steps
 UPDATES = 25
+ANSWERS = {True: "yes", False: "NO", None: "not tried"}
 LANES = 2  # runs that are killed side by side
 RUN = (*TINY, f"--total_steps={UPDATES * UPDATE}", f"--checkpoint_every={UPDATE}", "--log_every=1")
 JUMP = """
@@ -54,7 +55,7 @@ class Outcome:
     times: int
     expected: str
     found: str
-    good: bool
+    good: bool | None  # None: it could not be tried here
 
 
 class Bench:
@@ -202,7 +203,8 @@ def contended(bench: Bench) -> Outcome:
     bench.finish(first)
     refused = second.returncode == 1 and "is in use by process" in printed and "Traceback" not in printed
     found = bench.intact("contended") + (", the second refused" if refused else f", NOT REFUSED: {printed[-200:]}")
-    return Outcome("two processes on one run folder", 1, "the second is refused, and told who holds it", found, refused)
+    good = refused and found.startswith("the same")
+    return Outcome("two processes on one run folder", 1, "the second is refused, and told who holds it", found, good)
 
 
 def clock(bench: Bench) -> Outcome:
@@ -238,7 +240,7 @@ def full_disk(bench: Bench) -> Outcome:
     fault, expected = "a disk that fills up", "one line, the newest checkpoint stays good; with room it goes on"
     path = _mounted(bench, "full", "64m")
     if path is None:
-        return Outcome(fault, 0, expected, "no file system could be mounted here", True)
+        return Outcome(fault, 0, expected, "no file system could be mounted here", None)
     try:
         process = bench.start("full", *RUN)
         while len(list((path / "checkpoints").glob("[0-9]*/manifest.json"))) < 2 and process.poll() is None:
@@ -266,7 +268,7 @@ def read_only(bench: Bench) -> Outcome:
     fault, expected = "a run folder that is read-only", "one line; once writable it goes on"
     path = _mounted(bench, "readonly", "64m")
     if path is None:
-        return Outcome(fault, 0, expected, "no file system could be mounted here", True)
+        return Outcome(fault, 0, expected, "no file system could be mounted here", None)
     try:
         _interrupted(bench, "readonly")
         _remount(path, "ro")
@@ -361,7 +363,7 @@ def main() -> None:
             begin = time.monotonic()
             outcomes.append(fault(bench))
             print(f"{name}: {outcomes[-1].found} ({time.monotonic() - begin:.0f} s)", flush=True)
-    rows = [[o.fault, str(o.times), o.expected, o.found, "yes" if o.good else "NO"] for o in outcomes]
+    rows = [[o.fault, str(o.times), o.expected, o.found, ANSWERS[o.good]] for o in outcomes]
     text = (
         "# What survives what\n\nEvery fault was made to a tiny real run (PPO on a grid world, a checkpoint after "
         f"every update), started by its command. {header()}. Made by `benchmarks/faults.py`.\n\n"
@@ -371,7 +373,7 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text)
-    if not all(o.good for o in outcomes):
+    if any(o.good is False for o in outcomes):
         raise SystemExit(1)
 
 

@@ -33,12 +33,10 @@ from mtjax.learners.config import HiPBMDPConfig
 from mtjax.learners.sac import _SAC, Batch, Known, SACState, check_config
 from mtjax.learners.transfer import fine_tuning
 from mtjax.learners.world import Steps, make_world
-from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Parameters
 from mtjax.networks.components import join
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.images import ImageEncoder, check_image
-from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.task import Task
 
 Array = jax.Array
@@ -53,36 +51,18 @@ class _HiPBMDP(_SAC):
     def __init__(self, config: HiPBMDPConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
         sizes = {"observation_size": spec.observation_size, "action": spec.action, "num_tasks": spec.num_tasks}
         self.world = make_world(config, **sizes, encoder=_image_encoder(config, network, spec))
-        self.view_size = self.world.latent_size + self.world.theta_size
         network = dataclasses.replace(network, image_shape=(), conv_channels=NetworkConfig().conv_channels)
         super().__init__(config, network, method, spec, num_envs=num_envs)
 
     # -------------------------------------------------------------------------------------- networks
 
-    def _make_policy(self, network: NetworkConfig) -> Policy:
-        spec = self.spec
-        return make_policy(
-            network,
-            inputs=self.view_size,
-            action=spec.action,
-            num_tasks=spec.num_tasks,
-            contexts=spec.context_size,
-        )
+    @property
+    def view_size(self) -> int:
+        return self.world.latent_size + self.world.theta_size
 
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         """SAC's critics on [φ(s), θ]. Parameters: shared {"world", "critic": theirs}, private theirs."""
-        config, spec, value = self.config, self.spec, network.of_value()
-        inputs, outputs = critics.inputs_and_outputs(self.view_size, spec.action, self.head)
-        body = make_network(
-            value,
-            inputs=inputs,
-            outputs=outputs,
-            num_tasks=spec.num_tasks,
-            sizes=value.hidden_sizes,
-            gain=1.0,
-            contexts=spec.context_size,
-        )
-        inner = critics.ensemble(body, config.num_critics, spec.action, self.head)
+        inner, spec = super()._make_critic(network), self.spec
 
         def init(key: Array) -> Parameters:
             own = inner.init(key)

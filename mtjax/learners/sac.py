@@ -155,11 +155,16 @@ class _SAC:
         }
         self.temperature_optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
 
+    @property
+    def view_size(self) -> int:
+        """Numbers that policies and critics see (see ``_see``)."""
+        return self.spec.observation_size
+
     def _make_policy(self, network: NetworkConfig) -> Policy:
         spec = self.spec
         return make_policy(
             network,
-            inputs=spec.observation_size,
+            inputs=self.view_size,
             action=spec.action,
             num_tasks=spec.num_tasks,
             contexts=spec.context_size,
@@ -167,7 +172,7 @@ class _SAC:
 
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         config, spec = self.config, self.spec
-        inputs, outputs = critics.inputs_and_outputs(spec.observation_size, spec.action, self.head)
+        inputs, outputs = critics.inputs_and_outputs(self.view_size, spec.action, self.head)
         value = network.of_value()
         body = make_network(
             value,
