@@ -15,9 +15,9 @@ import quick
 import reference
 
 from mtjax import grads
+from mtjax.grads.gram import _COLUMNS
 from mtjax.grads.methods.gradvac import vaccinate
 from mtjax.grads.methods.pcgrad import project
-from mtjax.grads.methods.trimmed_mean import _BLOCK
 
 SIZES = {1: (4,), 2: (8, 1), 3: (8, 2), 10: (40, 4), 50: (80, 20)}  # T: the numbers of parameters P
 OPTIONS = {"cagrad_wide", "aligned_median", "aligned_rmse", "cosine_keep", "krum_multi", "mgda_ub"}  # at T = 10 only
@@ -188,12 +188,17 @@ def test_trimmed_mean(num_tasks, trim, dtype):
         np.testing.assert_allclose(result, want, rtol=1e-4, atol=20 * np.finfo(dtype).eps * np.abs(want).max())
 
 
-def test_trimmed_mean_of_a_long_leaf():
-    """On the CPU it goes by slices of columns; the last slice is a shorter one."""
-    J = np.random.default_rng(0).standard_normal((5, 2, _BLOCK + 50)).astype(np.float32)
+def test_a_long_leaf_goes_by_slices_of_columns():
+    """The elementwise methods on the CPU; the last slice is a shorter one."""
+    J = np.random.default_rng(0).standard_normal((5, 2, _COLUMNS + 50)).astype(np.float32)
     tx = grads.aggregate(grads.trimmed_mean(1), num_tasks=5)
     got, _ = quick.jit(tx.update)(J, tx.init(J[0]))
     np.testing.assert_allclose(got, np.sort(J, axis=0)[1:-1].mean(0), rtol=1e-5, atol=1e-6)
+    tx = grads.aggregate(grads.graddrop(leak=0.25), num_tasks=5)
+    state = tx.init(J[0])
+    uniform = jax.random.uniform(jax.random.split(state.inner)[1], J.shape[1:])
+    got, _ = quick.jit(tx.update)(J, state)
+    np.testing.assert_allclose(got, reference.graddrop(J, np.asarray(uniform), 0.25), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

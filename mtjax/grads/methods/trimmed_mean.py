@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, State, Transform, default_float, presence, uniform
-from mtjax.grads.gram import accumulator, constant_like
-
-_BLOCK = 16384  # columns: with 1 trimmed, three rows of them are 200 kB
+from mtjax.grads.gram import accumulator, by_columns, constant_like
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
@@ -73,23 +71,7 @@ def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
 def _middle(g: Array, trim: int) -> Array:
     """Mean over axis 0 without `trim` values at each end."""
     flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
-    row = lax.platform_dependent(flat, cpu=partial(_by_blocks, trim=trim), default=partial(_selected, trim=trim))
-    return row.reshape(g.shape[1:])
-
-
-def _by_blocks(g: Array, trim: int) -> Array:
-    """`_selected` of slices of columns: what it keeps of a slice stays in a core's cache."""
-    size = g.shape[1]
-    whole = size // _BLOCK * _BLOCK
-
-    def add(n: Array, row: Array) -> Array:
-        piece = lax.dynamic_slice_in_dim(g, n * _BLOCK, _BLOCK, axis=1)
-        return lax.dynamic_update_slice_in_dim(row, _selected(piece, trim), n * _BLOCK, axis=0)
-
-    if not whole:
-        return _selected(g, trim)
-    row = lax.fori_loop(0, whole // _BLOCK, add, constant_like(g[0], 0, g.dtype))
-    return row.at[whole:].set(_selected(g[:, whole:], trim)) if whole < size else row
+    return by_columns(partial(_selected, trim=trim), flat).reshape(g.shape[1:])
 
 
 def _selected(g: Array, trim: int) -> Array:
