@@ -75,7 +75,8 @@ def accumulator(*arrays: Array) -> Any:
 def by_columns(function: Callable[..., Array], *arrays: Array) -> Array:
     """`function` of arrays [..., P], with a result [P] whose every entry depends on its own column only.
 
-    On the CPU it works through slices of columns, so that what a loop over the tasks carries stays in a core's cache.
+    On the CPU it works through slices of columns, so that what a loop over the tasks carries stays in a core's cache:
+    half the time for the trimmed mean (10 × 1M), and none gained for GradDrop, which carries less.
     """
     return lax.platform_dependent(*arrays, cpu=partial(_by_slices, function), default=function)
 

@@ -1,6 +1,5 @@
 """GradDrop: one sign for each parameter, drawn by majority."""
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, Transform, default_float, presence
-from mtjax.grads.gram import accumulator, by_columns, constant_like
+from mtjax.grads.gram import accumulator, constant_like
 
 
 def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None) -> Transform:
@@ -60,25 +59,19 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
     """
     dtype = accumulator(g)
     passes = jnp.broadcast_to(jnp.asarray(leak, dtype), g.shape[:1])
-    leaks = not (isinstance(leak, float | int) and leak == 0)
 
-    def of_columns(g: Array, uniform: Array) -> Array:
-        def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-            up, down, *leaked = sums
-            wide = g[row].astype(dtype)
-            rise, fall = jnp.maximum(wide, 0), jnp.minimum(wide, 0)
-            if leaked:
-                leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]
-            return up + rise, down + fall, *leaked
+    def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        up, down, *leaked = sums
+        wide = g[row].astype(dtype)
+        rise, fall = jnp.maximum(wide, 0), jnp.minimum(wide, 0)
+        if leaked:
+            leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]
+        return up + rise, down + fall, *leaked
 
-        sums = [constant_like(g[0], 0, dtype)] * (4 if leaks else 2)
-        up, down, *leaked = lax.fori_loop(0, g.shape[0], add, tuple(sums))
-        size = up - down  # Σ|g|
-        share = 0.5 * (1 + jnp.where(size > 0, (up + down) / jnp.where(size > 0, size, 1), 0))
-        positive = (share if purity is None else purity(share)) > uniform
-        leaked_up, leaked_down = leaked or (0, 0)
-        return jnp.where(positive, up + leaked_down, down + leaked_up)
-
-    size = math.prod(g.shape[1:])
-    uniform = jax.random.uniform(key, g.shape[1:], dtype).reshape(size)
-    return by_columns(of_columns, g.reshape(g.shape[0], size), uniform).reshape(g.shape[1:])
+    sums = [constant_like(g[0], 0, dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
+    up, down, *leaked = lax.fori_loop(0, g.shape[0], add, tuple(sums))
+    size = up - down  # Σ|g|
+    share = 0.5 * (1 + jnp.where(size > 0, (up + down) / jnp.where(size > 0, size, 1), 0))
+    positive = (share if purity is None else purity(share)) > jax.random.uniform(key, size.shape, dtype)
+    leaked_up, leaked_down = leaked or (0, 0)
+    return jnp.where(positive, up + leaked_down, down + leaked_up)
