@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import quick
 import reference
+import scipy.stats
 
 from mtjax import grads
 from mtjax.grads.gram import _COLUMNS
@@ -216,6 +217,21 @@ def test_graddrop_of_a_purity():
     tx = grads.aggregate(grads.graddrop(purity=jnp.ones_like), num_tasks=2)
     got, _ = tx.update(jnp.array([[1.0, -2.0], [-5.0, -4.0]]), tx.init(jnp.zeros(2)))
     np.testing.assert_allclose(got, [1.0, 0.0])
+
+
+def test_random_weights_have_their_distribution():
+    """RLW's weights against NumPy's draws of softmax(N(0, 1)), and the marginal Beta(1, T−1) of a flat Dirichlet."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = {}
+    for kind in ("normal", "dirichlet"):
+        update = functools.partial(grads.rlw(kind).update, jnp.eye(4))
+        draws[kind] = np.asarray(quick.jit(jax.vmap(lambda key, update=update: update(key)[0]))(keys))
+    normal = np.exp(np.random.default_rng(0).standard_normal((4000, 4)))
+    normal /= normal.sum(1, keepdims=True)
+    for task in range(4):
+        assert scipy.stats.ks_2samp(draws["normal"][:, task], normal[:, task]).pvalue > 1e-3
+        assert scipy.stats.kstest(draws["dirichlet"][:, task], scipy.stats.beta(1, 3).cdf).pvalue > 1e-3
+    assert scipy.stats.ks_2samp(draws["normal"][:, 0], draws["dirichlet"][:, 0]).pvalue < 1e-6  # it tells them apart
 
 
 def test_fixed_and_normalised():
