@@ -158,6 +158,7 @@ PRESETS = (
             "initial_log_scale": -0.3,
             "return_scaling": "none",
             "reward_scale": 0.1,
+            "max_grad_norm": 0.0,  # values reach 100: a common norm would clip the policy's gradient away
         },
     ),
     Preset(
