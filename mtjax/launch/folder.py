@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtjax import options
 from mtjax.launch import resolve
+from mtjax.training import lock
 from mtjax.training.config import CONFIG, RunConfig, resumed
 
 RUNS = Path("runs")
@@ -69,7 +71,7 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
         run_dir: the run's folder.
 
     Raises:
-        ValueError: there is no such run, or it was started with other options.
+        ValueError: there is no such run, it was started with other options, or it cannot be written.
     """
     folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config)
     if run_dir and not resolve.is_run(folder):
@@ -77,23 +79,47 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
         raise ValueError(f"nothing to resume: {run_dir} is not a run ({what}); leave --resume out to start one there")
     saved = resolve.load_config(folder)
     config = resumed(saved, given, folder)
+    _require_writable(folder)
     sources = dict.fromkeys(options.flatten(config), "run") | dict.fromkeys(given, "flag")
     extended = saved.total_steps if config.total_steps > saved.total_steps else None
     return Plan(resolve.Resolved(config, None, sources), folder, resume=True, extended_from=extended)
 
 
-def open_folder(plan: Plan) -> None:
-    """Make the run's folder with its configuration; a run that is to be replaced is deleted now, not earlier.
+@contextlib.contextmanager
+def opened(plan: Plan) -> Iterator[None]:
+    """Hold the run's folder, with its configuration in it; a run that is to be replaced is deleted now, not earlier.
 
     The configuration comes first: whenever the process is killed, the folder is empty or can be resumed.
+
+    Raises:
+        ValueError: another process is at work in the folder, or has left a run there since the plan was made.
+            Nothing of it is touched.
     """
     from mtjax.training import versions
 
-    if plan.replace:
-        shutil.rmtree(plan.run_dir)
-    config = plan.resolved.config
-    versions.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
-    versions.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
+    with lock.lock(plan.run_dir, "run"):
+        if not (plan.resume or plan.replace) and resolve.is_run(plan.run_dir):
+            raise ValueError(
+                f"--run_dir={plan.run_dir} has come to hold a run of another process; choose another folder"
+            )
+        if plan.replace:
+            _empty(plan.run_dir)
+        config = plan.resolved.config
+        versions.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
+        versions.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
+        yield
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is in a folder, but for the lock that keeps others out meanwhile.
+
+    The configuration goes last: whenever the process is killed, --overwrite can be said again.
+    """
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != lock.FILE:
+            path.unlink()
 
 
 def _fresh(suite: str) -> Path:
@@ -114,7 +140,8 @@ def _require_writable(folder: Path) -> None:
     if not existing.is_dir():
         raise ValueError(f"--run_dir={folder} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK):
-        raise ValueError(f"--run_dir={folder} cannot be made: {existing} is not writable")
+        why = "is not writable" if existing == folder.absolute() else f"cannot be made: {existing} is not writable"
+        raise ValueError(f"--run_dir={folder} {why}")
 
 
 def _newest(config: RunConfig) -> Path:

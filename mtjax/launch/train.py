@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -118,20 +119,20 @@ def run(values: command.FlagValues) -> int:
     first = jax.process_index() == 0  # of those that train this run together; it alone writes and prints
     if first:
         print(show.start(plan, suite, notes), flush=True)
-        folder.open_folder(plan)
 
     from mtjax.training import run as training
 
     try:
-        summary = training.train(
-            plan.resolved.config,
-            plan.run_dir,
-            resume=plan.resume,
-            progress=asked.progress,
-            video=asked.video,
-            tensorboard=asked.tensorboard,
-            mesh=asked.mesh,
-        )
+        with folder.opened(plan) if first else contextlib.nullcontext():
+            summary = training.train(
+                plan.resolved.config,
+                plan.run_dir,
+                resume=plan.resume,
+                progress=asked.progress,
+                video=asked.video,
+                tensorboard=asked.tensorboard,
+                mesh=asked.mesh,
+            )
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or not environment.lost_a_process(error):
             raise

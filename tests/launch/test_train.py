@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from mtjax.launch import resolve
+import mtjax
+from mtjax.launch import resolve, train
 from mtjax.training.config import RunConfig
 
 PROBE = "--suite=launch-probe"
+ROOT = pathlib.Path(mtjax.__file__).parents[1]
 
 
 def test_a_new_run_gets_a_folder_of_its_own(command, training, tmp_path):
@@ -80,6 +86,57 @@ def test_overwrite_spares_the_run_if_the_command_is_wrong(command, training, tmp
     (tmp_path / "run" / "old").write_text("")
     assert command(PROBE, "--run_dir=run", "--overwrite", "--grads=pcgard").code == 1
     assert (tmp_path / "run" / "old").exists()
+
+
+HOLD = (
+    "import sys\nfrom mtjax.training import lock\nwith lock.lock(sys.argv[1], 'run'):\n    print(flush=True); input()"
+)
+
+
+@pytest.mark.parametrize("arguments", [("--overwrite",), ("--resume", "--total_steps=999_999_999")])
+def test_a_run_that_another_process_trains_is_never_touched(command, training, tmp_path, arguments):
+    """Neither deleted nor told another length: the second command is refused before it has changed anything."""
+    command(PROBE, "--run_dir=run")
+    (tmp_path / "run" / "treasure").write_text("weeks of work")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], **pipes) as holder:
+        assert holder.stdout.readline()
+        result = command(PROBE, "--run_dir=run", *arguments)
+        assert result.code == 1 and result.err.count("\n") == 1
+        assert result.err.startswith(f"mtjax-train: run is in use by process {holder.pid} on ")
+        assert result.err.endswith(": one process at a time on a run\n")
+        holder.stdin.close()
+    assert (tmp_path / "run" / "treasure").exists() and len(training.calls) == 1
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    assert command(PROBE, "--run_dir=run", *arguments).code == 0
+
+
+def test_a_run_that_came_while_the_command_started_is_not_touched(command, training, tmp_path, monkeypatch):
+    """Two equal commands at once, the first of which has already ended."""
+
+    def start(*arguments):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "config.json").write_text("theirs")
+        return ""
+
+    monkeypatch.setattr(train.show, "start", start)
+    result = command(PROBE, "--run_dir=run")
+    assert result.code == 1
+    assert result.err == (
+        "mtjax-train: --run_dir=run has come to hold a run of another process; choose another folder\n"
+    )
+    assert (tmp_path / "run" / "config.json").read_text() == "theirs" and not training.calls
+
+
+def test_a_run_that_cannot_be_written_is_not_resumed(command, training, monkeypatch):
+    """A colleague's folder, a read-only file system: said at once, not after compiling."""
+    command(PROBE, "--run_dir=run")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        result = command("--run_dir=run", "--resume", "--compilation_cache=none")
+    assert (result.code, result.err) == (1, "mtjax-train: --run_dir=run is not writable\n")
+    assert len(training.calls) == 1
 
 
 @pytest.mark.parametrize("arguments", [(), ("--overwrite",)])
