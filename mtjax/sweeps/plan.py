@@ -170,6 +170,21 @@ def make_plan(
     return Plan(name, named, programs, swept, rows, dict(process or {}), created, dict(search or {}))
 
 
+def halved(made: Plan, name: str) -> tuple[Plan, tuple[str, str]]:
+    """The plan with two programs, of half its trials each, in place of a packed one; and their names.
+
+    Names tell where programs come from, and none is used twice: p003 becomes p003a and p003b.
+    """
+    members = made.programs[name].trials
+    middle = (len(members) + 1) // 2
+    halves = {f"{name}a": members[:middle], f"{name}b": members[middle:]}
+    programs: dict[str, Program] = {}
+    for other, program in made.programs.items():
+        parts = {label: Program(label, part) for label, part in halves.items()}
+        programs |= parts if other == name else {other: program}
+    return dataclasses.replace(made, programs=programs), (f"{name}a", f"{name}b")
+
+
 def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: int) -> list[Sequence[str]]:
     """Names of trials that are one program, at most ``most_rows`` agents together."""
     groups: dict[str, list[list[str]]] = {}
