@@ -181,7 +181,7 @@ def sweep_plan(made: Sweep) -> str:
     ]
     rows = [("option", "values", "makes")]
     for name, values in swept_values(made).items():
-        rows.append((name, _listed(values), "rows of a program" if name in made.packed else "another program each"))
+        rows.append((name, _listed(values), _makes(made, name)))
     lines += [table(rows)] if len(rows) > 1 else []
     rows = [("program", "trials", "agents", "steps", "which")]
     for name, program in made.programs.items():
@@ -193,6 +193,15 @@ def sweep_plan(made: Sweep) -> str:
 
 
 MOST_ROWS = 40  # of the plan's programs
+
+
+def _makes(made: Sweep, option: str) -> str:
+    """What the values of a swept option become."""
+    if option not in made.packed:
+        return "another program each"
+    trials = made.trials
+    values = {frozenset(repr(trials[n].changes.get(option)) for n in p.trials) for p in made.programs.values()}
+    return "rows of a program" if len(values) == 1 else f"rows of {len(values)} programs"
 
 
 def count(number: int, what: str) -> str:

@@ -19,13 +19,15 @@ from mtjax.networks.config import NetworkConfig
 Array = jax.Array
 
 
-def gradient_method(spec: str, network: NetworkConfig) -> grads.Method:
-    """The method of mtjax.grads that a flag names. GradNorm is shown the last shared layer, as its paper says.
+def gradient_method(spec: str, network: NetworkConfig, option: str = "grads") -> grads.Method:
+    """The method of mtjax.grads that an option names. GradNorm is shown the last shared layer, as its paper says.
+
+    The method's constants are leaves of its state, named "<option>.<constant>": they vmap beside the seeds.
 
     Raises:
         ValueError: there is no such method, or it cannot be used by a learner.
     """
-    method = grads.get(spec)
+    method = grads.tunable(spec, f"{option}.")
     if getattr(method, "on_representation", False):
         raise ValueError(f"grads: {spec} needs gradients of a representation, which no learner provides")
     if spec.strip().startswith("gradnorm") and method.leaves is None:
