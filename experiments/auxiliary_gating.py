@@ -88,7 +88,7 @@ def main(argv):
     admitted = {}
     for axes, name in zip(panels[2:], ("all, gated", "all, gated by weight"), strict=True):
         run_dir = study.train(name, configs[name], folder)  # finished: this only names the folder
-        admitted[name] = draw_gates(axes, run_dir, name)
+        admitted[name] = draw_gates(axes, run_dir, name, configs[name].hyper.warm_start)
     figure.savefig(folder / "auxiliary_gating.png")
     text = study.table(results, "return") + "\n\n" + study.setting(next(iter(configs.values())))
     for name, means in admitted.items():
