@@ -18,6 +18,7 @@ import study
 from absl import app, flags
 from matplotlib.ticker import EngFormatter
 
+from mtjax import suites
 from mtjax.launch import presets
 from mtjax.training import record
 from mtjax.training.config import RunConfig
@@ -59,9 +60,9 @@ def variants() -> dict[str, RunConfig]:
     }
 
 
-def draw_gates(axes, run_dir: pathlib.Path, title: str) -> dict[str, float]:
-    """How far each loss was admitted in the course of a run, averaged over seeds and tasks. Returns the means."""
-    lines = [line for line in record.read(run_dir) if line["kind"] == "train"]
+def draw_gates(axes, run_dir: pathlib.Path, title: str, start: int) -> dict[str, float]:
+    """How far each loss was admitted from step ``start`` on, averaged over seeds and tasks. Returns the means."""
+    lines = [line for line in record.read(run_dir) if line["kind"] == "train" and line["step"] > start]
     means = {}
     for name, colour in zip(LOSSES, study.COLOURS, strict=False):
         points = [
@@ -78,6 +79,11 @@ def draw_gates(axes, run_dir: pathlib.Path, title: str) -> dict[str, float]:
     return means
 
 
+def warm_start(config: RunConfig) -> int:
+    """Environment steps of all tasks before anything is learnt, and no gradient has a cosine."""
+    return config.hyper.warm_start * len(suites.make(config.suite).tasks)
+
+
 def main(argv):
     del argv
     folder, configs = pathlib.Path(_OUTPUT.value), variants()
@@ -88,7 +94,7 @@ def main(argv):
     admitted = {}
     for axes, name in zip(panels[2:], ("all, gated", "all, gated by weight"), strict=True):
         run_dir = study.train(name, configs[name], folder)  # finished: this only names the folder
-        admitted[name] = draw_gates(axes, run_dir, name, configs[name].hyper.warm_start)
+        admitted[name] = draw_gates(axes, run_dir, name, warm_start(configs[name]))
     figure.savefig(folder / "auxiliary_gating.png")
     text = study.table(results, "return") + "\n\n" + study.setting(next(iter(configs.values())))
     for name, means in admitted.items():
