@@ -4,7 +4,7 @@ A pendulum behind a random projection of its state and of eight distractors, so 
 and reconstruction something to be misled by. The auxiliary losses (transitions, rewards, reconstruction) are left out,
 all admitted, or admitted by the cosine of their gradient with that of the critics, whole or weighted.
 
-About 20 minutes on two cores. A study that was stopped goes on.
+About 15 minutes on two cores. A study that was stopped goes on.
 
     python experiments/auxiliary_gating.py --output=runs/auxiliary_gating
 """
@@ -25,7 +25,7 @@ from mtjax.training.config import RunConfig
 
 _OUTPUT = flags.DEFINE_string("output", "runs/auxiliary_gating", "Folder for the runs, the picture and the table.")
 _SUITE = flags.DEFINE_string("suite", "control-pendulum-rich", "A suite whose observations need an encoder.")
-_STEPS = flags.DEFINE_integer("total_steps", 225_000, "Environment steps of every variant and seed.")
+_STEPS = flags.DEFINE_integer("total_steps", 135_000, "Environment steps of every variant and seed.")
 _SEEDS = flags.DEFINE_integer("num_seeds", 5, "Agents of every variant.")
 LOSSES = {"transition": 1.0, "reward": 1.0, "reconstruction": 1.0}
 
@@ -88,7 +88,7 @@ def main(argv):
     del argv
     folder, configs = pathlib.Path(_OUTPUT.value), variants()
     results = study.compare(configs, folder, "return")
-    figure, panels = study.figure(4)
+    figure, panels = study.figure(2, rows=2)
     study.draw_curves(panels[0], results, "return, mean over tasks")
     study.draw_tasks(panels[1], results, "return")
     admitted = {}

@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     Attributes:
         episodes: how many episodes are seen, ascending, 0 first.
         evaluation_episodes: of the deterministic policy, for every value.
-        num_steps, learning_rate, batch_size: of inferring θ (see :func:`mtjax.learners.world.infer`).
+        num_steps, learning_rate, batch_size, prior_cost: of inferring θ (see :func:`mtjax.learners.world.infer`).
     """
 
     episodes: tuple[int, ...] = EPISODES
@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     num_steps: int = 300
     learning_rate: float = 3e-2
     batch_size: int = 256
+    prior_cost: float = 0.03
 
 
 class Curves(NamedTuple):
@@ -174,6 +175,7 @@ class _Protocol:
                     num_steps=settings.num_steps,
                     learning_rate=settings.learning_rate,
                     batch_size=settings.batch_size,
+                    prior_cost=settings.prior_cost,
                 )
 
             return jax.vmap(of_seed)(states, seen, alive, keys)

@@ -58,7 +58,7 @@ def _counting():
     def policy(state, observation, key, deterministic, unseen):
         return jnp.zeros((*observation.shape[:2], 1)) + 0.0 * state
 
-    def infer(state, theta, seen, weight, key, num_steps, learning_rate, batch_size):
+    def infer(state, theta, seen, weight, key, num_steps, learning_rate, batch_size, prior_cost):
         assert (num_steps, batch_size) == (5, 4) and seen.observation.shape == (3, 3 * HORIZON, 1)
         return theta + (seen.reward * weight).sum(axis=1, keepdims=True)
 
