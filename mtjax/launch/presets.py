@@ -198,6 +198,22 @@ PRESETS = (
         "distral",
     ),
     Preset(
+        "control-*",
+        "classic control: PPO's numbers, one network a task and one scale of observations for all",
+        {
+            "num_envs": 32,
+            "total_steps": 3_000_000,
+            "rollout_length": 64,
+            "num_epochs": 4,
+            "num_minibatches": 4,
+            "learning_rate": 1e-3,
+            "hidden_sizes": (64, 64),
+            "arrangement": "independent",
+            "normalize_observations": False,
+        },
+        "distral",
+    ),
+    Preset(
         "*",
         "what SAC is used with nearly everywhere: relu, and a scale that depends on the state",
         {**SAC, "total_steps": 1_000_000, "num_envs": 16, "hidden_sizes": (256, 256)},
