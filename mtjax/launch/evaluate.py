@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ USAGE = """
       mtjax-evaluate --run_dir=runs/hopper
       mtjax-evaluate --run_dir=runs/hopper --splits=extrapolation --modes=deterministic --episodes=200
 
-    The results are printed, and appended to the run's metrics.jsonl. Exit codes: 0 done, 1 bad input.
+    The results are printed, and appended to the run's metrics.jsonl. Exit codes: 0 done, 1 bad input,
+    5 a simulator failed.
 """
 
 
@@ -112,9 +114,16 @@ def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[s
     return suite, tuple(splits or have)
 
 
+def exits(error: BaseException) -> int | None:
+    """Exit codes of what an evaluation can end with."""
+    training = sys.modules.get("mtjax.training.run")
+    failed = training is not None and isinstance(error, training.SimulatorFailed)
+    return command.SIMULATOR if failed else None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    command.launch(define, run, argv)
+    command.launch(define, run, argv, exits=exits)
 
 
 if __name__ == "__main__":
