@@ -166,6 +166,22 @@ def evaluation(result: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def adaptation(found: Mapping[str, Any], run_dir: str, episodes: int) -> str:
+    """Tables of what episodes in unseen tasks are worth: a row for each task and for their mean, by every method."""
+    blocks = []
+    for split, curves in found.items():
+        for name in shown(next(iter(curves["values"].values())))[:-1]:  # without the length
+            rows = [("task", "method", *(count(k, "episode") for k in curves["episodes"]))]
+            for task in (*curves["tasks"], "(mean)"):
+                for method, measures in curves["values"].items():
+                    points = [p["tasks"].get(task, p["mean"]) for p in measures[name]]
+                    rows.append((task, method, *map(estimate, points)))
+            title = f"{split}, {name} after episodes in the task, {episodes} episodes of the deterministic policy:"
+            blocks.append(f"{title}\n{table(rows)}")
+    made = [Path(run_dir, name) for name in ("adaptation.json", "plots/adaptation.png")]
+    return "\n\n".join([*blocks, "\n".join(str(path) for path in made if path.exists())])
+
+
 def shown(measures: Mapping[str, Any]) -> list[str]:
     """The measures of an evaluation: success first, where there is one, and the length last."""
     return [name for name in ("success_any", "success_last", "return", "length") if name in measures]
