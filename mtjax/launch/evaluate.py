@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ USAGE = """
     measures what so many episodes are worth in each task held out, by inferring its embedding and by learning on in
     it; the results are printed, and written to the run's adaptation.json and plots/adaptation.png.
 
-    Exit codes: 0 done, 1 bad input.
+    Exit codes: 0 done, 1 bad input, 5 a simulator failed.
 """
 
 
@@ -133,9 +134,16 @@ def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[s
     return suite, tuple(splits or have)
 
 
+def exits(error: BaseException) -> int | None:
+    """Exit codes of what an evaluation can end with."""
+    training = sys.modules.get("mtjax.training.run")
+    failed = training is not None and isinstance(error, training.SimulatorFailed)
+    return command.SIMULATOR if failed else None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    command.launch(define, run, argv)
+    command.launch(define, run, argv, exits=exits)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from mtjax import options, suites
 from mtjax.launch import presets
 from mtjax.learners.registry import LEARNERS
-from mtjax.training import packed, packing, plots, record, run
+from mtjax.training import lock, packed, packing, plots, record, run
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Trainer
 
@@ -191,6 +191,18 @@ def test_a_trial_that_diverges_stops_no_other(together):
     # Killed between its last deed and the news of it: nothing is done twice.
     again = packed.train_packed(TRIALS, program, trials, resume=True, **QUIET)
     assert again.diverged == outcome.diverged and set(again.summaries) == set(outcome.summaries)
+
+
+@pytest.mark.parametrize("held", ["program", "trials/slow"])
+def test_a_folder_in_use_is_refused_before_anything_is_begun(tmp_path, held):
+    """Two calls on one program, or somebody extending a trial, must not delete each other's files."""
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / held).mkdir(parents=True)
+    with (tmp_path / held / lock.FILE).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=f"{held} is in use by another process: one process at a time"):
+            packed.train_packed(TRIALS, tmp_path / "program", tmp_path / "trials", **QUIET)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {lock.FILE}
 
 
 def test_a_program_of_which_nothing_is_left(tmp_path):
