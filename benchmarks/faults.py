@@ -13,6 +13,7 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -323,7 +324,7 @@ def sweep_killed(bench: Bench, kills: int) -> Outcome:
         if done % 2:
             process.kill()
         else:
-            subprocess.run(["kill", "-KILL", f"-{process.pid}"], check=False)
+            os.killpg(process.pid, signal.SIGKILL)  # it leads its session; /bin/kill may read -1234 as -1: everything
         process.communicate()
         done += 1
         begun = (bench.folder / "sweeps" / "killed" / "ledger.jsonl").exists()

@@ -1,14 +1,18 @@
-"""Distral in two rooms joined by a corridor (arXiv 1707.04175, section 4.1), exactly and with networks.
+"""Distral (arXiv 1707.04175) beside its baselines: in two rooms joined by a corridor, or on another suite.
 
-Eight goals, hidden; the start is in the other room. The paper's findings that are looked for:
+Two rooms (the paper's section 4.1): eight goals, hidden; the start is in the other room. The paper's findings that are
+looked for:
 
 * the distilled policy, which remembers its last action, keeps its direction in the corridor (figure 3). Solved
   exactly on the transition tables, beside the same without memory;
 * with networks, Distral learns faster than one agent per task and than one policy for all (figure 2).
 
+``--suite`` compares the same variants elsewhere, e.g. in mazes whose goals are seen, or on a continuous suite.
 About ten minutes on two cores. A study that was stopped goes on.
 
     python experiments/distral_two_rooms.py --output=runs/distral
+    python experiments/distral_two_rooms.py --suite=gridworld-mazes --num_envs=16 --output=runs/mazes
+    python experiments/distral_two_rooms.py --suite=control-pendulum --output=runs/pendulum
 """
 
 from __future__ import annotations
@@ -25,38 +29,54 @@ from mtjax import suites
 from mtjax.envs import gridworld
 from mtjax.launch import presets
 from mtjax.learners import distral_tabular as distral
+from mtjax.training.config import RunConfig
 
+TWO_ROOMS = "gridworld-two-rooms"
 _OUTPUT = flags.DEFINE_string("output", "runs/distral", "Folder for the runs, the picture and the table.")
+_SUITE = flags.DEFINE_string("suite", TWO_ROOMS, "A suite of tasks with the same spaces.")
 _STEPS = flags.DEFINE_integer("total_steps", 1_000_000, "Environment steps of every variant and seed.")
+_ENVS = flags.DEFINE_integer("num_envs", 0, "Environments of each task; fewer learn from smaller batches. 0: preset's.")
 _SEEDS = flags.DEFINE_integer("num_seeds", 5, "Agents of every variant.")
-SUITE = "gridworld-two-rooms"
-KL, ENTROPY = 0.02, 0.005
 EXACT = {"kl_cost": 0.05, "entropy_cost": 0.01, "discount": 0.95, "iterations": 20}
 
 
-def variants() -> dict:
-    """The paper's six: two baselines, and KL or KL and entropy with one or two columns."""
-    same = {"total_steps": _STEPS.value, "num_seeds": _SEEDS.value, "evaluate_every": _STEPS.value // 20}
+def variants() -> dict[str, RunConfig]:
+    """The paper's six: two baselines, and KL or KL and entropy with one or two columns; and PPO without any tie.
 
-    def tied(kl: float, entropy: float, columns: int):
+    The costs are those of the suite's preset; where there is one cost alone, it is their sum.
+    """
+    suite = _SUITE.value
+    same = {
+        "total_steps": _STEPS.value,
+        "num_seeds": _SEEDS.value,
+        "evaluate_every": _STEPS.value // 20,
+        "grads": "sum",
+        **({"num_envs": _ENVS.value} if _ENVS.value else {}),
+    }
+    usual = presets.configure(suite, learner="distral").hyper
+    kl, entropy = usual.distral_kl_cost, usual.distral_entropy_cost
+
+    def tied(kl: float, entropy: float, columns: int) -> RunConfig:
         costs = {"distral_kl_cost": kl, "distral_entropy_cost": entropy, "columns": columns}
-        return presets.configure(SUITE, learner="distral", grads="sum", **costs, **same)
+        return presets.configure(suite, learner="distral", **costs, **same)
+
+    def untied(arrangement: str) -> RunConfig:
+        return presets.configure(suite, arrangement=arrangement, return_scaling=usual.return_scaling, **same)
 
     return {
-        "one agent per task": tied(0.0, KL + ENTROPY, 1),
-        "one policy for all": presets.configure(
-            SUITE, arrangement="none", grads="sum", return_scaling="none", **same
-        ),
-        "KL, 1 column": tied(KL + ENTROPY, 0.0, 1),
-        "KL and entropy, 1 column": tied(KL, ENTROPY, 1),
-        "KL, 2 columns": tied(KL + ENTROPY, 0.0, 2),
-        "KL and entropy, 2 columns": tied(KL, ENTROPY, 2),
+        "one agent per task": tied(0.0, kl + entropy, 1),
+        "one PPO agent per task": untied("independent"),
+        "one policy for all": untied("none"),
+        "KL, 1 column": tied(kl + entropy, 0.0, 1),
+        "KL and entropy, 1 column": tied(kl, entropy, 1),
+        "KL, 2 columns": tied(kl + entropy, 0.0, 2),
+        "KL and entropy, 2 columns": tied(kl, entropy, 2),
     }
 
 
 def corridor() -> dict[str, np.ndarray]:
     """How likely the exact distilled policy walks on in the corridor: [3 cells, going left or right]."""
-    suite = suites.make(SUITE)
+    suite = suites.make(TWO_ROOMS)
     height, width = suite.splits["train"].tasks.walls.shape[1:]
     cells = jnp.asarray([3 * width + column for column in range(7, 10)], jnp.int32)
     ways = jnp.asarray([gridworld.ACTIONS.index("left"), gridworld.ACTIONS.index("right")])
@@ -66,27 +86,36 @@ def corridor() -> dict[str, np.ndarray]:
     return {"knows where it is": np.asarray(blind), "and its last action": np.asarray(remembering[:, ways])}
 
 
-def main(argv):
-    del argv
-    folder = pathlib.Path(_OUTPUT.value)
-    walks_on = corridor()
-    results = study.compare(variants(), folder, "return")
-    figure, (curves, tasks, panel) = study.figure(3)
-    study.draw_curves(curves, results, "return, mean over tasks")
-    study.draw_tasks(tasks, results, "return")
+def draw_corridor(axes, walks_on: dict[str, np.ndarray]) -> None:
+    """Bars of what :func:`corridor` found."""
     for index, (name, probability) in enumerate(walks_on.items()):
         places = np.arange(6) + 0.4 * index
-        panel.bar(places, probability.T.ravel(), width=0.38, color=study.COLOURS[index], label=name)
-    panel.axhline(0.5, color="#8a929c", linewidth=0.8, linestyle="--")
-    panel.set_xticks(np.arange(6) + 0.2, [f"cell {cell}\n{way}" for way in ("left", "right") for cell in (1, 2, 3)])
-    panel.set(title="exact distilled policy: walks on in the corridor", ylabel="probability", ylim=(0, 1.12))
-    panel.legend(ncols=2)
-    figure.savefig(folder / "distral_two_rooms.png")
-    text = study.table(results, "success")
-    text += "\n\n" + study.setting(next(iter(variants().values()))) + "\n\nExact, in the corridor: "
-    text += "; ".join(f"{name}: walks on with {p.min():.2f} to {p.max():.2f}" for name, p in walks_on.items())
-    (folder / "distral_two_rooms.md").write_text(text + "\n")
-    print(text, f"\n{folder / 'distral_two_rooms.png'}")
+        axes.bar(places, probability.T.ravel(), width=0.38, color=study.COLOURS[index], label=name)
+    axes.axhline(0.5, color="#8a929c", linewidth=0.8, linestyle="--")
+    axes.set_xticks(np.arange(6) + 0.2, [f"cell {cell}\n{way}" for way in ("left", "right") for cell in (1, 2, 3)])
+    axes.set(title="exact distilled policy: walks on in the corridor", ylabel="probability", ylim=(0, 1.12))
+    axes.legend(ncols=2)
+
+
+def main(argv):
+    del argv
+    folder, configs = pathlib.Path(_OUTPUT.value), variants()
+    walks_on = corridor() if _SUITE.value == TWO_ROOMS else {}
+    results = study.compare(configs, folder, "return")
+    figure, panels = study.figure(3 if walks_on else 2)
+    study.draw_curves(panels[0], results, "return, mean over tasks")
+    study.draw_tasks(panels[1], results, "return")
+    two_decimals = _SUITE.value.startswith("gridworld-")  # whose returns are of the size of a success
+    text = study.table(results, "success" if two_decimals else "return")
+    text += "\n\n" + study.setting(next(iter(configs.values())))
+    if walks_on:
+        draw_corridor(panels[2], walks_on)
+        text += "\n\nExact, in the corridor: "
+        text += "; ".join(f"{name}: walks on with {p.min():.2f} to {p.max():.2f}" for name, p in walks_on.items())
+    name = "distral_" + _SUITE.value.removeprefix("gridworld-").replace("-", "_")
+    figure.savefig(folder / f"{name}.png")
+    (folder / f"{name}.md").write_text(text + "\n")
+    print(text, f"\n{folder / f'{name}.png'}")
 
 
 if __name__ == "__main__":

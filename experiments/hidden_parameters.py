@@ -5,7 +5,8 @@ turn the other way round. What is looked for:
 
 * on the tasks trained on: HiP-BMDP, SAC that is told the task's index, SAC that is told nothing, one agent per task;
 * on tasks between and beyond them (one has a motor that is stronger and turned round): after 0, 1, 5 and 20 episodes,
-  by inferring the task's embedding with all else frozen, and by fine-tuning everything.
+  by inferring the task's embedding with all else frozen, and by fine-tuning everything. Every run's folder then holds
+  ``plots/adaptation.png``, with a panel for each of these tasks.
 
 About 25 minutes on two cores. A study that was stopped goes on.
 
@@ -122,7 +123,7 @@ def main(argv):
     folder, configs = pathlib.Path(_OUTPUT.value), variants()
     results = study.compare(configs, folder, "return")
     found = adapt(configs, folder)
-    figure, panels = study.figure(4)
+    figure, panels = study.figure(2, rows=2)
     study.draw_curves(panels[0], results, "return, mean over tasks")
     study.draw_tasks(panels[1], results, "return")
     for axes, split in zip(panels[2:], SPLITS, strict=True):

@@ -21,6 +21,7 @@ from mtjax.training.config import load_config
 
 _OUTPUT = flags.DEFINE_string("output", "runs/metaworld-mt10", "The run's folder.")
 _STEPS = flags.DEFINE_integer("total_steps", 17_000_000, "Environment steps.")
+_ARRANGEMENT = flags.DEFINE_string("arrangement", "independent", "What the tasks share, e.g. multi_head.")
 _SEED = flags.DEFINE_integer("seed", 0, "The run's seed.")
 MINUTES = (5, 10, 20, 40)  # at which the training policy's success is told
 SMOOTH = 5  # records of the training curve that are averaged: an episode is 500 steps, so one record has few
@@ -75,6 +76,7 @@ def main(argv):
         config = presets.configure(
             "metaworld-mt10",
             grads="mean",
+            arrangement=_ARRANGEMENT.value,
             learning_rate_schedule="linear",
             total_steps=_STEPS.value,
             seed=_SEED.value,

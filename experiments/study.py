@@ -156,8 +156,9 @@ def draw_tasks(axes: plt.Axes, results: Mapping[str, Result], label: str) -> Non
     axes.set(title="every task, in the end", xlabel=label)
 
 
-def figure(columns: int, height: float = 3.6) -> tuple[plt.Figure, list[plt.Axes]]:
-    """A row of panels in the style of a run's plots."""
+def figure(columns: int, height: float = 3.6, rows: int = 1) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Rows of panels in the style of a run's plots, row by row; ``height`` is one row's."""
     plt.rcParams.update(plots.STYLE)
-    made, axes = plt.subplots(1, columns, figsize=(5.2 * columns, height), layout="constrained", squeeze=False)
-    return made, list(axes[0])
+    size = (5.2 * columns, height * rows)
+    made, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    return made, list(axes.ravel())

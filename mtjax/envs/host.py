@@ -6,10 +6,14 @@ simulators' threads work on all tasks at once and XLA can neither reorder nor dr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -61,6 +65,26 @@ class Pool(Protocol):
         ...
 
 
+class SimulatorError(RuntimeError):
+    """A simulator raised, or its process died. The message: a line that names the task, then the traceback."""
+
+
+def failure(error: BaseException) -> str | None:
+    """The first line of the SimulatorError that a jax error is about; None if it is about something else.
+
+    Out of a callback comes a ``JaxRuntimeError``, which holds of the exception its text alone.
+    """
+    found = re.findall(rf"{SimulatorError.__name__}: (.*)", str(error))
+    return found[-1] if found else None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for jax's own log of a SimulatorError, which says the same as the exception that follows."""
+    return not (record.exc_info and isinstance(record.exc_info[1], SimulatorError))
+
+
+logging.getLogger("jax._src.callback").addFilter(_is_news)
+
 MakePool = Callable[[int], Pool]  # number of environments N -> their pool
 
 
@@ -95,6 +119,7 @@ class HostVectorEnv:
         stagger: shorten the first episode of environment e to ``horizon·(1 − e/E)`` steps, so that from
             then on the episodes of a task end at different times and a short rollout sees all phases of
             an episode. For training; evaluation wants whole episodes.
+        task_names: T names, for messages.
     """
 
     make_pools: tuple[MakePool, ...]
@@ -104,6 +129,7 @@ class HostVectorEnv:
     horizon: int
     info_names: tuple[str, ...] = ()
     stagger: bool = False
+    task_names: tuple[str, ...] = ()
     on_device: bool = dataclasses.field(default=False, init=False)
     _hosts: dict[tuple[int, ...], _Host] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -146,6 +172,7 @@ class HostVectorEnv:
 
         Raises:
             ValueError: the actions have another shape. At run time, if ``state`` is not the newest.
+            JaxRuntimeError: at run time, if a simulator fails; see :func:`failure`.
         """
         del key
         lead = tuple(state.clock.shape)
@@ -215,13 +242,15 @@ class _Host:
     def step(self, actions: np.ndarray) -> Step:
         """Step all, actions [S, T, E, ...], and restart the episodes that ended. Step of [S, T, E, ...]."""
         for task, pool in enumerate(self.pools):
-            pool.send(np.ascontiguousarray(actions[:, task]).reshape(-1, *self.env.action.shape))
+            with self._of(task):
+                pool.send(np.ascontiguousarray(actions[:, task]).reshape(-1, *self.env.action.shape))
         final = np.empty((*self.batch, self.env.observation_size), np.float32)
         reward = np.empty(self.batch, np.float32)
         terminated, truncated = np.empty(self.batch, bool), np.empty(self.batch, bool)
         info = {name: np.empty(self.batch, np.float32) for name in self.env.info_names}
         for task, pool in enumerate(self.pools):
-            answer = pool.receive()
+            with self._of(task):
+                answer = pool.receive()
             targets = (final, reward, terminated, truncated, *info.values())
             values = (*answer[:4], *(answer.info[name] for name in info))
             for target, value in zip(targets, values, strict=True):
@@ -240,13 +269,28 @@ class _Host:
     def _restart(self, done: np.ndarray, observation: np.ndarray) -> None:
         """Start new episodes where ``done`` [S, T, E]; their first observations go into ``observation``."""
         chosen = [np.flatnonzero(done[:, task]).astype(np.int32) for task in range(len(self.pools))]
-        for pool, indices in zip(self.pools, chosen, strict=True):
-            if indices.size:
-                pool.send_reset(indices)
         for task, (pool, indices) in enumerate(zip(self.pools, chosen, strict=True)):
             if indices.size:
-                observation[:, task][done[:, task]] = pool.receive_reset()
+                with self._of(task):
+                    pool.send_reset(indices)
+        for task, (pool, indices) in enumerate(zip(self.pools, chosen, strict=True)):
+            if indices.size:
+                with self._of(task):
+                    first = pool.receive_reset()
+                observation[:, task][done[:, task]] = first
         self.steps[done] = 0
+
+    @contextlib.contextmanager
+    def _of(self, task: int) -> Iterator[None]:
+        """Name the task whose simulator fails."""
+        try:
+            yield
+        except Exception as error:
+            name = self.env.task_names[task] if self.env.task_names else task
+            why = f"{type(error).__name__}: {'; '.join(str(error).splitlines())}"
+            # jax passes on the text of this exception, not what it came from.
+            trace = traceback.format_exc()
+            raise SimulatorError(f"the simulator of task {name!r} failed: {why}\n\n{trace}") from error
 
 
 def _shape(shape, dtype) -> jax.ShapeDtypeStruct:

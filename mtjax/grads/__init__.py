@@ -10,6 +10,7 @@ Usable alone, outside reinforcement learning: it needs jax and optax and nothing
 from mtjax.grads.aggregation import AggregateState, aggregate, find_state, observe
 from mtjax.grads.base import Method, Transform, Weighting, seeded
 from mtjax.grads.combine import accumulate, cr_mogm, every_k, normalize
+from mtjax.grads.constants import TunableState, tunable
 from mtjax.grads.diagnostics import (
     conflict,
     pareto_distance,
@@ -45,6 +46,7 @@ __all__ = [
     "LeanState",
     "Method",
     "Transform",
+    "TunableState",
     "Weighting",
     "accumulate",
     "aggregate",
@@ -93,6 +95,7 @@ __all__ = [
     "sum",
     "sum_",
     "trimmed_mean",
+    "tunable",
     "uncertainty",
     "upgrad",
     "weighted_sum",

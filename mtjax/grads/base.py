@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 State = Any
+Number = float | Array  # of a method's arguments: a constant that `tunable` may move into the state
 
 
 class Weighting(NamedTuple):
@@ -133,6 +134,16 @@ def cosines(gram: Array) -> Array:
     """Cosine matrix C = D⁻¹ G D⁻¹ [T, T]; rows of zero gradients are 0."""
     inverse = safe_divide(jnp.ones_like(norms(gram)), norms(gram))
     return jnp.clip(gram * inverse[:, None] * inverse[None, :], -1, 1)
+
+
+def check_number(name: str, value: Number, *, low: float | None = None, above: float | None = None) -> None:
+    """Refuses a number that is too small. A traced one was looked at when it was written down."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be greater than {above}, got {value}")
+    if low is not None and value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
 
 
 def need_losses(name: str, losses: Array | None) -> Array:

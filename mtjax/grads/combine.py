@@ -10,6 +10,7 @@ from jax import lax
 from mtjax.grads.base import (
     Array,
     Method,
+    Number,
     State,
     Transform,
     Weighting,
@@ -48,7 +49,7 @@ class SmoothState(NamedTuple):
     inner: State
 
 
-def cr_mogm(method: Weighting, alpha: float = 0.9) -> Weighting:
+def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
     """CR-MOGM (Zhou et al., NeurIPS 2022, "On the convergence of stochastic multi-objective
     gradient manipulation and beyond", Algorithm 1): smooths another method's weights.
 

@@ -4,6 +4,7 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from mtjax.grads.base import Method, Transform, Weighting
 from mtjax.grads.combine import cr_mogm, every_k, normalize
@@ -52,6 +53,24 @@ def names() -> list[str]:
     return sorted(METHODS)
 
 
+class Call(NamedTuple):
+    """A parsed specification.
+
+    Attributes:
+      name: of a method.
+      arguments: all of them, those that were left out by their defaults: literals, or the calls of methods that a
+        combinator is given.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+    def text(self) -> str:
+        """As a specification: 'cagrad(c=0.4, rescale=None)'."""
+        values = {k: v.text() if isinstance(v, Call) else repr(v) for k, v in self.arguments.items()}
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in values.items())})"
+
+
 def get(spec: str | Method) -> Method:
     """Builds a method from its name, or from a call with literal arguments; combinators nest.
 
@@ -65,51 +84,62 @@ def get(spec: str | Method) -> Method:
       >>> from mtjax import grads
       >>> method = grads.get('pcgrad(reduction="mean")')
     """
-    if isinstance(spec, Weighting | Transform):
-        return spec
+    return spec if isinstance(spec, Weighting | Transform) else build(parse(spec))
+
+
+def parse(spec: str) -> Call:
+    """Reads a specification. Raises ValueError as `get` does, but for values that a method refuses."""
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except SyntaxError:
         raise ValueError(f"{spec!r} is not a method: write NAME or NAME(argument=value)") from None
-    return _build(tree, spec)
+    return _read(tree, spec)
 
 
-def _build(node: ast.expr, spec: str) -> Method:
-    """A method from a parsed name or call."""
+def build(call: Call) -> Method:
+    """Calls the methods' factories. Raises ValueError for a value that one refuses."""
+    arguments = {name: build(v) if isinstance(v, Call) else v for name, v in call.arguments.items()}
+    try:
+        return METHODS[call.name](**arguments)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{call.text()!r}: {error}; the method is {_signature(call.name)}") from error
+
+
+def _read(node: ast.expr, spec: str) -> Call:
+    """A parsed name or call."""
     if isinstance(node, ast.Name):
-        return _call(node.id, [], {}, spec)
+        return _bind(node.id, [], {}, spec)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         if any(keyword.arg is None for keyword in node.keywords):
             raise ValueError(f"{spec!r}: ** is not allowed")
         arguments = [_value(arg, spec) for arg in node.args]
         keywords = {k.arg: _value(k.value, spec) for k in node.keywords if k.arg}
-        return _call(node.func.id, arguments, keywords, spec)
+        return _bind(node.func.id, arguments, keywords, spec)
     raise ValueError(f"{spec!r} is not a method: write NAME or NAME(argument=value)")
 
 
 def _value(node: ast.expr, spec: str) -> object:
-    """A literal, or a method given to a combinator."""
+    """A literal, or the call of a method given to a combinator."""
     if isinstance(node, ast.Name | ast.Call):
-        return _build(node, spec)
+        return _read(node, spec)
     try:
         return ast.literal_eval(node)
     except ValueError:
         raise ValueError(f"{spec!r}: {ast.unparse(node)!r} is not a literal") from None
 
 
-def _call(name: str, arguments: list, keywords: dict, spec: str) -> Method:
+def _bind(name: str, arguments: list, keywords: dict, spec: str) -> Call:
+    """The call of a method by its name, with all its arguments."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
         hint = f"did you mean {_signature(near[0])}? " if near else ""
         raise ValueError(f"no method {name!r}: {hint}methods: {', '.join(names())}")
     try:
-        inspect.signature(METHODS[name]).bind(*arguments, **keywords)
+        bound = inspect.signature(METHODS[name]).bind(*arguments, **keywords)
     except TypeError as error:
         raise ValueError(f"{spec!r}: {error}; the method is {_signature(name)}") from None
-    try:
-        return METHODS[name](*arguments, **keywords)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{spec!r}: {error}; the method is {_signature(name)}") from error
+    bound.apply_defaults()
+    return Call(name, dict(bound.arguments))
 
 
 def _signature(name: str) -> str:

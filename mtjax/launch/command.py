@@ -16,6 +16,7 @@ OK = 0
 BAD_INPUT = 1
 DIVERGED = 3
 INCOMPLETE = 4  # a sweep came to its end, but some trials failed or diverged
+SIMULATOR = 5  # a simulator on the host failed; start again with --resume
 PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved after SIGTERM; start again with --resume
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 

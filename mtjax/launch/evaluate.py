@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from mtjax import options
-from mtjax.launch import command, environment, flags, resolve, show
+from mtjax.launch import adapt, command, environment, flags, resolve, show
 from mtjax.options import option
 from mtjax.training.config import RunConfig
 
@@ -20,7 +21,14 @@ USAGE = """
       mtjax-evaluate --run_dir=runs/hopper
       mtjax-evaluate --run_dir=runs/hopper --splits=extrapolation --modes=deterministic --episodes=200
 
-    The results are printed, and appended to the run's metrics.jsonl. Exit codes: 0 done, 1 bad input.
+    The results are printed, and appended to the run's metrics.jsonl.
+
+      mtjax-evaluate --run_dir=runs/pendulum --adapt=all --adapt_episodes=0,1,5,20
+
+    measures what so many episodes are worth in each task held out, by inferring its embedding and by learning on in
+    it; the results are printed, and written to the run's adaptation.json and plots/adaptation.png.
+
+    Exit codes: 0 done, 1 bad input, 5 a simulator failed.
 """
 
 
@@ -34,6 +42,14 @@ class Command:
     episodes: int = option(50, "Episodes of every task.", low=1)
     seed: int = option(0, "Seed of the evaluation's episodes.", low=0, high=2**31 - 1)
     checkpoint: int = option(-1, "Step of the checkpoint; -1 takes the newest good one.", low=-1)
+    adapt: str = option(
+        "none",
+        "What is done in tasks held out: 'embedding' infers θ from the episodes seen, 'finetune' learns on, or both, "
+        "comma-separated; 'all' that the run's learner can; 'none' acts zero-shot.",
+    )
+    adapt_episodes: tuple[int, ...] = option(
+        (0, 1, 5, 20), "With --adapt: numbers of episodes seen in a task, ascending from 0.", low=0
+    )
     video: bool = option(False, "Draw an episode of every task, too.")
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
     mesh: str = option("", "Devices along the axes seed and env, e.g. seed:4; need not be the mesh that trained.")
@@ -58,6 +74,8 @@ def run(values: command.FlagValues) -> int:
     config = resolve.load_config(asked.run_dir)
     splits = None if asked.splits == "all" else chosen("splits", asked.splits, SPLITS)
     modes = chosen("modes", asked.modes, MODES)
+    adapting = () if asked.adapt in ("none", "all") else chosen("adapt", asked.adapt, tuple(adapt.METHODS))
+    adapt.check_flags(asked, Command())
     environment.prepare()
     environment.choose_platform(asked.platform)
     environment.keep_compiled_programs(asked.compilation_cache)
@@ -65,7 +83,11 @@ def run(values: command.FlagValues) -> int:
 
     from mtjax.training import run as training
 
+    named = splits is not None
     suite, splits = check(config, splits)
+    if asked.adapt != "none":
+        adapt.run(asked, config, suite, adapt.held_out(suite, splits, named=named), adapting)
+        return command.OK
     print(show.evaluated(asked.run_dir, suite), flush=True)
     results = training.evaluate(
         asked.run_dir,
@@ -112,9 +134,16 @@ def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[s
     return suite, tuple(splits or have)
 
 
+def exits(error: BaseException) -> int | None:
+    """Exit codes of what an evaluation can end with."""
+    training = sys.modules.get("mtjax.training.run")
+    failed = training is not None and isinstance(error, training.SimulatorFailed)
+    return command.SIMULATOR if failed else None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    command.launch(define, run, argv)
+    command.launch(define, run, argv, exits=exits)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ PRESETS = (
             "initial_log_scale": -0.3,
             "return_scaling": "none",
             "reward_scale": 0.1,
+            "max_grad_norm": 0.0,  # values reach 100: a common norm would clip the policy's gradient away
         },
     ),
     Preset(
@@ -193,6 +194,22 @@ PRESETS = (
             "distral_kl_cost": 0.02,
             "distral_entropy_cost": 0.005,
             "entropy_cost": 0.1,
+        },
+        "distral",
+    ),
+    Preset(
+        "control-*",
+        "classic control: PPO's numbers, one network a task and one scale of observations for all",
+        {
+            "num_envs": 32,
+            "total_steps": 3_000_000,
+            "rollout_length": 64,
+            "num_epochs": 4,
+            "num_minibatches": 4,
+            "learning_rate": 1e-3,
+            "hidden_sizes": (64, 64),
+            "arrangement": "independent",
+            "normalize_observations": False,
         },
         "distral",
     ),

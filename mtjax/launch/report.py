@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtjax.launch import command, environment, flags
 from mtjax.options import option
+from mtjax.report.folder import kind_of
 
 USAGE = """
     mtjax-report compares runs and sweeps on one HTML page with everything in it.
@@ -44,6 +45,8 @@ def run(values: command.FlagValues, folders: Sequence[str] = ()) -> int:
     output = Path(asked.output) if asked.output else Path(folders[0]) / "report.html"
     if output.is_dir():
         raise ValueError(f"--output={asked.output} is a folder; name a file")
+    for folder in folders:
+        kind_of(folder)  # or it refuses, before jax is imported
     environment.prepare()
 
     from mtjax.report import page

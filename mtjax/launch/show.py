@@ -166,6 +166,22 @@ def evaluation(result: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def adaptation(found: Mapping[str, Any], run_dir: str, episodes: int) -> str:
+    """Tables of what episodes in unseen tasks are worth: a row for each task and for their mean, by every method."""
+    blocks = []
+    for split, curves in found.items():
+        for name in shown(next(iter(curves["values"].values())))[:-1]:  # without the length
+            rows = [("task", "method", *(count(k, "episode") for k in curves["episodes"]))]
+            for task in (*curves["tasks"], "(mean)"):
+                for method, measures in curves["values"].items():
+                    points = [p["tasks"].get(task, p["mean"]) for p in measures[name]]
+                    rows.append((task, method, *map(estimate, points)))
+            title = f"{split}, {name} after episodes in the task, {episodes} episodes of the deterministic policy:"
+            blocks.append(f"{title}\n{table(rows)}")
+    made = [Path(run_dir, name) for name in ("adaptation.json", "plots/adaptation.png")]
+    return "\n\n".join([*blocks, "\n".join(str(path) for path in made if path.exists())])
+
+
 def shown(measures: Mapping[str, Any]) -> list[str]:
     """The measures of an evaluation: success first, where there is one, and the length last."""
     return [name for name in ("success_any", "success_last", "return", "length") if name in measures]
@@ -181,7 +197,7 @@ def sweep_plan(made: Sweep) -> str:
     ]
     rows = [("option", "values", "makes")]
     for name, values in swept_values(made).items():
-        rows.append((name, _listed(values), "rows of a program" if name in made.packed else "another program each"))
+        rows.append((name, _listed(values), _makes(made, name)))
     lines += [table(rows)] if len(rows) > 1 else []
     rows = [("program", "trials", "agents", "steps", "which")]
     for name, program in made.programs.items():
@@ -193,6 +209,15 @@ def sweep_plan(made: Sweep) -> str:
 
 
 MOST_ROWS = 40  # of the plan's programs
+
+
+def _makes(made: Sweep, option: str) -> str:
+    """What the values of a swept option become."""
+    if option not in made.packed:
+        return "another program each"
+    trials = made.trials
+    values = {frozenset(repr(trials[n].changes.get(option)) for n in p.trials) for p in made.programs.values()}
+    return "rows of a program" if len(values) == 1 else f"rows of {len(values)} programs"
 
 
 def count(number: int, what: str) -> str:

@@ -104,6 +104,7 @@ def run(values: command.FlagValues) -> int:
     """Do what the flags say. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
     environ = dict(os.environ)  # of the programs: this process keeps off their devices
+    check_launcher(asked)
     environment.prepare()
     if asked.launcher == "ray" and not asked.plan_only:
         from mtjax.sweeps import raycluster
@@ -147,6 +148,11 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
         if axis.name in given:
             raise ValueError(f"--{axis.name} is given and swept; leave one of them out")
     folder = choose_folder(asked.name, given.get("suite", RunConfig().suite))
+    if asked.search == "optuna":
+        space.require_number(axes, asked.search, asked.max_runs)
+        changes = []
+    else:
+        changes = space.combine(axes, asked.search, most=asked.max_runs, seed=asked.search_seed)
     recipe = {
         "given": dict(given),
         "preset": asked.preset,
@@ -157,12 +163,9 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     recipe["memory"] = replay_memory(asked, recipe["slots"])
     search: dict[str, Any] = {}
     if asked.search == "optuna":
-        space.require_number(axes, asked.search, asked.max_runs)
         search = {**recipe, "sweep": list(sweep), "seed": asked.search_seed}
         search |= {"batch": asked.batch, "max_runs": asked.max_runs}
         changes = suggest.suggest(axes, [], min(asked.batch, asked.max_runs), seed=asked.search_seed)
-    else:
-        changes = space.combine(axes, asked.search, most=asked.max_runs, seed=asked.search_seed)
     made = plan_trials(
         folder.name,
         changes,
@@ -295,6 +298,16 @@ def replay_memory(asked: Command, slots: int) -> float | None:
     return None if free is None else REPLAY_SHARE * free / slots
 
 
+def check_launcher(asked: Command) -> None:
+    """Refuse options of a launcher that is not chosen, or that cannot be read. Raises ValueError."""
+    from mtjax.sweeps import raycluster, slurm
+
+    for name, read in (("slurm", slurm.parse_options), ("ray", raycluster.parse_options)):
+        if getattr(asked, name) and asked.launcher != name:
+            raise ValueError(f"--{name} is for --launcher={name}; the launcher here is {asked.launcher}")
+        read(getattr(asked, name))
+
+
 def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mapping[str, str]) -> schedule.Launcher:
     """The launcher that --launcher names.
 
@@ -304,9 +317,6 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
     """
     from mtjax.sweeps import local, raycluster, slurm
 
-    for name in ("slurm", "ray"):
-        if getattr(asked, name) and asked.launcher != name:
-            raise ValueError(f"--{name} is for --launcher={name}")
     if asked.launcher == "ray":
         return raycluster.RayLauncher(folder, asked.jobs, raycluster.parse_options(asked.ray), environ)
     if asked.launcher == "slurm":

@@ -28,7 +28,8 @@ USAGE = """
 
     Values come from the defaults, then the suite's preset or --config_from, then flags. A flag on the
     command line beats one in a --flagfile. Options marked [vmapped] are leaves of the state, one value a seed.
-    Exit codes: 0 done, 1 bad input, 3 diverged, 75 saved after SIGTERM (start again with --resume).
+    Exit codes: 0 done, 1 bad input, 3 diverged, 5 a simulator failed, 75 saved after SIGTERM (start again with
+    --resume after the last two).
 """
 
 
@@ -207,6 +208,8 @@ def exits(error: BaseException) -> int | None:
         return command.PREEMPTED
     if isinstance(error, training.Diverged):
         return command.DIVERGED
+    if isinstance(error, training.SimulatorFailed):
+        return command.SIMULATOR
     checkpoint = sys.modules.get("mtjax.training.checkpoint")
     unwritten = checkpoint is not None and isinstance(error, checkpoint.CheckpointError)  # a full disk, say
     return command.BAD_INPUT if unwritten else None

@@ -19,7 +19,9 @@ class PPOConfig:
     )
     adam_epsilon: float = option(1e-5, "Adam's epsilon.", above=0)
     max_grad_norm: float = option(
-        0.5, "Updates are clipped to this global norm; 0 switches clipping off.", low=0
+        0.5,
+        "Gradients of the policy and of the values are each clipped to this global norm; 0 switches clipping off.",
+        low=0,
     )
     discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
     gae_lambda: float = option(0.95, "λ of generalised advantage estimation. [vmapped]", low=0, high=1)

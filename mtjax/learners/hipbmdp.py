@@ -77,7 +77,8 @@ class _HiPBMDP(_SAC):
             observation, rest = jnp.split(x, [spec.observation_size], axis=-1)
             told = self.told(shared["world"], self.theta(shared["world"], task))
             view = join(self.world.encode(shared["world"], observation), told)
-            return inner.diagnose(shared["critic"], private, task, join(view, rest))
+            theta = {"embedding": join(x[..., :0], told)} if self.world.theta_size else {}
+            return {**inner.diagnose(shared["critic"], private, task, join(view, rest)), **theta}
 
         return critics.Critic(init, apply, diagnose)
 

@@ -19,7 +19,7 @@ from mtjax import grads, spread
 from mtjax.learners import acting, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
-from mtjax.learners.descent import as_one_vector, combine
+from mtjax.learners.descent import clipped_adam, combine
 from mtjax.learners.exploration import make_exploration
 from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
 from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
@@ -111,8 +111,7 @@ class _PPO:
         self.masks = action_masks(spec)
         self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
         self.method = method
-        clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
-        self.optimizer = as_one_vector(optax.chain(clip, optax.scale_by_adam(eps=config.adam_epsilon)))
+        self.optimizer = clipped_adam(max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon)
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
         spec = self.spec

@@ -148,7 +148,10 @@ class _SAC:
         adam = optimizer(
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
-        critic_method = gradient_method(config.critic_grads, network) if config.critic_grads else method
+        if config.critic_grads:
+            critic_method = gradient_method(config.critic_grads, network, "critic_grads")
+        else:
+            critic_method = method
         self.descent = {
             "policy": Descent(method, spec.num_tasks, adam),
             "critic": Descent(critic_method, spec.num_tasks, adam),

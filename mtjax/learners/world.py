@@ -199,9 +199,13 @@ def infer(
     num_steps: int = 200,
     learning_rate: float = 3e-2,
     batch_size: int = 0,
+    prior_cost: float = 0.0,
     key: Array | None = None,
 ) -> Array:
     """θ of a task that was not trained on: gradient steps on the transition loss, everything else frozen.
+
+    The steps are taken in z, θ = mean + L z, where mean and L Lᵀ are the moments of the training tasks' embeddings: so
+    that a step has the size of what tells tasks apart, and θ does not move where the models never saw it move.
 
     Args:
         world, parameters: the trained models.
@@ -209,32 +213,46 @@ def infer(
         steps: transitions of the task, [B, ...].
         weight: [B] of every transition, e.g. 0 for what is padding; None weighs all alike. Where all are 0, θ stays.
         num_steps: gradient steps (Adam).
-        learning_rate: of those.
+        learning_rate: of those, in z.
         batch_size: transitions of one gradient step, drawn by their weight; 0 takes all at every step.
+        prior_cost: weight of ½‖z‖² beside the mean loss of a transition. A little keeps θ where policies were trained;
+            it matters where transitions say little. No effect where all weights are 0.
         key: for drawing them.
 
     Returns:
         [K].
     """
+    every = world.embeddings(parameters)
+    unit = _root_of_covariance(every)
+    origin = jnp.linalg.pinv(unit) @ (theta - every.mean(axis=0))  # z where it starts, from which z is counted below
     weight = jnp.ones(steps.reward.shape) if weight is None else weight
     share = weight / jnp.maximum(weight.sum(), 1e-6)
     latent, target = (world.encode(parameters, x) for x in (steps.observation, steps.next_observation))
     optimizer = optax.adam(learning_rate)
 
-    def loss(theta: Array, rows: tuple[Array, Array, Array], share: Array) -> Array:
+    def loss(z: Array, rows: tuple[Array, Array, Array], share: Array) -> Array:
         latent, action, target = rows
-        prediction = world.transition(parameters, latent, action, theta)
-        return (share * dynamics.negative_log_likelihood(prediction, target)).sum()
+        prediction = world.transition(parameters, latent, action, theta + unit @ z)
+        prior = 0.5 * prior_cost * jnp.square(origin + z).sum() * share.sum()
+        return (share * dynamics.negative_log_likelihood(prediction, target)).sum() + prior
 
     def descend(carry: tuple[Array, Any], index: Array) -> tuple[tuple[Array, Any], None]:
-        theta, state = carry
+        z, state = carry
         rows, own = (latent, steps.action, target), share
         if batch_size:
             draw = jax.random.categorical(jax.random.fold_in(key, index), jnp.log(share), shape=(batch_size,))
             rows = jax.tree.map(lambda x: x[draw], rows)
             own = jnp.full((batch_size,), (weight.sum() > 0) / batch_size)
-        change, state = optimizer.update(jax.grad(loss)(theta, rows, own), state)
-        return (optax.apply_updates(theta, change), state), None
+        change, state = optimizer.update(jax.grad(loss)(z, rows, own), state)
+        return (optax.apply_updates(z, change), state), None
 
-    (theta, _), _ = jax.lax.scan(descend, (theta, optimizer.init(theta)), jnp.arange(num_steps))
-    return theta
+    z = jnp.zeros(world.theta_size)
+    (z, _), _ = jax.lax.scan(descend, (z, optimizer.init(z)), jnp.arange(num_steps))
+    return theta + unit @ z
+
+
+def _root_of_covariance(thetas: Array) -> Array:
+    """L [K, K] with L Lᵀ the covariance of embeddings [T, K]; where they do not differ, L is 0."""
+    centred = thetas - thetas.mean(axis=0)
+    values, vectors = jnp.linalg.eigh(centred.T @ centred / len(thetas))
+    return vectors * jnp.sqrt(jnp.maximum(values, 0.0))

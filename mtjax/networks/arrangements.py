@@ -121,7 +121,7 @@ def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network
         return head.apply((shared if head.kind == "shared" else private)["head"], x)
 
     def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
-        return features(shared, private, task, x)[1]
+        return {**features(shared, private, task, x)[1], **tell.show(shared, private, task, x)}
 
     return Network(init, apply, diagnose, "head/" if head.kind == "shared" else body.last_shared)
 

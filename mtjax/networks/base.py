@@ -32,8 +32,9 @@ class Network(NamedTuple):
         init: key -> Parameters.
         apply: (shared, private of ONE task, the task, inputs [..., in]) -> outputs [..., out].
         diagnose: as ``apply``, but -> what the network decides on for this task beside its outputs, by name:
-            "routing" [..., K, N] are probabilities over the last axis, "weights" [..., N] are any numbers.
-            An empty mapping where there is nothing to tell.
+            "routing" [..., K, N] are probabilities over the last axis, "weights" [..., N] are any numbers,
+            "embedding" [..., Z] is the learnt vector that stands for the task. An empty mapping where there is nothing
+            to tell.
         last_shared: a part of the paths of its last shared layer, for methods that look at that alone.
     """
 

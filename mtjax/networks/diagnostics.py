@@ -26,7 +26,8 @@ def diagnose(network: Any, p: Parameters, tasks: Task, observation: Array, name:
         name: of the network in the metrics' names, e.g. "policy".
 
     Returns:
-        "routing/policy" or "weights/policy" [T, F] and "routing_entropy/policy" [T], where there are such.
+        "routing/policy", "weights/policy" or "embedding/policy" [T, F], and "routing_entropy/policy" [T], where there
+        are such.
     """
     weights = jax.vmap(network.diagnose, in_axes=(None, 0, 0, 0))(
         p.shared, p.private, tasks, observation[:, :OBSERVATIONS]

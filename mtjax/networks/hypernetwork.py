@@ -43,6 +43,6 @@ def make_hypernetwork(config: NetworkConfig, shape: Shape, tell: TaskEncoder) ->
         return plain.apply(jax.tree.map(jnp.add, shared["base"], moved), x)
 
     def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
-        return {"weights": join(x[..., :0], weigh(shared, private, task))}
+        return {"weights": join(x[..., :0], weigh(shared, private, task)), **tell.show(shared, private, task, x)}
 
     return Network(init, apply, diagnose, f"base/{plain.last}")

@@ -45,7 +45,7 @@ def make_paco(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network
         return plain.apply(compose(shared["sets"], weigh(shared, private, task)), x)
 
     def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
-        return {"weights": join(x[..., :0], weigh(shared, private, task))}
+        return {"weights": join(x[..., :0], weigh(shared, private, task)), **tell.show(shared, private, task, x)}
 
     return Network(init, apply, diagnose, f"sets/{plain.last}")
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax.networks.base import Parameters, Shape
-from mtjax.networks.components import Trunk
+from mtjax.networks.base import Parameters, Shape, Weights
+from mtjax.networks.components import Trunk, join
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.task import Task
 
@@ -23,11 +23,17 @@ class TaskEncoder(NamedTuple):
         init: key -> Parameters.
         apply: (shared, private of one task, the task) -> [size].
         size: Z; 0 for a network that is blind to the task.
+        learnt: False where the vector is only the task's number.
     """
 
     init: Callable[[Array], Parameters]
     apply: Callable[[Any, Any, Task], Array]
     size: int
+    learnt: bool = False
+
+    def show(self, shared: Any, private: Any, task: Task, x: Array) -> Weights:
+        """What ``Network.diagnose`` says of it at inputs ``x`` [..., in]: "embedding" [..., Z], if it is learnt."""
+        return {"embedding": join(x[..., :0], self.apply(shared, private, task))} if self.learnt else {}
 
 
 def make_task_encoder(config: NetworkConfig, shape: Shape) -> TaskEncoder:
@@ -57,7 +63,7 @@ def _learned(config: NetworkConfig, shape: Shape) -> TaskEncoder:
             vector = vector / jnp.maximum(jnp.linalg.norm(vector), 1e-6)
         return vector
 
-    return TaskEncoder(init, apply, size)
+    return TaskEncoder(init, apply, size, learnt=True)
 
 
 def _context(config: NetworkConfig, shape: Shape) -> TaskEncoder:
@@ -74,4 +80,4 @@ def _context(config: NetworkConfig, shape: Shape) -> TaskEncoder:
     def apply(shared: Any, private: Any, task: Task) -> Array:
         return network.apply(shared["context"], task.context)
 
-    return TaskEncoder(init, apply, config.context_sizes[-1])
+    return TaskEncoder(init, apply, config.context_sizes[-1], learnt=True)

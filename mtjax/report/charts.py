@@ -314,6 +314,22 @@ def sharing(suite: Suite, looks: Mapping[str, Style]) -> str:
     return f'{figures(chart)}<div class="tiles">{"".join(tiles)}</div>'
 
 
+def embeddings(suite: Suite, looks: Mapping[str, Style]) -> str:
+    """The learnt vectors that stand for the tasks: the plane in which they differ most, and their cosines."""
+    pictures, tiles, names = [], [], suite.tasks.get("train", ())
+    for method in suite.methods:
+        look = looks[method.label]
+        for network, vectors in measures.last_embeddings(method).items():
+            points, share = measures.plane(vectors)
+            title = f"{method.label}, {network}"
+            pictures.append(svg.scatter(points, names, f"{title}: {100 * share:.0f}% of the variance", look))
+            picture = svg.matrix(measures.cosines(vectors), names, title)
+            tiles.append(
+                f'<figure class="{look.classes}">{picture}<figcaption>{html.escape(title)}</figcaption></figure>'
+            )
+    return f'{figures(pictures)}<div class="tiles">{"".join(tiles)}</div>' if pictures else ""
+
+
 def _pairs(matrix: np.ndarray) -> np.ndarray:
     return matrix[~np.eye(len(matrix), dtype=bool)]
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from mtjax import options
+from mtjax.report.folder import SWEEP, kind_of
 from mtjax.sweeps import ledger, plan
 from mtjax.training import packing, record, series
-from mtjax.training.config import CONFIG, RunConfig, load_config
+from mtjax.training.config import RunConfig, load_config
 from mtjax.training.series import Run, Series
 
 # Options that do not make another method: who was drawn, and how often somebody looked.
@@ -113,13 +114,7 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
     """
     entries: list[Entry] = []
     for folder in map(pathlib.Path, folders):
-        if (folder / plan.MANIFEST).is_file():
-            entries += of_sweep(folder)
-        elif (folder / CONFIG).is_file():
-            entries.append(of_run(folder))
-        else:
-            what = f"it has neither {CONFIG} nor {plan.MANIFEST}" if folder.is_dir() else "there is no such folder"
-            raise ValueError(f"{folder} is neither a run nor a sweep: {what}")
+        entries += of_sweep(folder) if kind_of(folder) == SWEEP else [of_run(folder)]
     by_suite: dict[str, list[Entry]] = {}
     for entry in entries:
         by_suite.setdefault(entry.config.suite, []).append(entry)

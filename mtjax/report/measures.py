@@ -151,6 +151,36 @@ def last_shares(method: Method) -> dict[str, np.ndarray]:
     return found
 
 
+def last_embeddings(method: Method) -> dict[str, np.ndarray]:
+    """The learnt vectors that stand for the tasks, [T, Z] by network, at the end of training of the first seed.
+
+    About their mean: what they have in common tells no task from another.
+    """
+    found = {}
+    for name, source in method.run.train.items():
+        kind, _, network = name.partition("/")
+        if kind == "embedding" and series.known(source) and source.values.ndim == 4:
+            last = source.values[-1, 0]
+            found[f"{network} network"] = last - last.mean(axis=0)
+    return {network: vectors for network, vectors in found.items() if np.isfinite(vectors).all()}
+
+
+def cosines(vectors: np.ndarray) -> np.ndarray:
+    """[T, T] of vectors [T, Z]; 0 where one has no length."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return unit @ unit.T
+
+
+def plane(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where vectors [T, Z] of mean 0 lie in the plane in which they differ most [T, 2]; its share of their variance."""
+    u, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
+    points = np.zeros((len(vectors), 2))
+    points[:, : min(2, len(sizes))] = (u * sizes)[:, :2]
+    total = float(np.sum(sizes**2))
+    return points, float(np.sum(sizes[:2] ** 2)) / total if total > 0 else 1.0
+
+
 def numeric_options(suite: Suite, least: int = 3) -> list[str]:
     """Options that take enough different numbers among the methods to be drawn along."""
     from mtjax import options

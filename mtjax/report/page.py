@@ -105,6 +105,7 @@ def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: 
         ),
         _block("Gradient conflict", "", charts.conflict(suite, looks)),
         _block("What the tasks share", SHARING, charts.sharing(suite, looks)),
+        _block("What stands for the tasks", EMBEDDINGS, charts.embeddings(suite, looks)),
         _block(
             "Tasks that were held out",
             f"Zero-shot {name} of the final policy.",
@@ -125,6 +126,10 @@ PROFILES = "How often a seed does better than τ on a task, with 95% intervals o
 SHARING = (
     "A row a task, a column an expert or module, over the last tenth of training of the first seed: the darker, the "
     "more the task listens to it. An entropy of 100% listens to all alike."
+)
+EMBEDDINGS = (
+    "The learnt vectors of the tasks at the end of training of the first seed, about their mean: the plane in which "
+    "they differ most, and their cosines pair by pair in the tasks' order (blue alike, red opposed)."
 )
 IMPROVEMENT = (
     "How likely the row's method beats the column's on a task drawn at random; bold where the 95% interval over seeds "

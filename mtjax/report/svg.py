@@ -168,6 +168,44 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
     return "L".join(f"{px:.1f} {py:.1f}" for px, py in points if math.isfinite(px) and math.isfinite(py))
 
 
+MOST_NAMES = 16  # of a scatter's points; more are told by the pointer alone
+
+
+def scatter(
+    points: np.ndarray, names: Sequence[str], title: str, style: Style, *, size: tuple[int, int] = (560, 300)
+) -> str:
+    """Named points [T, 2] on one scale for both axes, around their mean."""
+    width, height = size
+    named = len(points) <= MOST_NAMES
+    room, centre = (130 if named else 16), np.array([width / 2, (height + 24) / 2])
+    reach = np.maximum(np.abs(points).max(axis=0), 1e-12)
+    scale = min((width / 2 - room) / reach[0], ((height - 24) / 2 - 14) / reach[1])
+    places = centre + points * [scale, -scale]
+    parts = [f'<text class="t" x="0" y="15">{html.escape(title)}</text>']
+    parts.append(f'<line class="g" x1="0" x2="{width}" y1="{centre[1]:.1f}" y2="{centre[1]:.1f}"/>')
+    parts.append(f'<line class="g" x1="{centre[0]:.1f}" x2="{centre[0]:.1f}" y1="24" y2="{height}"/>')
+    for (x, y), name in zip(places, names, strict=True):
+        dot = f'<circle class="d" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+        parts.append(f"<g><title>{html.escape(name)}</title>{dot}</g>")
+    if named:
+        parts += _names(places, names, centre[0])
+    label = html.escape(title, quote=True)
+    picture = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+    return f'{picture}<g class="{style.classes}">{"".join(parts)}</g></svg>'
+
+
+def _names(places: np.ndarray, names: Sequence[str], middle: float, apart: float = 12.0) -> list[str]:
+    """Names of points at ``places`` [T, 2], outwards of them, and lower where they would overlap."""
+    parts, lowest = [], {"start": -math.inf, "end": -math.inf}
+    for index in np.argsort(places[:, 1], kind="stable"):
+        x, y = places[index]
+        side, shift = ("end", -7) if x < middle else ("start", 7)
+        lowest[side] = y = max(y, lowest[side] + apart)
+        name = html.escape(names[index])
+        parts.append(f'<text class="a" x="{x + shift:.1f}" y="{y + 4:.1f}" text-anchor="{side}">{name}</text>')
+    return parts
+
+
 def interval(value: float | None, low: float | None, high: float | None, scale: Scale, style: Style) -> str:
     """A dot with its interval, in a cell of a table. ``scale`` maps to 0 … 120."""
     if value is None:

@@ -1,5 +1,8 @@
 """Suites: named sets of tasks with parameters, metadata, splits and a version stamp."""
 
+import importlib
+import os
+
 from mtjax.suites import bodies, control, goals, gridworld, hidden, metaworld, rich  # noqa: F401  (they register)
 from mtjax.suites.base import (
     SPLITS,
@@ -15,6 +18,8 @@ from mtjax.suites.base import (
 )
 from mtjax.suites.host import from_envpool, from_gymnasium
 
+OWN = "MTJAX_SUITES"  # an environment variable: modules, separated by commas, that register suites of one's own
+
 __all__ = [
     "SPLITS",
     "Split",
@@ -29,3 +34,17 @@ __all__ = [
     "register",
     "stack",
 ]
+
+
+def _import_own() -> None:
+    """Import the modules that MTJAX_SUITES names. Raises ValueError if there is no such module."""
+    for module in filter(None, os.environ.get(OWN, "").split(",")):
+        try:
+            importlib.import_module(module.strip())
+        except ModuleNotFoundError as error:
+            if error.name != module.strip():
+                raise
+            raise ValueError(f"{OWN}={module}: there is no such module in PYTHONPATH") from None
+
+
+_import_own()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import ActionSpec, Env, Task, VectorEnv
+from mtjax.envs.host import HostVectorEnv
 from mtjax.envs.vectorize import vectorize
 
 SPLITS = ("train", "interpolation", "extrapolation")
@@ -144,7 +145,10 @@ class Suite:
         if not self.splits.get(split):
             have = [name for name, part in self.splits.items() if part]
             raise ValueError(f"suite {self.name!r} has no split {split!r}; it has {have}")
-        return self.make_vector_env(self.splits[split], num_envs, seed=seed)
+        env = self.make_vector_env(self.splits[split], num_envs, seed=seed)
+        if isinstance(env, HostVectorEnv):
+            env = dataclasses.replace(env, task_names=tuple(info.name for info in self.splits[split].infos))
+        return env
 
 
 def from_env(

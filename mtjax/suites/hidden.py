@@ -4,9 +4,6 @@ Families that mix variations (``hidden-hopper``, ``hidden-cheetah`` …) have 8 
 takes 8 evenly spaced values, in another order for each parameter, so that the tasks spread over the whole
 box; 4 interpolation tasks lie strictly inside it; in the 4 extrapolation tasks EVERY parameter lies outside.
 
-Families of MTEnv (``hidden-walker-friction`` …) are ten values of one parameter: 6 train, 2 lie between those
-and 2 beyond.
-
 Families of MTEnv (``hidden-walker-friction`` …) have ten values of one parameter: 6 train, 2 lie between them
 and 2 beyond.
 """

@@ -3,6 +3,7 @@
     {"time", "event": "opened", "launcher", "host", "pid"}
     {"time", "event": "started", "program", "attempt", "job"}
     {"time", "event": "ended", "program", "attempt", "state", "error", "trials": {name: {"state", "error"}}}
+    {"time", "event": "halved", "program", "into"}      its trials are those of two other programs from now on
     {"time", "event": "closed", "why"}
 
 The launcher alone writes it, under a lock that dies with it. Every line is durable before what it announces

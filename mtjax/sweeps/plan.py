@@ -1,6 +1,6 @@
 """The plan of a sweep: its trials, and the few programs that train them.
 
-    sweep.json   ledger.jsonl   trials/<trial>/   programs/<program>/{log.txt, outcome.json, …}
+sweep.json   ledger.jsonl   trials/<trial>/   programs/<program>/{log.txt, outcome.json, …}
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Plan:
         trials: by name, in order.
         programs: by name, in order.
         swept: options that vary, in order.
-        packed: those of them that are rows of a program; the others make another program.
+        packed: those of them that are rows of a program, at least some of their values; the others make another one.
         process: how its processes run: platform, video …
         created: seconds since 1970.
         search: of a search that goes on by what was found, how; else empty.
@@ -106,12 +106,14 @@ class Facts:
         vmapped: options that are leaves of the learner's state.
         packable: False where simulators run on the host: a row's episodes would depend on its neighbours.
         most_rows: agents for whose replay there is room, or None if that is not known.
+        code: of options that hold leaves beside code, the code alone.
     """
 
     steps: int
     vmapped: tuple[str, ...] = ()
     packable: bool = True
     most_rows: int | None = None
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def make_plan(
@@ -170,13 +172,29 @@ def make_plan(
     return Plan(name, named, programs, swept, rows, dict(process or {}), created, dict(search or {}))
 
 
+def halved(made: Plan, name: str) -> tuple[Plan, tuple[str, str]]:
+    """The plan with two programs, of half its trials each, in place of a packed one; and their names.
+
+    Names tell where programs come from, and none is used twice: p003 becomes p003a and p003b.
+    """
+    members = made.programs[name].trials
+    middle = (len(members) + 1) // 2
+    halves = {f"{name}a": members[:middle], f"{name}b": members[middle:]}
+    programs: dict[str, Program] = {}
+    for other, program in made.programs.items():
+        parts = {label: Program(label, part) for label, part in halves.items()}
+        programs |= parts if other == name else {other: program}
+    return dataclasses.replace(made, programs=programs), (f"{name}a", f"{name}b")
+
+
 def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: int) -> list[Sequence[str]]:
     """Names of trials that are one program, at most ``most_rows`` agents together."""
     groups: dict[str, list[list[str]]] = {}
     for name, trial in trials.items():
         found = facts[name]
         seeds = trial.config.num_seeds
-        static = {k: v for k, v in options.flatten(trial.config).items() if k not in (*found.vmapped, *PER_ROW)}
+        values = options.flatten(trial.config) | found.code
+        static = {k: v for k, v in values.items() if k not in (*found.vmapped, *PER_ROW)}
         key = json.dumps(static, sort_keys=True) if found.packable else name
         packs = groups.setdefault(key, [[]])
         most = most_rows if found.most_rows is None else min(most_rows, found.most_rows)
@@ -219,7 +237,8 @@ def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
         replay = trainer.learner.replay
         limit = (replay.limit or memory) if replay else None
         room = None if limit is None else max(1, int(limit / replay.bytes))
-        return Facts(steps, vmapped[config.learner], suite.on_device, room)
+        code = packing.method_code(options.flatten(config))
+        return Facts(steps, vmapped[config.learner], suite.on_device, room, code)
 
     return inspect
 

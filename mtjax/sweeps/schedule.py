@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from mtjax.sweeps import ledger, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, Ledger, State
-from mtjax.sweeps.plan import Plan, Program
+from mtjax.sweeps.plan import Plan, Program, halved, save
 from mtjax.training import lock
 
 POLL_SECONDS = 0.5
@@ -100,7 +100,8 @@ def run(
         folder: of the sweep.
         plan: of the sweep.
         launcher: where programs run.
-        policy: what is run again.
+        policy: what is run again. Packed trials whose program has failed are tried again in halves, and so on, so
+            that a bad one is left alone with its error; the plan is saved anew then.
         grow: makes and saves a longer plan of one whose programs have all ended, or returns None.
         report: takes a line for everything that happens.
 
@@ -114,7 +115,7 @@ def run(
             schedule = _Schedule(folder, plan, launcher, policy, book, report)
             schedule.take_over()
             schedule.loop(signals)
-            state = schedule.state
+            plan, state = schedule.plan, schedule.state
             if signals.count and any(p.state not in (DONE, FAILED) for p in state.programs.values()):
                 book.write("closed", why="signal")
                 raise Stopped(f"stopped; what was running has saved; continue with --resume={folder}")
@@ -151,6 +152,9 @@ class _Schedule:
                 self.report(f"{name} is still there ({job.name})")
             else:
                 self._book(name, outcome or worker.interrupted(program, attempt))
+        for name, progress in self.state.programs.items():
+            if progress.state == FAILED and self.plan.programs[name].packed and not self.policy.retry_failed:
+                self._halve(name)  # its launcher died before it could
         for name, progress in self.state.programs.items():
             again = progress.state == FAILED and self.policy.retry_failed
             if again or (progress.state not in (DONE, FAILED) and name not in self.jobs):
@@ -210,6 +214,17 @@ class _Schedule:
             self.allowed[name] -= 1
             self.queue.append(name)
             self.report(f"{name} will be tried again")
+        elif outcome.state == FAILED and self.plan.programs[name].packed:
+            self.queue += self._halve(name)
+
+    def _halve(self, name: str) -> tuple[str, str]:
+        """Put the trials of a pack that failed into two programs: one bad trial must not take the others with it."""
+        self.plan, halves = halved(self.plan, name)
+        save(self.plan, self.folder)
+        self.book.write("halved", program=name, into=halves)
+        self.allowed |= dict.fromkeys(halves, self.policy.retries)
+        self.report(f"the trials of {name} will be tried again as {halves[0]} and {halves[1]}")
+        return halves
 
     def _book(self, name: str, outcome: worker.Outcome) -> None:
         self.book.write("ended", program=name, **dataclasses.asdict(outcome))

@@ -97,7 +97,7 @@ def _parse_values(name: str, text: str, default: Any, parse: Callable[[str], Any
             parse(repr(_number(end, whole)))
         return Axis(name, (), (low, high), kind == "log", whole)
     if numbers[2] != int(numbers[2]) or not 2 <= numbers[2] <= MOST_VALUES:
-        raise ValueError("the NUMBER of values must be a whole number from 2")
+        raise ValueError("the NUMBER of values must be a whole number, at least 2")
     points = [i / (numbers[2] - 1) for i in range(int(numbers[2]))]
     if kind == "log":
         spaced = [low * (high / low) ** point for point in points]
@@ -129,7 +129,8 @@ def split_list(text: str) -> list[str]:
             continue
         parts[-1] += letter
     if quote or open_brackets:
-        raise ValueError(f"a {quote or open_brackets[-1]} is missing")
+        missing = quote or open_brackets[-1]
+        raise ValueError(f"a {missing!r} is missing")
     parts = [part.strip() for part in parts]
     if not all(parts):
         raise ValueError("a value is empty" if text else "no value is given")

@@ -12,7 +12,7 @@ Three protocols, each vmapped over seeds and tasks; every task is met alone and 
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import pathlib
 import warnings
@@ -28,7 +28,7 @@ from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners.base import Learner, Transitions, Unseen
 from mtjax.learners.replay import Sample
 from mtjax.suites.base import Suite
-from mtjax.training import statistics
+from mtjax.training import adaptation_plot, statistics, versions
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import load_config
 from mtjax.training.evaluation import Evaluator, unseen_tasks
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     Attributes:
         episodes: how many episodes are seen, ascending, 0 first.
         evaluation_episodes: of the deterministic policy, for every value.
-        num_steps, learning_rate, batch_size: of inferring θ (see :func:`mtjax.learners.world.infer`).
+        num_steps, learning_rate, batch_size, prior_cost: of inferring θ (see :func:`mtjax.learners.world.infer`).
     """
 
     episodes: tuple[int, ...] = EPISODES
@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     num_steps: int = 300
     learning_rate: float = 3e-2
     batch_size: int = 256
+    prior_cost: float = 0.03
 
 
 class Curves(NamedTuple):
@@ -132,6 +133,12 @@ def _check(learner: Learner, suite: Suite, split: str, methods: Sequence[str], e
         raise ValueError(f"episodes must ascend from 0; got {tuple(episodes)}")
 
 
+def able(learner: Learner) -> tuple[str, ...]:
+    """Those of ``METHODS`` that a learner has."""
+    have = (learner.adaptation, learner.fine_tuning)
+    return tuple(name for name, function in zip(METHODS, have, strict=True) if function)
+
+
 class _Protocol:
     """The programs of one split. Each is compiled once."""
 
@@ -168,6 +175,7 @@ class _Protocol:
                     num_steps=settings.num_steps,
                     learning_rate=settings.learning_rate,
                     batch_size=settings.batch_size,
+                    prior_cost=settings.prior_cost,
                 )
 
             return jax.vmap(of_seed)(states, seen, alive, keys)
@@ -270,14 +278,19 @@ def measure_run(
     methods: Sequence[str] = METHODS,
     settings: Settings | None = None,
     seed: int = 0,
+    checkpoint: int | None = None,
 ) -> dict[str, Curves]:
-    """Measure a saved run on its held-out splits, and write ``adaptation.json`` into its folder.
+    """Measure a saved run on its held-out splits; write ``adaptation.json`` and ``plots/adaptation.png`` to its folder.
+
+    What an earlier measurement wrote there is replaced. A folder that cannot be written (a colleague's) is measured
+    with a warning.
 
     Args:
         run_dir: the run's folder.
         splits: which.
         methods, settings: as in :func:`measure`.
         seed: of the protocols' own randomness.
+        checkpoint: its step; None is the newest good one.
 
     Raises:
         ValueError: as :func:`measure`; or the folder is no run, or has no usable checkpoint.
@@ -288,10 +301,11 @@ def measure_run(
     trainer = Trainer(config, suite)
     with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a run without any usable checkpoint is said below
-        found = saver.restore(trainer.abstract())
+        found = saver.restore(trainer.abstract(), checkpoint)
     if found is None:
-        raise ValueError(f"{run_dir} has no usable checkpoint; nothing can be adapted")
-    _, state, _ = found
+        which = "" if checkpoint is None else f" {checkpoint}"
+        raise ValueError(f"{run_dir} has no usable checkpoint{which}; nothing can be adapted")
+    step, state, _ = found
     states = trainer.restored(state).learner
     curves = {
         split: measure(
@@ -306,8 +320,21 @@ def measure_run(
         )
         for split in splits
     }
-    (run_dir / "adaptation.json").write_text(json.dumps({s: as_dict(c) for s, c in curves.items()}, indent=1) + "\n")
+    of = {"checkpoint": step, "seed": seed, "evaluation_episodes": (settings or Settings()).evaluation_episodes}
+    _write(run_dir, {split: {**of, **as_dict(found)} for split, found in curves.items()})
     return curves
+
+
+def _write(run_dir: pathlib.Path, found: Mapping[str, Any]) -> None:
+    """Numbers and picture, if the folder can be written."""
+    try:
+        versions.write_json(run_dir / "adaptation.json", found)
+        (run_dir / "plots").mkdir(exist_ok=True)
+        adaptation_plot.draw(found, run_dir / "plots" / "adaptation.png")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        warnings.warn(f"{run_dir} cannot be written: the results are not kept there", stacklevel=3)
 
 
 def as_dict(curves: Curves) -> dict[str, Any]:

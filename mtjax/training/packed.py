@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtjax import suites
-from mtjax.training import packing, record, run, versions
+from mtjax.training import lock, packing, record, run, versions
 from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
@@ -56,35 +56,46 @@ def train_packed(
         resume, progress, video, tensorboard: as in :func:`mtjax.training.run.train`.
 
     Raises:
-        ValueError: the trials are not one program, or ``program_dir`` holds one and ``resume`` is False.
+        ValueError: the trials are not one program, ``program_dir`` holds one and ``resume`` is False, or another
+            process is at work in it or in a trial's folder.
         Interrupted: a signal came; the state was saved.
     """
     program_dir, trials_dir = pathlib.Path(program_dir), pathlib.Path(trials_dir)
     for config in trials.values():
         config.validate()
     trainer = make_trainer(trials)
-    if not resume and (program_dir / record.FILE).exists():
-        raise ValueError(f"{program_dir} already holds a program; resume it, or choose another folder")
-    if resume and (program_dir / FINISHED).exists():
-        return _finished(program_dir, trials_dir)
-    versions.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
-    with run.at_work(trainer, program_dir, resume=resume, progress=progress, tensorboard=False) as session:
-        seconds, measured = 0.0, None
-        with contextlib.suppress(run.Diverged):  # no trial is left; each has its message
-            session.loop()
-            seconds, measured = session.seconds, session.measure()
-        session.recorder.sync()
-        session.saver.wait()
-        session.bar.message(f"writing the folders of {len(trials)} trials …")
-        lines = record.read(program_dir)
+    with lock.lock(program_dir, "program"):
+        if not resume and (program_dir / record.FILE).exists():
+            raise ValueError(f"{program_dir} already holds a program; resume it, or choose another folder")
+        if resume and (program_dir / FINISHED).exists():
+            return _finished(program_dir, trials_dir)
         for name in trials:
-            folder = trials_dir / f".{name}.part"
-            shutil.rmtree(folder, ignore_errors=True)
-            _leave(session, name, folder, lines, measured, seconds=seconds, draw=video, tensorboard=tensorboard)
-            shutil.rmtree(trials_dir / name, ignore_errors=True)
-            os.replace(folder, trials_dir / name)
-        versions.sync_folder(trials_dir)
-    return _finish(session, program_dir, trials_dir)
+            with _alone(trials_dir / name):  # else it is said now, not after hours of training
+                pass
+        versions.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
+        with run.at_work(trainer, program_dir, resume=resume, progress=progress, tensorboard=False) as session:
+            seconds, measured = 0.0, None
+            with contextlib.suppress(run.Diverged):  # no trial is left; each has its message
+                session.loop()
+                seconds, measured = session.seconds, session.measure()
+            session.recorder.sync()
+            session.saver.wait()
+            session.bar.message(f"writing the folders of {len(trials)} trials …")
+            lines = record.read(program_dir)
+            for name in trials:
+                folder = trials_dir / f".{name}.part"
+                shutil.rmtree(folder, ignore_errors=True)
+                _leave(session, name, folder, lines, measured, seconds=seconds, draw=video, tensorboard=tensorboard)
+                with _alone(trials_dir / name):
+                    shutil.rmtree(trials_dir / name, ignore_errors=True)
+                    os.replace(folder, trials_dir / name)
+            versions.sync_folder(trials_dir)
+        return _finish(session, program_dir, trials_dir)
+
+
+def _alone(place: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a trial's folder, if it is there. ValueError if another process does."""
+    return lock.lock(place, "run") if place.exists() else contextlib.nullcontext()
 
 
 def _finish(session: run.Session, program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:

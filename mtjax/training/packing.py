@@ -1,7 +1,8 @@
 """Who is who along the seed axis S of a program: one trial with its seeds, or several trials packed side by side.
 
-Trials that differ only in numbers which are leaves of the learner's state (its ``hyper``) and in their seeds are
-the same program, so they train as rows of it: first all seeds of the first trial, then those of the second …
+Trials that differ only in numbers which are leaves of the learner's state (its ``hyper``, and the constants of its
+gradient methods) and in their seeds are the same program, so they train as rows of it: first all seeds of the first
+trial, then those of the second …
 
     program.json  metrics.jsonl  checkpoints/          of the program, while it trains
     <trials>/<name>/                                   of every trial afterwards: the folder it leaves alone
@@ -21,11 +22,13 @@ import jax
 import numpy as np
 
 from mtjax import options
+from mtjax.grads import constants
 from mtjax.training import record
 from mtjax.training.config import RunConfig
 
 PROGRAM = "program.json"  # in the folder of a program, where a run has its config.json
 PER_ROW = ("seed", "num_seeds")  # may always differ: every row has a key of its own
+METHODS = ("grads", "critic_grads")  # name methods of mtjax.grads: their constants are leaves, the rest is code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Rows:
 
     Attributes:
         trials: name to configuration, in the order of the rows.
-        varying: options that are leaves of the learner's state and differ between the trials.
+        varying: options that are leaves of the learner's state, or hold some, and differ between the trials.
     """
 
     trials: Mapping[str, RunConfig]
@@ -52,12 +55,16 @@ class Rows:
         return tuple(config.seed + i for config in self.trials.values() for i in range(config.num_seeds))
 
     @property
-    def hyper(self) -> dict[str, np.ndarray]:
-        """[S] float32 by name: what replaces the configuration's values in the learner's state."""
-        values = [options.flatten(config) for config in self.trials.values()]
+    def leaves(self) -> dict[str, np.ndarray]:
+        """What replaces the configuration's values in the learner's state, as float32.
+
+        By name, [S], or [S, N] for a constant of N numbers: {"learning_rate": …, "grads.c": …}.
+        """
+        values = [_leaves(config, self.varying) for config in self.trials.values()]
         repeats = [config.num_seeds for config in self.trials.values()]
         return {
-            name: np.repeat(np.asarray([flat[name] for flat in values], np.float32), repeats) for name in self.varying
+            name: np.repeat(np.asarray([flat[name] for flat in values], np.float32), repeats, axis=0)
+            for name in values[0]
         }
 
     @property
@@ -83,24 +90,47 @@ def pack(trials: Mapping[str, RunConfig], vmapped: Sequence[str]) -> Rows:
         vmapped: options that are leaves of the learner's state.
 
     Raises:
-        ValueError: there is no trial, or two differ in what makes another program.
+        ValueError: there is no trial, or two differ in what makes another program, or a method does not exist.
     """
     if not trials:
         raise ValueError("there is no trial to pack")
     flat = {name: options.flatten(config) for name, config in trials.items()}
-    first_name, first = next(iter(flat.items()))
     varying = []
     for option in dict.fromkeys(itertools.chain(*flat.values())):
-        other = next((name for name, values in flat.items() if values.get(option) != first.get(option)), None)
+        other = _other(flat, option)
         if other is None or option in PER_ROW:
             continue
-        if option not in vmapped:
+        if option in METHODS and option not in vmapped:
+            other = _other({name: method_code(values) for name, values in flat.items()}, option)
+        if other and option not in vmapped:
             raise ValueError(
-                f"trials {first_name!r} and {other!r} cannot be packed: they differ in {option}, which makes another "
-                f"program; {', '.join((*vmapped, *PER_ROW))} may differ"
+                f"trials {next(iter(flat))!r} and {other!r} cannot be packed: they differ in {option}, which makes "
+                f"another program; {', '.join((*vmapped, *PER_ROW))} may differ"
             )
         varying.append(option)
     return Rows(dict(trials), tuple(varying))
+
+
+def _other(values: Mapping[str, Mapping[str, Any]], option: str) -> str | None:
+    """The first trial in which an option is not what it is in the first one; None if there is none."""
+    first = next(iter(values.values()))
+    return next((name for name, own in values.items() if own.get(option) != first.get(option)), None)
+
+
+def method_code(values: Mapping[str, Any]) -> dict[str, str]:
+    """What of the gradient methods among a configuration's options (flat) is code, by option: all but constants."""
+    return {option: constants.code(values[option]) for option in METHODS if values.get(option)}
+
+
+def _leaves(config: RunConfig, varying: Sequence[str]) -> dict[str, Any]:
+    """The numbers of these options that are leaves of a learner's state, by the leaves' names."""
+    flat, found = options.flatten(config), {}
+    for option in varying:
+        if option in METHODS:
+            found |= {f"{option}.{name}": value for name, value in constants.of(flat[option]).items()}
+        else:
+            found[option] = flat[option]
+    return found
 
 
 def vmapped_options(learner: Any) -> tuple[str, ...]:
@@ -109,12 +139,28 @@ def vmapped_options(learner: Any) -> tuple[str, ...]:
     return tuple(getattr(getattr(state, "hyper", None), "_fields", ()))
 
 
-def with_hyper(state: Any, values: Mapping[str, Any]) -> Any:
-    """A learner's state [S, ...] with some of its hyper-parameters replaced by ``values`` [S]."""
+def with_leaves(state: Any, values: Mapping[str, Any]) -> Any:
+    """A learner's state [S, ...] with ``values``, as ``Rows.leaves`` gives them, in place of its own numbers."""
     if not values:
         return state
-    leaves = {name: jax.numpy.asarray(value, getattr(state.hyper, name).dtype) for name, value in values.items()}
-    return state._replace(hyper=state.hyper._replace(**leaves))
+
+    def renewed(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: _like(values[name], leaf) for name, leaf in leaves.items() if name in values}
+
+    def renew(part: Any) -> Any:
+        if isinstance(part, constants.TunableState):
+            return part._replace(constants={**part.constants, **renewed(part.constants)})
+        return part
+
+    state = state._replace(hyper=state.hyper._replace(**renewed(state.hyper._asdict())))
+    return jax.tree.map(renew, state, is_leaf=lambda part: isinstance(part, constants.TunableState))
+
+
+def _like(value: Any, leaf: jax.Array) -> jax.Array:
+    """A value [S, ...] as a leaf [S, …, ...]: a method has its constants for every group of parameters."""
+    value = jax.numpy.asarray(value, leaf.dtype)
+    middle = (1,) * (leaf.ndim - value.ndim)
+    return jax.numpy.broadcast_to(value.reshape(value.shape[:1] + middle + value.shape[1:]), leaf.shape)
 
 
 # ------------------------------------------------------------------------------------ telling them apart

@@ -23,7 +23,16 @@ from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
-from mtjax.training.session import MODES, Diverged, Interrupted, Session, at_work, stop_signals
+from mtjax.training.session import (
+    MODES,
+    Diverged,
+    Interrupted,
+    Session,
+    SimulatorFailed,
+    at_work,
+    simulators_watched,
+    stop_signals,
+)
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer
 
 __all__ = [
@@ -31,6 +40,7 @@ __all__ = [
     "Diverged",
     "Interrupted",
     "Session",
+    "SimulatorFailed",
     "at_work",
     "evaluate",
     "stop_signals",
@@ -70,6 +80,7 @@ def train(
             machine.
         Diverged: a loss or parameter is not finite.
         Interrupted: a signal came; the state was saved.
+        SimulatorFailed: a simulator on the host raised, or its process died; what was saved before is good.
     """
     run_dir = pathlib.Path(run_dir)
     config.validate()
@@ -117,6 +128,7 @@ def evaluate(
 
     Raises:
         ValueError: the folder is no run, or has no usable checkpoint.
+        SimulatorFailed: a simulator on the host raised, or its process died.
     """
     run_dir = pathlib.Path(run_dir)
     config = load_config(run_dir)
@@ -149,8 +161,9 @@ def evaluate(
                 continue
             names = [info.name for info in suite.splits[split].infos]
             for mode in modes:
-                values = evaluator(state.learner, split=split, deterministic=MODES[mode], key=key)
-                values = jax.tree.map(np.asarray, values)
+                with simulators_watched(run_dir):
+                    values = evaluator(state.learner, split=split, deterministic=MODES[mode], key=key)
+                    values = jax.tree.map(np.asarray, values)
                 recorder.evaluation(
                     step, host["seconds"], split=split, mode=mode, final=False, episodes=episodes,
                     values=values, task_names=names,

@@ -9,12 +9,13 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from mtjax.envs import host
 from mtjax.learners import replay
 from mtjax.learners.replay import free_memory
 from mtjax.suites.base import Suite
@@ -26,6 +27,7 @@ from mtjax.training.progress import Progress
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
 
+SIMULATOR_ERROR = "simulator_error.txt"  # in a run's folder: the traceback of a simulator that failed
 MODES = {"deterministic": True, "stochastic": False}
 
 
@@ -35,6 +37,10 @@ class Diverged(RuntimeError):
 
 class Interrupted(RuntimeError):
     """SIGTERM (or SIGUSR2, Ctrl-C) came; the run was saved and can be resumed."""
+
+
+class SimulatorFailed(RuntimeError):
+    """A simulator on the host raised, or its process died; the message names task and checkpoint."""
 
 
 class Session:
@@ -58,7 +64,7 @@ class Session:
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.state: TrainState
-        self.recorder: record.Recorder | record.Unrecorded
+        self.recorder: record.Recorder | record.Unrecorded = record.Unrecorded()
         self.evaluator = Evaluator(
             trainer.learner,
             suite,
@@ -230,9 +236,18 @@ class Session:
         what = f"diverged at step {step}: not finite: {', '.join(bad)}"
         if trial:
             return f"trial {trial} {what}"
+        return f"{what}; {self._newest()}"
+
+    def _newest(self) -> str:
         good = self.saved
         saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
-        return f"{what}; {saved} in {self.run_dir}"
+        return f"{saved} in {self.run_dir}"
+
+    def simulator_failed(self, why: str) -> str:
+        """Book that a simulator failed, and say from where the run goes on."""
+        message = f"{why}; after step {self.step}; {self._newest()}: continue with --resume"
+        self.recorder.event(self.step, self.seconds, message)
+        return message
 
     def _save(self, metrics: Mapping[str, Any]) -> None:
         if self.saved == self.step:
@@ -350,8 +365,28 @@ def at_work(
         bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=shown))
         stop = stack.enter_context(stop_signals())
         session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
-        session.open(resume=resume, tensorboard=tensorboard, stack=stack)
-        yield session
+        with simulators_watched(run_dir, session.simulator_failed):
+            session.open(resume=resume, tensorboard=tensorboard, stack=stack)
+            yield session
+
+
+@contextlib.contextmanager
+def simulators_watched(folder: pathlib.Path, say: Callable[[str], str] = str) -> Iterator[None]:
+    """Within it, a simulator on the host that fails raises SimulatorFailed; its traceback goes into a run's folder.
+
+    Args:
+        folder: of the run.
+        say: makes the message of what the simulator failed of.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        why = host.failure(error)
+        if why is None:
+            raise
+        with contextlib.suppress(OSError):
+            (folder / SIMULATOR_ERROR).write_text(str(error))
+        raise SimulatorFailed(say(f"{why} (traceback in {folder / SIMULATOR_ERROR})")) from error
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ class Trainer:
         env_state, observation = reset(_fold(keys, STREAM_ENV))
         learner = jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT))
         return TrainState(
-            learner=packing.with_hyper(learner, self.rows.hyper),
+            learner=packing.with_leaves(learner, self.rows.leaves),
             carry=Carry(
                 env_state, observation, init_running((seeds, tasks, envs)), init_finished((seeds, tasks, envs))
             ),

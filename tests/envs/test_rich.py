@@ -10,7 +10,9 @@ import pytest
 from mtjax import suites
 from mtjax.envs import control, gridworld
 from mtjax.envs.rich import Pictured, Projected
+from mtjax.launch import presets
 from mtjax.suites import rich
+from mtjax.training.trainer import Trainer
 
 
 def _play(env, task, steps, key):
@@ -114,6 +116,16 @@ def test_the_suites(name):
         suite.splits["train"], 0, lambda observation, key: np.asarray(action[0, 0]), seed=0, steps=2
     )
     assert len(frames) == 3 and frames.dtype == np.uint8
+
+
+@pytest.mark.parametrize("learner", ["sac", "hipbmdp"])
+def test_the_preset_of_pictures_has_convolutions(learner):
+    """By the suite's name alone, without a flag."""
+    config = presets.configure("gridworld-two-rooms-pixels", learner=learner, replay_capacity=100)
+    trainer = Trainer(config, suites.make(config.suite))
+    params = jax.eval_shape(trainer.init).learner.params
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert any("Conv_1" in path for path in paths)
 
 
 def test_a_suite_of_several_bodies_cannot_be_wrapped():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtjax import options
-from mtjax.launch import evaluate
+from mtjax.launch import evaluate, report, sweep, watch
 from mtjax.training.config import RunConfig
 
 PASS_HELP = "\nPass --help to see the flags."
@@ -196,3 +196,88 @@ def test_evaluate_refuses_with_one_message(command, training, typed):
     command("--suite=launch-probe", "--run_dir=run")
     result = command(*typed.split(), main=evaluate.main, program="mtjax-evaluate")
     assert (result.code, result.err) == (1, f"mtjax-evaluate: {EVALUATE[typed]}\n")
+
+
+SWEEP = {
+    "--seach=zip": "Unknown command line flag 'seach'. Did you mean: search, search_seed ?" + PASS_HELP,
+    "--search=gird": "flag --search=gird: 'gird' is not one of grid, zip, random, optuna; did you mean 'grid'?"
+    + PASS_HELP,
+    "--launcher=slrm": "flag --launcher=slrm: 'slrm' is not one of local, slurm, ray; did you mean 'slurm'?"
+    + PASS_HELP,
+    "--max_runs=-1": "flag --max_runs=-1: -1 is too small; it must be at least 0" + PASS_HELP,
+    "--pack=0": "flag --pack=0: 0 is too small; it must be at least 1" + PASS_HELP,
+    "--jobs=two": "flag --jobs=two: 'two' is not a whole number" + PASS_HELP,
+    "--sweep": "missing value for --sweep" + PASS_HELP,
+    "runs": "unexpected argument 'runs'; every option is a flag, written --name=value",
+    "--sweep=learning_rate": "--sweep=learning_rate: write NAME=VALUES, e.g. learning_rate=1e-4,1e-3",
+    "--sweep=learning_rat=1": "--sweep=learning_rat=1: unknown option 'learning_rat'; "
+    "did you mean learning_rate or rnd_learning_rate?",
+    "--sweep=learning_rate=": "--sweep=learning_rate=: no value is given",
+    "--sweep=learning_rate=1e-3,,1e-2": "--sweep=learning_rate=1e-3,,1e-2: a value is empty",
+    "--sweep=learning_rate=1e-3,fast": "--sweep=learning_rate=1e-3,fast: 'fast' is not a number",
+    "--sweep=learning_rate=1e-3,1e-3": "--sweep=learning_rate=1e-3,1e-3: 0.001 is there twice",
+    "--sweep=learning_rate=0": "--sweep=learning_rate=0: 0.0 is too small; it must be greater than 0",
+    "--sweep=discount=linear:0.9:1.1:3": "--sweep=discount=linear:0.9:1.1:3: 1.1 is too large; it must be at most 1",
+    "--sweep=learning_rate=log:0:1:3": "--sweep=learning_rate=log:0:1:3: LOW must be positive and less than HIGH",
+    "--sweep=learning_rate=log:1e-4:1:1": "--sweep=learning_rate=log:1e-4:1:1: the NUMBER of values must be a whole "
+    "number, at least 2",
+    "--sweep=learning_rate=log:1e-4": "--sweep=learning_rate=log:1e-4: write log:LOW:HIGH:NUMBER, or log:LOW:HIGH for "
+    "a search that draws",
+    "--sweep=learning_rate=log:1e-4:1": "--sweep=learning_rate is an interval, from which only --search=random and "
+    "optuna draw; add the number of values, as in log:1e-4:1e-3:5",
+    "--sweep=seed=range:5:5": "--sweep=seed=range:5:5: a range holds from 1 to 100,000 values, not 0",
+    "--sweep=seed=range:0:5:0": "--sweep=seed=range:0:5:0: write range:START:STOP or range:START:STOP:STEP, with a "
+    "positive STEP",
+    "--sweep=grads=log:1:2:3": "--sweep=grads=log:1:2:3: grads is no number, so that it can only take a list of values",
+    "--sweep=grads=cagrad(c=0.4": "--sweep=grads=cagrad(c=0.4: a ')' is missing",
+    "--sweep=grads=cagrad)c=0.4": "--sweep=grads=cagrad)c=0.4: there is a ')' too many",
+    "--sweep=seed=1,2 --sweep=seed=3": "--sweep=seed is given 2 times; give each option once",
+    "--sweep=seed=1,2 --seed=3": "--seed is given and swept; leave one of them out",
+    "--sweep=seed=1,2,3 --max_runs=2": "the grid has 3 trials, more than --max_runs=2: raise it, take fewer values, "
+    "or draw with --search=random",
+    "--sweep=seed=1,2 --sweep=num_envs=4,8,16 --search=zip": "--search=zip takes as many values on every axis: seed "
+    "has 2, num_envs has 3",
+    "--sweep=seed=1,2 --search=random": "--search=random draws without end; say how often with --max_runs",
+    "--search=random --max_runs=3": "--search=random has nothing to draw; name an option with --sweep",
+    "--sweep=seed=1,2 --search=random --max_runs=3": "there are only 2 different trials, fewer than --max_runs=3",
+    "--name=../x": "--name=../x: use letters, digits and _ . = + -, with no dot at the beginning",
+    "--resume=nowhere": "nowhere is not a sweep: there is no such folder",
+    "--resume=x --sweep=grads=mean": "--sweep has no place beside --resume: a sweep goes on as it was planned",
+    "--resume=x --num_seeds=3": "--num_seeds has no place beside --resume: a sweep goes on as it was planned",
+    "--retry_failed": "--retry_failed goes with --resume: it tries the failed trials of a sweep again",
+    "--platform=gpu": "--platform=gpu: this machine shows no NVIDIA GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)",
+    "--slurm=partition=gpu": "--slurm is for --launcher=slurm; the launcher here is local",
+    "--launcher=slurm --slurm=gpu": "--slurm=gpu: write NAME=VALUE,…, e.g. partition=gpu,timeout_min=240, not 'gpu'",
+    "--launcher=ray --ray=num_gpu=1": "--ray=num_gpu=1: unknown option 'num_gpu'; did you mean num_gpus or num_cpus?",
+    "--launcher=ray --ray=num_gpus=x": "--ray=num_gpus=x: num_gpus: 'x' is not a number",
+}
+REPORT = {
+    "": "name the folders of runs or sweeps: mtjax-report FOLDER ...",
+    "nowhere": "nowhere is neither a run nor a sweep: there is no such folder",
+    ".": ". is neither a run nor a sweep: it has neither config.json nor sweep.json",
+    "--outptu=x": "Unknown command line flag 'outptu'. Did you mean: output ?" + PASS_HELP,
+    "--video_megabytes=-1 .": "flag --video_megabytes=-1: -1.0 is too small; it must be at least 0" + PASS_HELP,
+    "--output=. nowhere": "--output=. is a folder; name a file",
+}
+WATCH = {
+    "": "name the folder of one sweep: mtjax-watch SWEEP",
+    "one two": "name the folder of one sweep: mtjax-watch SWEEP",
+    "nowhere": "nowhere is not a sweep: there is no such folder",
+    ".": ". is not a sweep: it has no sweep.json",
+    "--interval=0 x": "flag --interval=0: 0.0 is too small; it must be greater than 0" + PASS_HELP,
+    "--intervall=1 x": "Unknown command line flag 'intervall'. Did you mean: interval ?" + PASS_HELP,
+}
+OTHERS = [
+    *(("sweep", sweep.main, typed, message) for typed, message in SWEEP.items()),
+    *(("report", report.main, typed, message) for typed, message in REPORT.items()),
+    *(("watch", watch.main, typed, message) for typed, message in WATCH.items()),
+]
+
+
+@pytest.mark.parametrize("name, main, typed, message", OTHERS, ids=[f"{name} {typed}" for name, _, typed, _ in OTHERS])
+def test_the_other_commands_refuse_with_one_message(command, monkeypatch, tmp_path, name, main, typed, message):
+    """Before a plan is printed, and leaving nothing behind."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = command(*typed.split(), main=main, program=f"mtjax-{name}")
+    assert (result.code, result.out, result.err) == (1, "", f"mtjax-{name}: {message}\n")
+    assert list(tmp_path.iterdir()) == []

@@ -151,6 +151,11 @@ def test_a_mistyped_flag_is_answered_without_importing_jax():
         "        try: main(['mtjax-train', argument])\n"
         "        except SystemExit: pass\n"
         "heavy = {'jax', 'mujoco', 'flax', 'numpy'} & set(sys.modules)\n"
+        "from mtjax.launch import report, sweep\n"
+        "for main, argument in ((sweep.main, '--sweep=learning_rat=1'), (report.main, 'nowhere')):\n"
+        "    try: main(['mtjax', argument])\n"
+        "    except SystemExit as end: assert end.code == 1\n"
+        "heavy |= {'jax'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
     root = pathlib.Path(mtjax.__file__).parents[1]

@@ -76,6 +76,18 @@ def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     assert not pathlib.Path("sweeps").exists()
 
 
+def test_constants_of_a_method_are_planned_as_one_program(swept, probe_suite):
+    typed = ("--sweep=grads=cagrad(c=0.2),cagrad(c=0.4)", "--total_steps=8192", "--name=mine", "--plan_only")
+    result = swept(f"--suite={probe_suite}", *typed)
+    assert result.code == 0, result.err
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert lines[0] == "sweep mine: 2 trials, 2 agents in 1 program; 16,384 environment steps"
+    assert "grads cagrad(c=0.2), cagrad(c=0.4) rows of a program" in lines
+    result = swept(f"--suite={probe_suite}", "--sweep=grads=mean,cagrad(c=0.2),cagrad(c=0.4)", *typed[1:])
+    lines = [" ".join(line.split()) for line in result.out.splitlines()]
+    assert "grads mean, cagrad(c=0.2), cagrad(c=0.4) rows of 2 programs" in lines
+
+
 def test_a_preset_follows_the_suite_that_is_swept(swept):
     """Every suite has its own good settings; sweeping suites must not take the first one's for all."""
     asked = sweep.Command(name="both")

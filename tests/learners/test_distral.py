@@ -1,5 +1,6 @@
 """Distral with networks: its answers against the exact ones, its two columns, and where its gradients go."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from learner_loop import learn
 
 from mtjax import grads
-from mtjax.envs import Step, discrete, vectorize
+from mtjax.envs import Step, discrete, probe, vectorize
 from mtjax.envs.gridworld import TransitionTable
 from mtjax.learners import distral, distral_tabular, minibatches
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
@@ -87,6 +88,44 @@ def test_the_answers_are_the_exact_ones(columns):
     # They tell a wrong learner from a right one: without the pull to the prior the tasks hardly share an arm.
     alone = exact(DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.1))[0]
     assert np.abs(alone - exact_own).max() > 4 * 0.04
+
+
+def exact_gaussians(targets, kl, entropy, iterations=2000):
+    """Means and scales of the π_i and of π₀ for rewards −(a − g_i)², by the paper's half-steps in turn.
+
+    π_i ∝ π₀^α exp(β R) is a Gaussian of precision α / s₀² + 2 β; π₀ has the moments of the mixture of the π_i.
+    """
+    alpha, beta = kl / (kl + entropy), 1.0 / (kl + entropy)
+    center, square = 0.0, 1.0
+    for _ in range(iterations):
+        precision = alpha / square + 2.0 * beta
+        means = (alpha * center / square + 2.0 * beta * np.asarray(targets)) / precision
+        center = means.mean()
+        square = 1.0 / precision + np.square(means).mean() - center**2
+    return means, precision**-0.5, center, square**0.5
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_answers_of_gaussians_are_the_exact_ones(columns):
+    """Continuous actions, and rewards that are best at −0.4 and 0.4: tied, the tasks meet half way."""
+    config = dataclasses.replace(CONFIG, columns=columns, distral_kl_cost=0.2, distral_entropy_cost=0.02)
+    env, targets = probe.ActionReward(kind="continuous"), [-0.4, 0.4]
+    spec = TaskSpec(2, 1, env.action)
+    agent = distral._Distral(config, NETWORK, grads.sum(), spec, num_envs=ENVS, num_updates=UPDATES)
+    envs = env.vector_env(probe.tasks([0.0, 0.0], targets), ENVS)
+    state, divergence = learn(agent, envs, length=config.rollout_length, updates=UPDATES, metric="kl/prior")
+    p, at = state.params["policy"], jnp.ones(1)
+    own = jax.vmap(agent.policy.apply, in_axes=(None, 0, 0, None))(p.shared, p.private, agent.tasks, at)
+    prior = agent.prior(p.shared, at)
+    means, scale, center, width = exact_gaussians(targets, 0.2, 0.02)
+    np.testing.assert_allclose(own.mean[:, 0], means, atol=0.04)
+    np.testing.assert_allclose(own.log_scale, np.log(scale), atol=0.1)
+    np.testing.assert_allclose(prior.mean, center, atol=0.04)
+    np.testing.assert_allclose(prior.log_scale, np.log(width), atol=0.1)
+    expected = 0.5 * ((scale**2 + np.square(means - center)) / width**2 - 1.0) + np.log(width / scale)
+    np.testing.assert_allclose(divergence[-20:].mean(axis=0), expected, atol=0.05)
+    # They tell a wrong learner from a right one: untied, each task would be best served by its own target.
+    assert np.abs(means - targets).min() > 4 * 0.04
 
 
 def test_the_reward_is_regularised_as_printed():

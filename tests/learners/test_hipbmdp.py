@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from learner_loop import learn
 
 from mtjax import grads
@@ -235,6 +236,24 @@ def test_unseen_tasks_are_acted_for_by_the_mean_embedding_and_by_an_inferred_one
     inferred = adaptation.infer(state, start, _sample(action), jnp.ones((T, B)), num_steps=3, learning_rate=0.1)
     assert inferred.shape == (T, 2) and (inferred != start).all()
     assert _make(theta_size=0).adaptation() is None
+
+
+def test_images_are_encoded_by_convolutions():
+    """Policy and critics get latent states, and no encoder of their own; sizes that do not fit are refused."""
+    image = {"image_shape": (2, 3, 2), "conv_channels": (2,)}
+    config, spec = HiPBMDPConfig(**SMALL, **MODELS), TaskSpec(T, 12, continuous(2))
+    agent = hipbmdp._HiPBMDP(config, _network(**image), grads.mean(), spec, num_envs=E)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    critic = state.params["critic"]
+    assert "Conv_0" in critic.shared["world"]["encoder"]["params"]["ConvTrunk_0"]
+    assert "encoder" not in critic.shared["critic"] and "encoder" not in state.params["policy"].shared
+    action, _ = agent.act(state, jnp.ones((T, 5, 12)), KEY)
+    assert action.shape == (T, 5, 2) and np.isfinite(action).all()
+    with pytest.raises(ValueError, match="an image of 2x3x2 has 12 numbers, and an observation has 11"):
+        hipbmdp._HiPBMDP(config, _network(**image), grads.mean(), spec._replace(observation_size=11), num_envs=E)
+    same = HiPBMDPConfig(**SMALL, state_encoder="identity")
+    with pytest.raises(ValueError, match="no effect with state_encoder=identity"):
+        hipbmdp._HiPBMDP(same, _network(**image), grads.mean(), spec, num_envs=E)
 
 
 def test_policy_and_critics_see_embeddings_in_units_of_their_spread():

@@ -256,8 +256,8 @@ def test_gradients_are_those_of_each_task_alone_and_mean_is_the_average_loss():
         return average, jax.tree.map(lambda x: x[jnp.arange(T), jnp.arange(T)], own)
 
     average, own = expected()
-    _close(new.shared_optimizer[1].mu, 0.1 * ravel_pytree(average)[0], rtol=1e-3)
-    _close(new.private_optimizer[1].mu, jax.vmap(lambda g: 0.1 * ravel_pytree(g)[0])(own), rtol=1e-3)
+    _close(new.shared_optimizer.mu, 0.1 * ravel_pytree(average)[0], rtol=1e-3)
+    _close(new.private_optimizer.mu, jax.vmap(lambda g: 0.1 * ravel_pytree(g)[0])(own), rtol=1e-3)
 
 
 def test_joint_and_separate_surgery():
@@ -282,6 +282,18 @@ def test_joint_and_separate_surgery():
     np.testing.assert_allclose(found["separate"][0], [0.5, 1.5], atol=1e-6)  # (½, ½) + (0, 1)
     for how in found:
         np.testing.assert_allclose(found[how][1], [3.0], atol=1e-6)
+
+
+def test_large_values_do_not_clip_the_policy():
+    """A critic's gradient a thousand times as large leaves the policy's step as it is (one norm for both did not)."""
+    policies = []
+    for cost in (1.0, 1000.0):
+        agent = _make(arrangement="multi_head", max_grad_norm=1e-3, value_cost=cost, num_epochs=1, num_minibatches=1)
+        state, rollout = _start(agent)
+        policies.append(jax.jit(agent.update)(state, rollout, KEY)[0].params["policy"])
+    for one, other, start in zip(*map(jax.tree.leaves, (*policies, state.params["policy"])), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+        assert not np.array_equal(one, start)
 
 
 @pytest.mark.parametrize("arrangement", ["none", "multi_head", "one_hot"])
@@ -406,10 +418,10 @@ def test_target_kl_stops_the_update_and_keeps_what_was_learnt():
     agents = [_make(**options, target_kl=target) for target in (1e3, 1e-3)]
     state, rollout = _start(agents[0])
     states = [jax.jit(agent.update)(state, rollout, KEY)[0] for agent in agents]
-    steps = [int(state.shared_optimizer[1].count) for state in states]
+    steps = [int(state.shared_optimizer.count) for state in states]
     assert steps[0] == 8 and 1 <= steps[1] < 8
     stopped = states[1]
-    assert int(stopped.grads["policy"].count) == int(stopped.private_optimizer[1].count[0]) == steps[1]
+    assert int(stopped.grads["policy"].count) == int(stopped.private_optimizer.count[0]) == steps[1]
     assert (stopped.observations.count == H * E).all()
 
 

@@ -144,6 +144,34 @@ def test_inference_is_least_squares_for_a_linear_model():
     np.testing.assert_allclose(infer(world, parameters, steps, jnp.zeros(20)), [theta.mean()], atol=1e-6)
 
 
+def test_a_prior_draws_an_inferred_theta_to_the_training_tasks():
+    """Ridge regression in units of the training tasks' spread: the loss is a parabola whose curvature is known."""
+    world, parameters, theta = trained(transition_model="deterministic")
+    steps, head = sample(HELD_OUT[1], 20, seed=3), parameters["transition"]["params"]["Head_0"]["Dense_0"]
+    slope, spread = np.asarray(head["kernel"])[0, 3], theta[:, 0].std()
+    free = infer(world, parameters, steps, num_steps=600)[0]
+    curvature = slope @ slope / 2 * spread**2  # in z, of ½ (prediction − target)², the mean of two dimensions
+    for cost in (0.3 * curvature, 3.0 * curvature):
+        expected = theta.mean() + (free - theta.mean()) * curvature / (curvature + cost)
+        found = infer(world, parameters, steps, num_steps=600, prior_cost=cost)
+        np.testing.assert_allclose(found, [expected], atol=5e-3)
+
+
+def test_inference_searches_only_where_training_tasks_differ():
+    """Embeddings on a line: the other direction is one in which no model and no policy has seen anything."""
+    config = HiPBMDPConfig(latent_size=3, theta_size=2, theta_hidden_sizes=(), state_encoder_sizes=(), model_sizes=(4,))
+    world = make_world(config, observation_size=2, action=discrete(3), num_tasks=3)
+    parameters = world.init(jax.random.key(0))
+    line = jnp.asarray([[0.0, 1.0], [0.1, 1.2], [-0.2, 0.6]])
+    parameters["embedding"]["table"] = line
+    np.testing.assert_allclose(world.embeddings(parameters), line)
+    draw = jax.random.normal(jax.random.key(1), (2, 9, 2))
+    steps = worlds.Steps(draw[0], jnp.zeros(9, jnp.int32), jnp.zeros(9), draw[1])
+    found = np.asarray(infer(world, parameters, steps) - line.mean(axis=0))
+    assert np.linalg.norm(found) > 0.01
+    np.testing.assert_allclose(found[1], 2.0 * found[0], rtol=0.02)
+
+
 def test_theta_error_against_numpy_and_where_its_gradient_goes():
     """Every pair has its own norm and W₂; only the embeddings are moved."""
     config = HiPBMDPConfig(latent_size=3, theta_size=2, theta_hidden_sizes=(4,), state_encoder_sizes=(5,))

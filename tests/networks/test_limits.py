@@ -261,3 +261,19 @@ def test_the_value_network_takes_what_is_said_of_it_alone():
     assert (value.hidden_sizes, value.trunk, value.layer_norm) == ((16, 16), "residual", True)
     assert dataclasses.replace(config, value_trunk="same", value_hidden_sizes=()).of_value().hidden_sizes == (8,)
     assert (config.hidden_sizes, config.trunk, config.layer_norm) == ((8,), "mlp", False)
+
+
+# ------------------------------------------------------------------------------------ what is shown
+
+
+@pytest.mark.parametrize("arrangement", ["embedding", "film", "hypernetwork"])
+def test_the_learnt_vector_that_stands_for_a_task_is_shown(arrangement):
+    """The report draws it; it is the task's own at every input."""
+    network, p = build(arrangement)
+    shown = diagnose(network, p)["embedding"]
+    same(shown, jnp.broadcast_to(p.private["embedding"][:, None], shown.shape))
+    assert shown.shape[:2] == (T, B)
+
+
+def test_a_number_is_no_learnt_vector():
+    assert "embedding" not in diagnose(*build("multi_head"))

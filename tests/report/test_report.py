@@ -50,6 +50,7 @@ def write_record(folder, config, *, success=0.5, seed=0, final=True, has_success
             values["steps_per_second"] = np.float64(123.0)
             values["routing/policy"] = random.dirichlet(np.ones(4), (seeds, 3))
             values["routing_entropy/policy"] = random.uniform(size=(seeds, 3))
+            values["embedding/policy"] = random.normal(size=(seeds, 3, 5))
             if has_success:
                 values["success"] = random.uniform(size=(seeds, 3))
             recorder.train(100 * update, update, float(update), values)
@@ -161,6 +162,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(three, tmp_path):
         "Probability of improvement",
         "Gradient conflict",
         "What the tasks share",
+        "What stands for the tasks",
         "routing, policy network",
         "Tasks that were held out",
         "What differs",
@@ -330,6 +332,21 @@ def test_a_curve_over_seeds():
     np.testing.assert_array_equal(found.steps, [0, 2])
     np.testing.assert_array_equal(found.middle, [2, 4])
     assert found.low[0] == 1 and found.high[0] == 3
+
+
+def test_learnt_task_vectors_in_the_plane_where_they_differ_most():
+    """Three of four tasks on a line in five dimensions, and one across it."""
+    along, across = np.array([3.0, 0, 4.0, 0, 0]) / 5, np.array([0, 1.0, 0, 0, 0])
+    vectors = np.stack([-3 * along, 0 * along, 3 * along, across]) + 7.0
+    vectors = vectors - vectors.mean(axis=0)
+    points, share = measures.plane(vectors)
+    assert share == pytest.approx(1.0)
+    apart = np.linalg.norm(points[:, None] - points[None], axis=-1)  # as far from each other as they are
+    np.testing.assert_allclose(apart, np.linalg.norm(vectors[:, None] - vectors[None], axis=-1), atol=1e-9)
+    cosines = measures.cosines(vectors)
+    np.testing.assert_allclose(np.diagonal(cosines), 1.0)
+    assert cosines[0, 2] < -0.9 and abs(cosines[0, 3]) < 0.2
+    assert measures.plane(np.zeros((3, 2)))[1] == 1.0 and not measures.cosines(np.zeros((3, 2))).any()
 
 
 def test_ticks_are_round_and_inside():

@@ -114,3 +114,21 @@ def test_stack_names_the_task_that_differs():
         suites.stack([{"a": 1.0}, {"b": 1.0}])
     with pytest.raises(ValueError, match="at least one"):
         suites.stack([])
+
+
+def test_suites_of_ones_own_are_known_to_every_process(tmp_path, monkeypatch):
+    """A sweep's programs know of a suite only what the environment says."""
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_suites.py").write_text(
+        "import dataclasses\nfrom mtjax import suites\n\n"
+        "@suites.register('own-pendulum')\n"
+        "def make():\n"
+        "    return dataclasses.replace(suites.make('control-pendulum'), name='own-pendulum')\n"
+    )
+    monkeypatch.setenv("MTJAX_SUITES", "own_suites")
+    suites._import_own()
+    assert suites.make("own-pendulum").num_tasks == 9
+    monkeypatch.setenv("MTJAX_SUITES", "own_suite")
+    with pytest.raises(ValueError, match="MTJAX_SUITES=own_suite: there is no such module"):
+        suites._import_own()

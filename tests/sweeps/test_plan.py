@@ -38,6 +38,23 @@ def test_numbers_of_the_state_are_rows_and_code_is_another_program():
     assert [made.steps(program) for program in made.programs.values()] == [300, 300]
 
 
+def test_constants_of_a_gradient_method_are_rows():
+    """CAGrad's c makes no program of its own; the plan says what of --sweep=grads does."""
+
+    def known(config):
+        return plan.Facts(100, VMAPPED, code=packing.method_code(options.flatten(config)))
+
+    specs = ("mean", "cagrad(c=0.2)", "cagrad(c=0.4)", "cagrad(c=0.4, rescale='1+c')", "cagrad(c=0.6)")
+    base = RunConfig(total_steps=100)
+    trials = [({"grads": spec}, options.replace(base, {"grads": spec})) for spec in specs]
+    made = plan.make_plan("s", trials, known, most_rows=64)
+    found = [[made.trials[name].changes["grads"] for name in names] for names in packs(made)]
+    assert found == [["mean"], ["cagrad(c=0.2)", "cagrad(c=0.4)", "cagrad(c=0.6)"], ["cagrad(c=0.4, rescale='1+c')"]]
+    assert made.packed == ("grads",)
+    for names in packs(made):
+        packing.pack({name: made.trials[name].config for name in names}, VMAPPED)  # as the program will
+
+
 def test_seeds_count_as_rows():
     """The limit is of agents, which is what memory depends on."""
     base = RunConfig(total_steps=100, num_seeds=4)

@@ -114,18 +114,49 @@ def test_every_program_runs_once_and_no_more_at_a_time_than_there_are_slots(made
 
 
 def test_a_failed_program_keeps_its_error_and_stops_no_other(made, tmp_path):
-    launcher = FakeLauncher(tmp_path, p001=[FAILED], p002=["killed"], p003=[DIVERGED])
+    launcher = FakeLauncher(tmp_path, p001=[FAILED], p001a=[FAILED], p002=["killed"], p003=[DIVERGED])
     state, lines = run(made, launcher)
-    assert states(state) == [FAILED, FAILED, FAILED, DIVERGED]
-    assert [progress.error for progress in state.programs.values()] == ["x", "killed by SIGKILL", None]
+    assert states(state) == [FAILED, DONE, FAILED, DIVERGED]
+    assert [progress.error for progress in state.programs.values()] == ["x", None, "killed by SIGKILL", None]
     assert any("p002 failed: killed by SIGKILL" in line for line in lines)
-    again = FakeLauncher(tmp_path)
+    again, made = FakeLauncher(tmp_path), plan.load(tmp_path)
     run(made, again)
     assert again.started == []  # only asked for are they tried again
     state, _ = run(made, again, retry_failed=True)
-    assert again.started == [("p001", 2), ("p002", 2)]  # a divergence would come again
+    assert again.started == [("p001a", 2), ("p002", 2)]  # a divergence would come again
     assert states(state) == [DONE, DONE, DONE, DIVERGED]
-    assert state.programs["p001"].failures == 1
+    assert state.programs["p001a"].failures == 1
+
+
+class Crashing(FakeLauncher):
+    """A bad trial kills whatever program it is in, as one that needs too much memory does."""
+
+    def _start(self, program, attempt):
+        self.script[program.name] = ["killed" if self.bad in program.trials else DONE]
+        return super()._start(program, attempt)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_a_bad_trial_does_not_take_its_pack_with_it(tmp_path, monkeypatch, bad, retries):
+    """The others end well; the ledger and the plan still say where each is, also to who resumes."""
+    monkeypatch.setattr(schedule, "POLL_SECONDS", 0.0)
+    changes = [{"learning_rate": rate} for rate in (1e-4, 2e-4, 3e-4, 4e-4, 5e-4)]
+    trials = [(change, options.replace(RunConfig(), change)) for change in changes]
+    made = plan.make_plan("s", trials, lambda config: plan.Facts(1, ("learning_rate",)), most_rows=9)
+    plan.save(made, tmp_path)
+    launcher = Crashing(tmp_path, slots=2)
+    launcher.bad = list(made.trials)[bad]
+    state, lines = run(made, launcher, retries=retries)
+    assert states(state) == [FAILED if number == bad else DONE for number in range(5)]
+    assert state.trials[launcher.bad].error == "killed by SIGKILL"
+    assert len(launcher.started) <= 7 + 4 * retries  # 5 = 3 + 2, then 3 = 2 + 1, then 2 = 1 + 1
+    assert "the trials of p001 will be tried again as p001a and p001b" in lines
+    after = plan.load(tmp_path)
+    assert sorted(name for program in after.programs.values() for name in program.trials) == sorted(made.trials)
+    again = FakeLauncher(tmp_path)
+    assert states(run(after, again, retry_failed=True)[0]) == [DONE] * 5
+    assert [attempt for _, attempt in again.started] == [2 + retries]  # the bad one, and it alone
 
 
 def test_retries_are_as_many_as_asked(made, tmp_path):
@@ -171,9 +202,9 @@ def test_what_happened_after_the_launcher_was_killed_is_learnt_from_the_outcome(
         leave(tmp_path, made.programs["p001"], worker.Outcome(1, left, error, trials))
     launcher = FakeLauncher(tmp_path)
     state, _ = run(made, launcher)
-    begun = [("p001", 2)] if left in (None, STOPPED) else []
+    begun = {DONE: [], FAILED: [("p001a", 1), ("p001b", 1)]}.get(left, [("p001", 2)])
     assert launcher.started == [*begun, ("p002", 1), ("p003", 1)]
-    assert states(state)[:2] == [FAILED if left == FAILED else DONE] * 2
+    assert states(state)[:2] == [DONE] * 2
 
 
 def test_a_broken_ledger_is_not_guessed_at(tmp_path, made):

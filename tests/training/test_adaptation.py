@@ -1,7 +1,5 @@
 """The protocols of adaptation, with a learner whose every number can be foretold, and with real ones."""
 
-import dataclasses
-import json
 import types
 from typing import NamedTuple
 
@@ -16,12 +14,8 @@ from mtjax.learners.base import Adaptation, FineTuning, Learner, TaskSpec
 from mtjax.learners.config import HiPBMDPConfig
 from mtjax.learners.hipbmdp import make_hipbmdp
 from mtjax.networks.config import NetworkConfig
-from mtjax.suites import base
-from mtjax.training import adaptation, versions
+from mtjax.training import adaptation
 from mtjax.training.adaptation import Settings, measure
-from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import RunConfig
-from mtjax.training.trainer import Trainer
 
 HORIZON, S = 8, 2
 SETTINGS = Settings(episodes=(0, 1, 3), evaluation_episodes=2, num_steps=5, batch_size=4)
@@ -64,7 +58,7 @@ def _counting():
     def policy(state, observation, key, deterministic, unseen):
         return jnp.zeros((*observation.shape[:2], 1)) + 0.0 * state
 
-    def infer(state, theta, seen, weight, key, num_steps, learning_rate, batch_size):
+    def infer(state, theta, seen, weight, key, num_steps, learning_rate, batch_size, prior_cost):
         assert (num_steps, batch_size) == (5, 4) and seen.observation.shape == (3, 3 * HORIZON, 1)
         return theta + (seen.reward * weight).sum(axis=1, keepdims=True)
 
@@ -161,26 +155,11 @@ def test_what_cannot_be_measured_is_refused(suite, changes, message):
         measure(**asked, key=jax.random.key(0))
 
 
-def test_a_saved_run(suite, tmp_path, monkeypatch):
-    """From the folder alone; what is written can be read without this package. Without a checkpoint it is refused."""
-    monkeypatch.setitem(base._REGISTRY, "drift", lambda: suite)
-    network = NetworkConfig(arrangement="none", hidden_sizes=(4,), scale="state")
-    hyper = HiPBMDPConfig(**SMALL, **MODELS)
-    config = RunConfig("drift", "hipbmdp", "mean", num_envs=2, num_seeds=S, hyper=hyper, network=network)
-    versions.write_json(tmp_path / "config.json", dataclasses.asdict(config))
-    with pytest.raises(ValueError, match="has no usable checkpoint"):
-        adaptation.measure_run(tmp_path)
-    trainer = Trainer(config, suite)
-    with Checkpointer(tmp_path) as saver:
-        saver.save(16, trainer.saved(trainer.init()), {"update": 1, "seconds": 0.0})
-    settings = SETTINGS._replace(episodes=(0, 1))
-    found = adaptation.measure_run(tmp_path, splits=("extrapolation",), methods=("inferred",), settings=settings)
-    written = json.loads((tmp_path / "adaptation.json").read_text())["extrapolation"]
-    returns = found["extrapolation"].values["inferred"]["return"]
-    assert written["episodes"] == [0, 1] and written["tasks"] == ["task_0", "task_1", "task_2"]
-    for name, values in zip(written["tasks"], returns[1].T, strict=True):
-        found = written["values"]["inferred"]["return"][1]["tasks"][name]
-        assert found["value"] == pytest.approx(values.mean()) and found["low"] <= found["value"] <= found["high"]
+def test_what_a_learner_is_able_to_do():
+    learner = _counting()
+    assert adaptation.able(learner) == ("inferred", "fine-tuned")
+    assert adaptation.able(learner._replace(adaptation=None)) == ("fine-tuned",)
+    assert adaptation.able(learner._replace(adaptation=None, fine_tuning=None)) == ()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from mtjax import options, suites
 from mtjax.launch import presets
 from mtjax.learners.registry import LEARNERS
-from mtjax.training import packed, packing, plots, record, run
+from mtjax.training import lock, packed, packing, plots, record, run
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Trainer
 
@@ -64,8 +64,8 @@ def test_rows_trial_by_trial():
     assert rows.seeds == (0, 1, 5, 0) and rows.config.num_seeds == 4
     assert rows.slices == {"slow": slice(0, 2), "fast": slice(2, 3), "wild": slice(3, 4)}
     assert rows.varying == ("learning_rate", "entropy_cost")
-    np.testing.assert_allclose(rows.hyper["learning_rate"], [1e-3, 1e-3, 3e-3, 1e38], rtol=1e-6)
-    assert packing.alone(BASE).hyper == {} and packing.alone(BASE).config == BASE
+    np.testing.assert_allclose(rows.leaves["learning_rate"], [1e-3, 1e-3, 3e-3, 1e38], rtol=1e-6)
+    assert packing.alone(BASE).leaves == {} and packing.alone(BASE).config == BASE
 
 
 def test_another_program_is_not_packed():
@@ -74,6 +74,58 @@ def test_another_program_is_not_packed():
         packing.pack({"a": BASE, "b": wider}, ("learning_rate",))
     with pytest.raises(ValueError, match="they differ in learning_rate"):
         packing.pack({"a": BASE, "b": TRIALS["fast"]}, ("entropy_cost",))
+
+
+def test_constants_of_gradient_methods_are_rows():
+    """CAGrad's c is a number of the state; how it rescales is code."""
+    specs = {"a": "cagrad", "b": "cagrad(c=0.8)", "c": "cagrad(0.1, rescale=None)"}
+    trials = {name: options.replace(BASE, {"grads": spec}) for name, spec in specs.items()}
+    rows = packing.pack(trials | {"a": options.replace(trials["a"], {"num_seeds": 2})}, ())
+    assert rows.varying == ("grads",)
+    np.testing.assert_allclose(rows.leaves["grads.c"], [0.4, 0.4, 0.8, 0.1], rtol=1e-6)
+    other = options.replace(BASE, {"grads": "cagrad(rescale='1+c')"})
+    with pytest.raises(ValueError, match="'a' and 'd' cannot be packed: they differ in grads"):
+        packing.pack(trials | {"d": other}, ())
+
+
+OFF_POLICY = {
+    "learner": "sac", "rollout_length": 4, "replay_capacity": 64, "warm_start": 0, "batch_size": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, first, second",
+    [
+        ({}, {"grads": "cagrad(c=0.1)"}, {"grads": "cagrad(c=0.95)"}),
+        ({}, {"grads": "gradnorm(alpha=0.1)", "clip": 0.3}, {"grads": "gradnorm(alpha=6.0)"}),
+        (
+            OFF_POLICY,
+            {"grads": "fairgrad(alpha=0.5)", "critic_grads": "gradvac(beta=0.01)"},
+            {"grads": "fairgrad(alpha=2.0)", "critic_grads": "gradvac(beta=0.9)"},
+        ),
+    ],
+    ids=["ppo-cagrad", "ppo-gradnorm", "sac-fairgrad-gradvac"],
+)
+def test_a_packed_constant_gives_what_it_gives_alone(changes, first, second):
+    """The second trial's parameters after some updates are, within rounding, those of a run by itself."""
+    base = options.replace(BASE, changes)
+    trials = {name: options.replace(base, change) for name, change in (("first", first), ("second", second))}
+    suite = suites.make(base.suite)
+    rows = packing.pack(trials, packing.vmapped_options(Trainer(base, suite).learner))
+    together = parameters(Trainer(rows.config, suite, rows))
+    alone = parameters(Trainer(trials["second"], suite))
+    chex.assert_trees_all_close(packing.rows_of(together, rows.slices["second"]), alone, rtol=2e-4, atol=2e-5)
+    moved = jax.tree.map(lambda x: jnp.abs(x[0] - x[1]).max(), together)
+    assert max(jax.tree.leaves(moved)) > 1e-4  # they are no copies of one trial
+
+
+def parameters(trainer):
+    """Those of all seeds after four updates."""
+    state = trainer.init()
+    for _ in range(4):
+        state, rollout = trainer.collect(trainer.env, state)
+        state, _ = trainer.update(state, rollout)
+    return state.learner.params
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -139,6 +191,18 @@ def test_a_trial_that_diverges_stops_no_other(together):
     # Killed between its last deed and the news of it: nothing is done twice.
     again = packed.train_packed(TRIALS, program, trials, resume=True, **QUIET)
     assert again.diverged == outcome.diverged and set(again.summaries) == set(outcome.summaries)
+
+
+@pytest.mark.parametrize("held", ["program", "trials/slow"])
+def test_a_folder_in_use_is_refused_before_anything_is_begun(tmp_path, held):
+    """Two calls on one program, or somebody extending a trial, must not delete each other's files."""
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / held).mkdir(parents=True)
+    with (tmp_path / held / lock.FILE).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=f"{held} is in use by another process: one process at a time"):
+            packed.train_packed(TRIALS, tmp_path / "program", tmp_path / "trials", **QUIET)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {lock.FILE}
 
 
 def test_a_program_of_which_nothing_is_left(tmp_path):

@@ -9,8 +9,10 @@ import optax
 
 from mtjax.grads.base import (
     Array,
+    Number,
     State,
     Weighting,
+    check_number,
     default_float,
     keep_absent,
     need_losses,
@@ -120,7 +122,7 @@ class AveragesState(NamedTuple):
     count: Array
 
 
-def dwa(temperature: float = 2.0, window: int = 1) -> Weighting:
+def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
     """Dynamic weight average (Liu, Johns and Davison, CVPR 2019, arXiv 1803.10704, equation 7).
 
     r_i = L_i(t−1)/L_i(t−2), with L_i(t) the average loss of epoch t; w = T softmax(r/temperature);
@@ -239,7 +241,7 @@ def gls() -> Weighting:
 
 
 def stch(
-    mu: float = 1.0,
+    mu: Number = 1.0,
     preference: Sequence[float] | Array | None = None,
     ideal: Sequence[float] | Array | None = None,
 ) -> Weighting:
@@ -266,8 +268,7 @@ def stch(
       >>> [float(w) for w in weights]
       [0.25, 0.25]
     """
-    if mu <= 0:
-        raise ValueError(f"mu must be positive, got {mu}")
+    check_number("mu", mu, above=0)
 
     def update(gram, state, *, losses=None, mask=None):
         losses = need_losses("stch", losses).astype(gram.dtype)
@@ -276,8 +277,8 @@ def stch(
         if preference is not None:
             weight = here * jnp.asarray(preference, gram.dtype)
         best = jnp.zeros_like(losses) if ideal is None else jnp.asarray(ideal, gram.dtype)
-        big = jnp.finfo(gram.dtype).max / 16
-        worth = jnp.clip(weight * (losses - best), -big * min(mu, 1.0), big * min(mu, 1.0)) / mu
+        big = jnp.finfo(gram.dtype).max / 16 * jnp.minimum(mu, 1.0)  # so that nothing overflows
+        worth = jnp.clip(weight * (losses - best), -big, big) / mu
         return weight * jax.nn.softmax(jnp.where(here > 0, worth, -jnp.inf)), state
 
     return Weighting(stateless, update, needs_gram=False)

@@ -2,11 +2,22 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, cosines, norms, safe_divide, stateless, uniform
+from mtjax.grads.base import (
+    Array,
+    Number,
+    State,
+    Weighting,
+    check_number,
+    cosines,
+    norms,
+    safe_divide,
+    stateless,
+    uniform,
+)
 from mtjax.grads.solvers.simplex import barrier_newton
 
 
-def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:
+def cagrad(c: Number = 0.4, rescale: str | None = None) -> Weighting:
     """CAGrad (Liu et al., NeurIPS 2021, arXiv 2110.14048, Algorithm 1, which takes c in [0, 1)).
 
     With g₀ the mean gradient: maximise min_i ⟨g_i, d⟩ over ‖d − g₀‖ ≤ c‖g₀‖. The dual is
@@ -33,8 +44,7 @@ def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:
     """
     if rescale not in (None, "1+c", "1+c2"):
         raise ValueError(f'rescale must be None, "1+c" or "1+c2", not {rescale!r}')
-    if c < 0:
-        raise ValueError(f"c must not be negative, got {c}")
+    check_number("c", c, low=0)
     divisor = {None: 1.0, "1+c": 1.0 + c, "1+c2": 1.0 + c**2}[rescale]
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
@@ -47,7 +57,7 @@ def cagrad(c: float = 0.4, rescale: str | None = None) -> Weighting:
     return Weighting(stateless, update, residual=residual)
 
 
-def cagrad_weights(gram: Array, average: Array, c: float) -> Array:
+def cagrad_weights(gram: Array, average: Array, c: Number) -> Array:
     """1/T + (c‖g₀‖/‖g_w‖) w [T]; `average` [T] is 1/T, and 0 for absent tasks."""
     here = (average > 0).astype(gram.dtype)
     gram = gram * here[:, None] * here[None, :]

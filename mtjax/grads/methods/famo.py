@@ -8,6 +8,7 @@ import optax
 
 from mtjax.grads.base import (
     Array,
+    Number,
     State,
     Weighting,
     default_float,
@@ -27,7 +28,7 @@ class FamoState(NamedTuple):
     optimizer: State
 
 
-def famo(optimizer: optax.GradientTransformation | None = None, gamma: float = 0.001) -> Weighting:
+def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 0.001) -> Weighting:
     """FAMO (Liu et al., NeurIPS 2023, arXiv 2306.03792, Algorithm 1).
 
     z = softmax(ξ) and w_i = c z_i/L_i with c = (Σ z_i/L_i)⁻¹: the gradient of Σ z_i log L_i, scaled.

@@ -1,6 +1,6 @@
 """GradNorm: balancing training rates by gradient norms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import optax
 
 from mtjax.grads.base import (
     Array,
+    Number,
     State,
     Weighting,
     default_float,
@@ -33,10 +34,10 @@ class GradNormState(NamedTuple):
 
 
 def gradnorm(
-    alpha: float = 1.5,
+    alpha: Number = 1.5,
     optimizer: optax.GradientTransformation | None = None,
     *,
-    initial_losses: Array | None = None,
+    initial_losses: Sequence[float] | None = None,
     surrogate: str | Callable[[Array], Array] | None = None,
     leaves: Callable[[str], bool] | None = None,
 ) -> Weighting:
@@ -102,7 +103,7 @@ def gradnorm(
     return Weighting(init, update, leaves=leaves)
 
 
-def target_norms(weights: Array, norm: Array, ratios: Array, alpha: float, here: Array) -> tuple[Array, Array]:
+def target_norms(weights: Array, norm: Array, ratios: Array, alpha: Number, here: Array) -> tuple[Array, Array]:
     """Target norms mean(G) r_i^α [T], and the norms n_i [T], both guarded against overflow."""
     big = jnp.finfo(norm.dtype).max ** 0.25
     count = jnp.maximum(jnp.sum(here), 1)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Weighting, default_float, presence
+from mtjax.grads.base import Array, Number, Weighting, default_float, presence
 
 
 class GradVacState(NamedTuple):
@@ -16,7 +16,7 @@ class GradVacState(NamedTuple):
     key: Array
 
 
-def gradvac(beta: float = 0.01) -> Weighting:
+def gradvac(beta: Number = 0.01) -> Weighting:
     """GradVac (Wang et al., ICLR 2021, arXiv 2010.05874, Algorithm 1).
 
     For each task i, and each j ≠ i in random order: φ_ij is the cosine of the current g'_i with
@@ -56,7 +56,7 @@ def gradvac(beta: float = 0.01) -> Weighting:
     return Weighting(init, update)
 
 
-def vaccinate(gram: Array, target: Array, orders: Array, here: Array, beta: float) -> tuple[Array, Array]:
+def vaccinate(gram: Array, target: Array, orders: Array, here: Array, beta: Number) -> tuple[Array, Array]:
     """Weights [T] and new targets [T, T], with the orders [T steps, T rows] given."""
     gram = gram * here[:, None] * here[None, :]
     norm = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, stateless
+from mtjax.grads.base import Array, Number, State, Weighting, check_number, cosines, norms, presence, stateless
 from mtjax.grads.solvers.bargaining import power_newton
 
 
-def nash_mtl(max_norm: float | None = None) -> Weighting:
+def nash_mtl(max_norm: Number | None = None) -> Weighting:
     """Nash-MTL (Navon et al., ICML 2022, arXiv 2202.01017, Claim 3.1 and Algorithm 1).
 
     The Nash bargaining solution: α > 0 with α∘(Gα) = 1, the stationarity of the strictly convex
@@ -40,7 +40,7 @@ def nash_mtl(max_norm: float | None = None) -> Weighting:
     return Weighting(stateless, update, residual=_residual(1.0, max_norm))
 
 
-def fairgrad(alpha: float = 1.0, max_norm: float | None = None) -> Weighting:
+def fairgrad(alpha: Number = 1.0, max_norm: Number | None = None) -> Weighting:
     """FairGrad (Ban and Ji, ICML 2024, arXiv 2402.15638, equation 4 and Algorithm 1).
 
     α-fair utility of the tasks' rates: G w = w^(−1/α), w > 0. α → 0 is the sum, 1 is proportional
@@ -62,8 +62,7 @@ def fairgrad(alpha: float = 1.0, max_norm: float | None = None) -> Weighting:
       >>> [round(float(w), 3) for w in weights]
       [1.0, 0.5]
     """
-    if alpha <= 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    check_number("alpha", alpha, above=0)
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         here = presence(gram.shape[-1], mask, gram.dtype)
@@ -72,7 +71,7 @@ def fairgrad(alpha: float = 1.0, max_norm: float | None = None) -> Weighting:
     return Weighting(stateless, update, residual=_residual(alpha, max_norm))
 
 
-def alpha_fair(gram: Array, power: float, here: Array) -> Array:
+def alpha_fair(gram: Array, power: Number, here: Array) -> Array:
     """w > 0 with G w = w^(−power) [T]; 0 for absent tasks and for those with a zero gradient.
 
     With u = D w and d_i relative to their geometric mean s: C u = d^(power−1) u^(−power), and
@@ -90,7 +89,7 @@ def alpha_fair(gram: Array, power: float, here: Array) -> Array:
     return here * unit / relative * jnp.exp(-2 * centre / (1 + power))
 
 
-def _residual(alpha: float, max_norm: float | None):
+def _residual(alpha: Number, max_norm: Number | None):
     """max |w_i (Gw)_i^α − 1| over the tasks with a gradient; of the rates over their mean where a clip may act."""
 
     def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
@@ -104,7 +103,7 @@ def _residual(alpha: float, max_norm: float | None):
     return residual
 
 
-def _clip(gram: Array, weights: Array, max_norm: float | None) -> Array:
+def _clip(gram: Array, weights: Array, max_norm: Number | None) -> Array:
     if max_norm is None:
         return weights
     scaled = weights * norms(gram)

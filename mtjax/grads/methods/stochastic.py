@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Weighting, default_float, presence, restrict, uniform
+from mtjax.grads.base import Array, Number, Weighting, default_float, presence, restrict, uniform
 from mtjax.grads.solvers.simplex import project_simplex
 
 
@@ -16,7 +16,7 @@ def onto_simplex(w: Array, here: Array) -> Array:
     return project_simplex(jnp.where(here > 0, w, -jnp.inf)) * here
 
 
-def sdmgrad(lam: float = 0.3, step_size: float = 0.1, steps: int = 20) -> Weighting:
+def sdmgrad(lam: Number = 0.3, step_size: Number = 0.1, steps: int = 20) -> Weighting:
     """SDMGrad (Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409, Algorithm 1).
 
     Steps w ← Π(w − β (Gw + λ G w₀)) on the simplex, w₀ = 1/T, warm-started from the last call; the
@@ -56,7 +56,7 @@ def sdmgrad(lam: float = 0.3, step_size: float = 0.1, steps: int = 20) -> Weight
     return Weighting(_start, update)
 
 
-def modo(step_size: float = 0.1, rho: float = 0.0) -> Weighting:
+def modo(step_size: Number = 0.1, rho: Number = 0.0) -> Weighting:
     """MoDo (Chen, Fernando, Ying and Chen, "Three-way trade-off in multi-objective learning", NeurIPS
     2023 and JMLR 25, 2024, equations 2.9a and 2.9b of the latter).
 

@@ -9,6 +9,7 @@ from jax import lax
 
 from mtjax.grads.base import (
     Array,
+    Number,
     Transform,
     default_float,
     need_losses,
@@ -50,7 +51,7 @@ def _scaled_square(g: Array, total: Array) -> Array:
     return g * (g * lax.rsqrt(jnp.maximum(total, jnp.finfo(total.dtype).tiny)))
 
 
-def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
+def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transform:
     """MoCo (Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1).
 
     Tracked gradients y_i ← y_i − β (y_i − g_i), from 0; one projected step on the simplex,
@@ -82,7 +83,7 @@ def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
     def update(task_grads, state, gram, *, losses=None, mask=None):
         here = presence(state.weights.shape[0], mask)
         tracked = [
-            y + beta * _rows(here, y) * (g.astype(y.dtype) - y) for y, g in zip(state.tracked, task_grads, strict=True)
+            y + _rows(beta * here, y) * (g.astype(y.dtype) - y) for y, g in zip(state.tracked, task_grads, strict=True)
         ]
         start, mass = restrict(state.weights, here)
         weights = onto_simplex(start - gamma * (gram(tracked) @ start + rho * start), here)
@@ -92,7 +93,7 @@ def moco(beta: float = 0.5, gamma: float = 0.1, rho: float = 0.0) -> Transform:
     return Transform(init, update)
 
 
-def db_mtl(beta: float = 0.9, beta_decay: float = 0.0) -> Transform:
+def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
     """DB-MTL (Lin et al., 2023, arXiv 2308.12029, Algorithm 1; defaults of the authors' LibMTL).
 
     Balances losses by log L_i, whose gradient is g_i/L_i; tracks ĝ_i ← β_k ĝ_i + (1−β_k) g_i/L_i
@@ -139,7 +140,7 @@ def db_mtl(beta: float = 0.9, beta_decay: float = 0.0) -> Transform:
     return Transform(init, update)
 
 
-def excess_mtl(step_size: float = 0.01, relative: bool = True) -> Transform:
+def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
     """ExcessMTL (He et al., ICML 2024, arXiv 2402.02009, equations 6, 7 and 9).
 
     Excess risk of task i by a second-order estimate with a diagonal, Adagrad-like curvature,

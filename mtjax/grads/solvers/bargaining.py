@@ -4,11 +4,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from mtjax.grads.base import Array
+from mtjax.grads.base import Array, Number
 from mtjax.grads.solvers.steps import cholesky, longest_step
 
 
-def power_newton(cosine: Array, scale: Array, power: float, *, steps: int = 40) -> Array:
+def power_newton(cosine: Array, scale: Array, power: Number, *, steps: int = 40) -> Array:
     """Solves C u = κ u^(−p) for u > 0 [T], the stationarity of ½uᵀCu − Σ κ ∫u^(−p).
 
     Primal-dual: C u − z = 0 and log z + p log u = log κ, linearised together, so a step factors

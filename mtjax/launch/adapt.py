@@ -1,0 +1,106 @@
+"""``mtjax-evaluate --adapt``: what a few episodes are worth in the tasks that a saved run never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mtjax.launch import show
+from mtjax.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from mtjax.launch.evaluate import Command
+
+METHODS = {"embedding": "inferred", "finetune": "fine-tuned"}  # the flag's words and the library's
+WITHOUT = ("modes", "video", "mesh")  # flags that say nothing about adaptation
+
+
+def check_flags(asked: Command, usual: Command) -> None:
+    """Refuse what cannot be asked for together, before anything is built.
+
+    Raises:
+        ValueError: a flag that has no effect beside --adapt, or without it; or the numbers do not ascend from 0.
+    """
+    if asked.adapt == "none":
+        if asked.adapt_episodes != usual.adapt_episodes:
+            raise ValueError(f"--adapt_episodes has no effect without --adapt; name {' or '.join(METHODS)}, or all")
+        return
+    for name in WITHOUT:
+        if getattr(asked, name) != getattr(usual, name):
+            raise ValueError(
+                f"--{name} has no effect beside --adapt: the deterministic policy is measured, on one device"
+            )
+    numbers = asked.adapt_episodes
+    if numbers[:1] != (0,) or len(numbers) < 2 or list(numbers) != sorted(set(numbers)):
+        text = ",".join(map(str, numbers))
+        raise ValueError(f"--adapt_episodes={text}: expected numbers that ascend from 0, e.g. 0,1,5,20")
+
+
+def held_out(suite: Any, splits: Sequence[str], *, named: bool) -> tuple[str, ...]:
+    """The splits that were not trained on. ``named``: the user listed the splits.
+
+    Raises:
+        ValueError: the training split was named, or there is no other.
+    """
+    if named and "train" in splits:
+        raise ValueError("--splits: train was trained on; --adapt measures tasks that were not")
+    rest = tuple(split for split in splits if split != "train")
+    if not rest:
+        raise ValueError(f"--adapt: suite {suite.name!r} holds out no tasks")
+    return rest
+
+
+def methods(asked: str, names: Sequence[str], config: RunConfig, suite: Any) -> tuple[str, ...]:
+    """The library's names of the methods asked for, or of all that the run's learner has.
+
+    Args:
+        asked: the flag's text, for the message.
+        names: some of ``METHODS``; empty for all.
+        config: of the run.
+        suite: that it was trained on.
+
+    Raises:
+        ValueError: the learner lacks one of them, or all, or has nothing to say about unseen tasks.
+    """
+    from mtjax.training import adaptation
+    from mtjax.training.trainer import Trainer
+
+    learner = Trainer(config, suite).learner
+    if not learner.generalises:
+        raise ValueError(f"--adapt={asked}: in this run tasks own their networks, and unseen ones have none to adapt")
+    can = adaptation.able(learner)
+    able = [name for name, method in METHODS.items() if method in can]
+    for name in names:
+        if name in able:
+            continue
+        why = {
+            "embedding": f"this run of {config.learner} has no task embedding to infer; hipbmdp with theta_size above 0"
+            " has",
+            "finetune": f"{config.learner} does not learn on in a single task; sac and hipbmdp do",
+        }[name]
+        raise ValueError(f"--adapt={asked}: {why}" + (f"; --adapt={','.join(able)} works here" if able else ""))
+    if not able:
+        raise ValueError(
+            f"--adapt={asked}: {config.learner} neither infers embeddings nor learns on in a single task; "
+            "hipbmdp does both, sac the second"
+        )
+    return tuple(METHODS[name] for name in names or able)
+
+
+def run(asked: Command, config: RunConfig, suite: Any, splits: Sequence[str], names: Sequence[str]) -> Mapping:
+    """Measure, write and print. Returns the numbers by split (see ``adaptation.as_dict``)."""
+    from mtjax.training import adaptation
+
+    chosen = methods(asked.adapt, names, config, suite)
+    print(show.evaluated(asked.run_dir, suite), flush=True)
+    found = adaptation.measure_run(
+        asked.run_dir,
+        splits=splits,
+        methods=chosen,
+        settings=adaptation.Settings(asked.adapt_episodes, asked.episodes),
+        seed=asked.seed,
+        checkpoint=None if asked.checkpoint < 0 else asked.checkpoint,
+    )
+    plain = {split: adaptation.as_dict(curves) for split, curves in found.items()}
+    print(show.adaptation(plain, asked.run_dir, asked.episodes), flush=True)
+    return plain

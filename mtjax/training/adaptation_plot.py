@@ -1,0 +1,65 @@
+"""The picture of ``adaptation.json``: what episodes in an unseen task are worth, on the average and task by task."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mtjax.training.plots import NAMED_TASKS, PERCENT, STYLE
+
+COLOURS = {"inferred": "#1b4f8a", "fine-tuned": "#e08a1e", "zero-shot": "#59616b"}
+COLUMNS = 5
+
+
+def draw(found: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Rows of panels for every split: the mean over its tasks, then each of them (of many, the first ten).
+
+    Lines are means over seeds, bands their 95% intervals; success where the suite has it, else the return.
+
+    Args:
+        found: by split, what :func:`mtjax.training.adaptation.as_dict` says.
+        path: of the PNG file.
+    """
+    rows = {split: math.ceil((1 + min(len(part["tasks"]), NAMED_TASKS)) / COLUMNS) for split, part in found.items()}
+    with matplotlib.rc_context(STYLE):
+        made = Figure(figsize=(2.6 * COLUMNS, 2.3 * sum(rows.values()) + 0.5), layout="constrained")
+        FigureCanvasAgg(made)
+        parts = made.subfigures(len(found), 1, height_ratios=list(rows.values()), squeeze=False)[:, 0]
+        lines: dict[str, Any] = {}
+        for part, (split, curves) in zip(parts, found.items(), strict=True):
+            grid = part.subplots(rows[split], COLUMNS, squeeze=False).ravel()
+            panels = ["", *curves["tasks"][:NAMED_TASKS]]
+            for axes, task in zip(grid, panels, strict=False):
+                lines |= _draw(axes, curves, task)
+                axes.set_title(task or f"{split}, mean")
+            for axes in grid[len(panels) :]:
+                axes.set_axis_off()
+        made.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
+        made.savefig(path)
+
+
+def _draw(axes: Axes, curves: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """The curves of one task, or of the mean where it is "". Returns the lines by method."""
+    x, lines = range(len(curves["episodes"])), {}
+    for method, measures in curves["values"].items():
+        measure = "success_any" if "success_any" in measures else "return"
+        points = [point["tasks"][task] if task else point["mean"] for point in measures[measure]]
+        style = {"color": COLOURS[method], "marker": "o", "markersize": 3.5, "linewidth": 1.8}
+        (lines[method],) = axes.plot(x, [point["value"] for point in points], **style)
+        if points[0]["low"] is not None:
+            ends = [[point[end] for point in points] for end in ("low", "high")]
+            axes.fill_between(x, *ends, color=COLOURS[method], alpha=0.16, linewidth=0)
+        if measure == "success_any":
+            axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.set_xticks(list(x), [str(number) for number in curves["episodes"]])
+    axes.set_xlabel("episodes seen")
+    return lines

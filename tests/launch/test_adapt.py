@@ -1,0 +1,158 @@
+"""``mtjax-evaluate --adapt`` of saved runs, as a user would type it: numbers, picture, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mtjax import suites
+from mtjax.envs import Step, continuous
+from mtjax.launch import evaluate
+from mtjax.learners.config import HiPBMDPConfig, PPOConfig, SACConfig
+from mtjax.networks.config import NetworkConfig
+from mtjax.suites import base
+from mtjax.training import versions
+from mtjax.training.checkpoint import Checkpointer
+from mtjax.training.config import RunConfig
+from mtjax.training.trainer import Trainer
+
+SMALL = {"rollout_length": 4, "batch_size": 4, "replay_capacity": 32, "warm_start": 0, "num_critics": 1}
+MODELS = {"latent_size": 3, "state_encoder_sizes": (), "theta_size": 2, "theta_hidden_sizes": (), "model_sizes": (4,)}
+TASKS = ["task_0", "task_1", "task_2"]
+
+
+class Task(NamedTuple):
+    hidden: jax.Array
+
+
+class Push:
+    """A number that action and hidden parameter push; it is the reward, too."""
+
+    observation_size = 1
+    action = continuous(1)
+
+    def reset(self, task, key):
+        return jnp.zeros(1), jnp.zeros(1)
+
+    def step(self, task, state, action, key):
+        state, no = 0.9 * state + action + task.hidden, jnp.zeros((), bool)
+        return state, Step(state, state[0], no, no, state, {})
+
+
+@pytest.fixture(autouse=True)
+def saved(monkeypatch):
+    """A function that saves a run of an untrained learner on the suite "push", in the folder "run"."""
+
+    def split(*hidden):
+        infos = tuple(suites.TaskInfo(f"task_{i}", f"Task {i}.") for i in range(len(hidden)))
+        return suites.Split(infos, Task(jnp.asarray(hidden)))
+
+    splits = {"train": split(0.0, 0.1), "extrapolation": split(0.5, -1.0, 2.0)}
+    suite = suites.from_env("push", Push(), splits, version=suites.Version("1", "none", "1", 8))
+    monkeypatch.setitem(base._REGISTRY, "push", lambda: suite)
+
+    def save(learner, hyper, arrangement="none", *, checkpoint=True):
+        network = NetworkConfig(arrangement=arrangement, hidden_sizes=(4,), scale="state")
+        config = RunConfig("push", learner, "mean", num_envs=2, num_seeds=2, hyper=hyper, network=network)
+        versions.write_json("run/config.json", dataclasses.asdict(config))
+        if checkpoint:
+            trainer = Trainer(config, suite)
+            with Checkpointer("run") as saver:
+                saver.save(16, trainer.saved(trainer.init()), {"update": 1, "seconds": 0.0})
+
+    return save
+
+
+@pytest.fixture
+def adapted(command):
+    """A function that runs mtjax-evaluate on the folder "run"."""
+    return lambda *arguments: command("--run_dir=run", *arguments, main=evaluate.main, program="mtjax-evaluate")
+
+
+def test_both_ways_of_adapting(saved, adapted, tmp_path):
+    """The table says what the file says; zero-shot is where both curves begin, and they leave it apart."""
+    saved("hipbmdp", HiPBMDPConfig(**SMALL, **MODELS))
+    result = adapted("--adapt=all", "--adapt_episodes=0,1,2", "--episodes=2", "--seed=3")
+    assert (result.code, result.err) == (0, "")
+    written = json.loads((tmp_path / "run" / "adaptation.json").read_text())
+    assert written.keys() == {"extrapolation"}
+    found = written["extrapolation"]
+    assert (found["checkpoint"], found["seed"], found["evaluation_episodes"]) == (16, 3, 2)
+    assert found["episodes"] == [0, 1, 2] and found["tasks"] == TASKS
+    curves = {method: found["values"][method]["return"] for method in ("inferred", "fine-tuned")}
+    for task in TASKS:
+        values = {method: [point["tasks"][task]["value"] for point in points] for method, points in curves.items()}
+        assert values["inferred"][0] == values["fine-tuned"][0]
+        assert len({*values["inferred"], *values["fine-tuned"]}) == 5
+        for method, numbers in values.items():
+            row = next(line.split() for line in result.out.splitlines() if line.split()[:2] == [task, method])
+            assert [float(word) for word in row[2:] if word[0] != "[" and word[-1] != "]"] == [
+                pytest.approx(number, rel=1e-3) for number in numbers
+            ]
+    for points in curves.values():
+        for point in points:
+            each = [point["tasks"][task]["value"] for task in TASKS]
+            assert point["mean"]["value"] == pytest.approx(sum(each) / 3, rel=1e-4, abs=1e-5)
+            assert point["mean"]["low"] <= point["mean"]["value"] <= point["mean"]["high"]
+    picture = tmp_path / "run" / "plots" / "adaptation.png"
+    assert picture.stat().st_size > 10_000 and "run/plots/adaptation.png" in result.out
+
+
+HIP, SAC, PPO = ("hipbmdp", HiPBMDPConfig()), ("sac", SACConfig()), ("ppo", PPOConfig())
+DEEP = ("hipbmdp", HiPBMDPConfig(theta_size=0))
+NO_THETA = "has no task embedding to infer; hipbmdp with theta_size above 0 has; --adapt=finetune works here"
+# What was typed for which run, and the whole message after "mtjax-evaluate: ".
+REFUSED = (
+    ("--adapt=embeding", HIP, "--adapt=embeding: unknown adapt 'embeding'; did you mean embedding?"),
+    (
+        "--adapt_episodes=0,1",
+        HIP,
+        "--adapt_episodes has no effect without --adapt; name embedding or finetune, or all",
+    ),
+    (
+        "--adapt=all --adapt_episodes=1,5",
+        HIP,
+        "--adapt_episodes=1,5: expected numbers that ascend from 0, e.g. 0,1,5,20",
+    ),
+    (
+        "--adapt=all --modes=stochastic",
+        HIP,
+        "--modes has no effect beside --adapt: the deterministic policy is measured, on one device",
+    ),
+    (
+        "--adapt=all --splits=train",
+        HIP,
+        "--splits: train was trained on; --adapt measures tasks that were not",
+    ),
+    (
+        "--adapt=all --splits=interpolation",
+        HIP,
+        "suite 'push' has no split 'interpolation'; it has train, extrapolation",
+    ),
+    ("--adapt=embedding", SAC, f"--adapt=embedding: this run of sac {NO_THETA}"),
+    ("--adapt=embedding,finetune", DEEP, f"--adapt=embedding,finetune: this run of hipbmdp {NO_THETA}"),
+    ("--adapt=finetune", PPO, "--adapt=finetune: ppo does not learn on in a single task; sac and hipbmdp do"),
+    (
+        "--adapt=all",
+        PPO,
+        "--adapt=all: ppo neither infers embeddings nor learns on in a single task; hipbmdp does both, sac the second",
+    ),
+    (
+        "--adapt=finetune",
+        (*SAC, "independent"),
+        "--adapt=finetune: in this run tasks own their networks, and unseen ones have none to adapt",
+    ),
+    ("--adapt=finetune --checkpoint=8", SAC, "run has no usable checkpoint 8; nothing can be adapted"),
+)
+
+
+@pytest.mark.parametrize(("typed", "run", "message"), REFUSED)
+def test_what_is_refused_with_one_line(saved, adapted, typed, run, message):
+    saved(*run, checkpoint=False)
+    result = adapted(*typed.split())
+    assert (result.code, result.err) == (1, f"mtjax-evaluate: {message}\n")

@@ -1,0 +1,54 @@
+"""A simulator on the host that dies: one line that names the task and the checkpoint, and a run that goes on."""
+
+import dataclasses
+
+import pytest
+import test_run
+import test_trainer
+
+from mtjax.suites import base
+from mtjax.training import record, run
+from mtjax.training.session import SIMULATOR_ERROR
+
+setting, no_plots = test_run.setting, test_run.no_plots  # fixtures
+
+CONFIG = dataclasses.replace(test_run.CONFIG, suite="trainer-host", num_seeds=1)
+QUIET = {"progress": False, "video": False, "tensorboard": False}
+
+
+class Frail(test_trainer._Pool):
+    """The second task's simulator is gone after so many steps."""
+
+    dies_after = 10**6
+
+    def __init__(self, task, num_envs):
+        super().__init__(task, num_envs)
+        self.steps = 0
+
+    def receive(self):
+        self.steps += 1
+        if self.task == 1 and self.steps > self.dies_after:
+            raise EOFError("its process\nhas gone")
+        return super().receive()
+
+
+def test_a_simulator_that_dies(tmp_path, monkeypatch, caplog):
+    """In training, after two of eight updates; and in an evaluation."""
+    monkeypatch.setattr(test_trainer, "_Pool", Frail)
+    monkeypatch.setitem(base._REGISTRY, "trainer-host", test_trainer._host_suite)
+    monkeypatch.setattr(Frail, "dies_after", 20)
+    place = tmp_path / "run"
+    step = 2 * test_run.STEPS
+    message = rf"^the simulator of task 'task_1' failed: EOFError: its process; has gone \(traceback in {place}/.*\); "
+    with pytest.raises(run.SimulatorFailed, match=message) as caught:
+        run.train(CONFIG, place, **QUIET)
+    assert f"the last good checkpoint is step {step} in {place}: continue with --resume" in str(caught.value)
+    assert record.read(place)[-1]["message"] == str(caught.value)
+    assert 'raise EOFError("its process' in (place / SIMULATOR_ERROR).read_text()
+    assert not caplog.records  # one line, not jax's traceback besides
+
+    monkeypatch.setattr(Frail, "dies_after", 10**6)
+    assert run.train(CONFIG, place, resume=True, **QUIET)["step"] == test_run.UPDATES * test_run.STEPS
+    monkeypatch.setattr(Frail, "dies_after", 3)
+    with pytest.raises(run.SimulatorFailed, match="the simulator of task 'task_1' failed"):
+        run.evaluate(place, episodes=1)
