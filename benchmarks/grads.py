@@ -5,8 +5,11 @@
 
 Each cell is the median of many turns, the two libraries in alternation; a turn is two calls, of which the second
 counts, as in training one call follows the other (the first waits for the other library's threads to leave). `whole`
-is the Jacobian to the direction, `solver` the Gram to the weights. The floor is the bare Gram plus the bare weighted
-sum.
+is the Jacobian to the direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it
+is given the T × T Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
+
+Both libraries run in the thread that calls them: jax_cpu_enable_async_dispatch is off (`--async_dispatch` turns it
+on), since handing each call to a thread of its own costs 0.03 to 0.05 ms, which shows in the cells of 0.1 ms.
 """
 
 import json
@@ -30,6 +33,7 @@ _METHODS = flags.DEFINE_list("methods", [], "Methods; default all that both have
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns that each library takes.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Threads of each library.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the table in Markdown, e.g. docs/grads_speed.md.")
+_ASYNC = flags.DEFINE_bool("async_dispatch", False, "Let jax hand each call to another thread, as by default.")
 _SURGERY = flags.DEFINE_bool("surgery", False, "Measure the share of a PPO update instead.")
 
 # name: (ours, TorchJD's)
@@ -54,6 +58,7 @@ METHODS = {
     "trimmed_mean": ("trimmed_mean(1)", "TrimmedMean(trim_number=1)"),
     "graddrop": ("graddrop", "GradDrop()"),
 }
+ON_ROOT = ("nash_mtl",)  # its TorchJD class sees the Jacobian only through the Gram, but takes nothing else
 _ENVIRONMENT = dict(os.environ)  # before this side sets what it needs
 COLUMNS = (
     "tasks", "parameters", "kind", "method", "floor", "whole", "TorchJD", "times faster", "of the floor", "solver",
@@ -76,15 +81,16 @@ for line in sys.stdin:
     if r["path"] not in data:
         data = {r["path"]: torch.from_numpy(np.load(r["path"]))}
         gram = data[r["path"]] @ data[r["path"]].T
+        root = torch.linalg.cholesky(gram.double()).float()
     T, J = data[r["path"]].shape[0], data[r["path"]]
     make = r["make"]
     if (make, T) not in made:
         made[make, T] = eval("A." + make, {"A": A, "T": T})
     f = made[make, T]
     part = getattr(f, "gramian_weighting", None)
-    if r["part"] == "solver" and part is None:
+    if r["part"] == "solver" and part is None and not r["on_root"]:
         print("null", flush=True); continue
-    x, call = (gram, part) if r["part"] == "solver" else (J, f)
+    x, call = (J, f) if r["part"] == "whole" else (root, f) if r["on_root"] else (gram, part)
     call(x); start = time.perf_counter(); call(x); end = time.perf_counter() - start
     print(json.dumps(end), flush=True)
 """
@@ -100,8 +106,11 @@ class Torch:
         )  # fmt: skip
         self.version = json.loads(self.process.stdout.readline())
 
-    def seconds(self, path: str, make: str, part: str) -> float | None:
-        request = {"path": path, "make": make, "part": part, "threads": _THREADS.value}
+    def seconds(self, path: str, name: str, part: str) -> float | None:
+        request = {
+            "path": path, "make": METHODS[name][1], "part": part, "on_root": name in ON_ROOT,
+            "threads": _THREADS.value,
+        }  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -170,8 +179,7 @@ def compare(torch: Torch | None) -> None:
         J = jnp.asarray(J)
         gram, total = jax.jit(grads.gram_matrix), jax.jit(grads.weighted_sum)
         for name in _METHODS.value or METHODS:
-            spec, make = METHODS[name]
-            method = grads.get(spec)
+            method = grads.get(METHODS[name][0])
             parts = ("whole",) if isinstance(method, Transform) else ("whole", "solver")
             calls = {part: ours(method, J, part) for part in parts}
             times = {key: [] for key in ("floor", "whole", "solver", "torch whole", "torch solver")}
@@ -180,7 +188,7 @@ def compare(torch: Torch | None) -> None:
                 floor = clock(partial(gram, J)) + clock(partial(total, weights, J))
                 row = {"floor": floor, **{part: clock(calls[part]) for part in parts}}
                 if torch:
-                    row |= {f"torch {part}": torch.seconds(path, make, part) for part in parts}
+                    row |= {f"torch {part}": torch.seconds(path, name, part) for part in parts}
                 if turn:  # the first turn warms up
                     for key, value in row.items():
                         times[key].append(value)
@@ -226,9 +234,10 @@ def summary(rows, version: str) -> str:
         "# Speed of the gradient transforms\n\n"
         f"{header()}; TorchJD {version}; {_THREADS.value} threads, {_ROUNDS.value} turns, milliseconds. Made by "
         "`benchmarks/grads.py`, which says how.\n\n"
-        f"Slower than TorchJD in {len(slower)} of {compared} cells{': ' + '; '.join(slower) if slower else ''}. A call "
-        "from Python costs jax about 0.05 ms, which shows where the work itself takes 0.07; inside a compiled update "
-        "there is no such call."
+        f"Slower than TorchJD in {len(slower)} of {compared} cells{': ' + '; '.join(slower) if slower else ''}. "
+        f"jax ran with `jax_cpu_enable_async_dispatch={_ASYNC.value}`: by default it hands a call from Python to "
+        "another thread, which costs 0.03 to 0.05 ms and shows where the work itself takes 0.07; inside a compiled "
+        "update there is no such call."
     )
 
 
@@ -288,7 +297,10 @@ def main(argv) -> None:
     del argv
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mtjax's commands do; TorchJD's process is as it comes
+    import jax
+
     pin()
+    jax.config.update("jax_cpu_enable_async_dispatch", _ASYNC.value)
     if _SURGERY.value:
         return surgery()
     return compare(Torch(_TORCHJD.value) if _TORCHJD.value else None)

@@ -5,9 +5,9 @@ The paper's picture: the mean stops in a valley from two starts; MGDA and PCGrad
 the Pareto set; CAGrad (c = 0.5) reaches the minimum of the mean loss from all of them.
 
 Reproduced (as printed above, float32): the mean ends at a mean loss of 2.85 and 3.08 in the two valleys, and at
-the minimum, −15.09, from the third start; PCGrad ends at −14.60, −11.21 and −13.83, MGDA at −13.99, −10.61 and
-−13.99, all on the Pareto set; CAGrad ends at −15.09 from every start. Not in the paper: Nash-MTL stops on the
-Pareto set like MGDA; UPGrad drifts along it, where its exact direction is 0 and only rounding is left.
+the minimum, −15.09, from (−8.5, −5); PCGrad ends at −14.60, −11.21 and −13.83, MGDA at −13.99, −10.61 and −13.99,
+all on the Pareto set; CAGrad ends at −15.09 from every start. Not in the paper: Nash-MTL stops on the Pareto set
+like MGDA; UPGrad drifts along it, where its exact direction is 0 and only rounding is left.
 
     python experiments/cagrad_didactic.py
 """

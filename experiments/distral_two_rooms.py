@@ -11,8 +11,8 @@ looked for:
 About ten minutes on two cores. A study that was stopped goes on.
 
     python experiments/distral_two_rooms.py --output=runs/distral
-    python experiments/distral_two_rooms.py --suite=gridworld-mazes --total_steps=2000000 --output=runs/mazes
-    python experiments/distral_two_rooms.py --suite=control-pendulum --total_steps=1500000 --output=runs/pendulum
+    python experiments/distral_two_rooms.py --suite=gridworld-mazes --num_envs=16 --output=runs/mazes
+    python experiments/distral_two_rooms.py --suite=control-pendulum --output=runs/pendulum
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ TWO_ROOMS = "gridworld-two-rooms"
 _OUTPUT = flags.DEFINE_string("output", "runs/distral", "Folder for the runs, the picture and the table.")
 _SUITE = flags.DEFINE_string("suite", TWO_ROOMS, "A suite of tasks with the same spaces.")
 _STEPS = flags.DEFINE_integer("total_steps", 1_000_000, "Environment steps of every variant and seed.")
+_ENVS = flags.DEFINE_integer("num_envs", 0, "Environments of each task; fewer learn from smaller batches. 0: preset's.")
 _SEEDS = flags.DEFINE_integer("num_seeds", 5, "Agents of every variant.")
 EXACT = {"kl_cost": 0.05, "entropy_cost": 0.01, "discount": 0.95, "iterations": 20}
 
@@ -50,6 +51,7 @@ def variants() -> dict[str, RunConfig]:
         "num_seeds": _SEEDS.value,
         "evaluate_every": _STEPS.value // 20,
         "grads": "sum",
+        **({"num_envs": _ENVS.value} if _ENVS.value else {}),
     }
     usual = presets.configure(suite, learner="distral").hyper
     kl, entropy = usual.distral_kl_cost, usual.distral_entropy_cost

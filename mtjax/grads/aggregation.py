@@ -29,7 +29,7 @@ class AggregateState(NamedTuple):
     Attributes:
       count: calls so far, an int32 scalar.
       inner: the method's state; that of a `Weighting` has a leading group axis [K, ...].
-      gram: the last Gram matrix over all shared leaves [T, T]; zeros when none was computed.
+      gram: the last Gram matrix over all shared leaves [T, T]; zeros while none was computed.
         `conflict(gram)` reads it.
       weights: the last task weights [T], averaged over the groups.
       group_weights: the last task weights of each group [K, T].
@@ -184,9 +184,12 @@ def _weighting_step(
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
     """Gram, then T×T work, then one weighted sum."""
     num_tasks = state.weights.shape[0]
+    computes = gram is not None or method.needs_gram or track_gram
 
     def one_group(seen: Array, inner: State) -> tuple[Array, State]:
-        seen, present, here = _finite(seen, mask)
+        present, here = mask, presence(num_tasks, mask) > 0
+        if computes:
+            seen, present, here = _finite(seen, mask)
         options = {} if present is None else {"mask": present}
         weights, new = method.update(seen, inner, losses=losses, **options)
         weights = jnp.where(here, weights, 0).astype(state.weights.dtype)
@@ -196,11 +199,10 @@ def _weighting_step(
         if gram is not None:
             every = jnp.asarray(gram, state.gram.dtype)
             seen = jnp.broadcast_to(every, (plan.num_groups, num_tasks, num_tasks))
-        elif method.needs_gram or track_gram:
+        elif computes:
             every, seen = _group_grams(leaves, plan)
-        else:
-            every = jnp.zeros_like(state.gram)
-            seen = jnp.broadcast_to(every, (plan.num_groups, num_tasks, num_tasks))
+        else:  # the state's own goes through, a buffer that is not touched
+            every, seen = state.gram, jnp.zeros((plan.num_groups, num_tasks, num_tasks), state.gram.dtype)
         if plan.num_groups == 1:  # no vmap, which would turn a method's `cond` into a `select`
             alone = one_group(seen[0], jax.tree.map(lambda x: x[0], state.inner))
             return every, *jax.tree.map(lambda x: x[None], alone)
@@ -238,7 +240,7 @@ def _transform_step(
         _direction(weights, changes[n]).astype(g.dtype) if n in changes else grams.weighted_sum(ones, g)
         for n, g in enumerate(leaves)
     ]
-    every = gram_of(mine) if track_gram else jnp.zeros_like(state.gram)
+    every = gram_of(mine) if track_gram else state.gram
     return summed, _advance(state, inner, every, weights[None])
 
 

@@ -5,6 +5,8 @@ at least: bfloat16 gradients are accepted and their products accumulate in float
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from mtjax.grads.base import Array, default_float
 # Columns of one product, small enough for a core's cache. From 16 tasks on, XLA's CPU is 1.6 times faster (50 × 1M)
 # when it is handed four such products at once; with few tasks one at a time is as fast or faster (10 × 100k).
 _BLOCK, _TOGETHER, _MANY_TASKS = 4096, 4, 16
+_COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
 
 
 def gram_matrix(task_grads: Any, other: Any = None) -> Array:
@@ -67,6 +70,30 @@ def constant_like(row: Array, value: float, dtype: Any) -> Array:
 def accumulator(*arrays: Array) -> Any:
     """The dtype to accumulate products in: float32, or float64 if an operand is."""
     return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
+
+
+def by_columns(function: Callable[..., Array], *arrays: Array) -> Array:
+    """`function` of arrays [..., P], with a result [P] whose every entry depends on its own column only.
+
+    On the CPU it works through slices of columns, so that what a loop over the tasks carries stays in a core's cache:
+    half the time for the trimmed mean (10 × 1M), and none gained for GradDrop, which carries less.
+    """
+    return lax.platform_dependent(*arrays, cpu=partial(_by_slices, function), default=function)
+
+
+def _by_slices(function: Callable[..., Array], *arrays: Array) -> Array:
+    size = arrays[0].shape[-1]
+    whole = size // _COLUMNS * _COLUMNS
+    if not whole:
+        return function(*arrays)
+
+    def fill(n: Array, row: Array) -> Array:
+        pieces = [lax.dynamic_slice_in_dim(x, n * _COLUMNS, _COLUMNS, axis=x.ndim - 1) for x in arrays]
+        return lax.dynamic_update_slice_in_dim(row, function(*pieces), n * _COLUMNS, axis=0)
+
+    start = constant_like(arrays[0].reshape(-1, size)[0], 0, jax.eval_shape(function, *arrays).dtype)
+    row = lax.fori_loop(0, whole // _COLUMNS, fill, start)
+    return row.at[whole:].set(function(*[x[..., whole:] for x in arrays])) if whole < size else row
 
 
 def _leaf_gram(a: Array, b: Array) -> Array:

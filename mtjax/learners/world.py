@@ -204,8 +204,8 @@ def infer(
 ) -> Array:
     """θ of a task that was not trained on: gradient steps on the transition loss, everything else frozen.
 
-    The steps are taken in z, θ = mean + L z, where mean and L Lᵀ are those of the training tasks' embeddings: so that
-    a step has the size of what tells tasks apart, and θ does not move where the models never saw it move.
+    The steps are taken in z, θ = mean + L z, where mean and L Lᵀ are the moments of the training tasks' embeddings: so
+    that a step has the size of what tells tasks apart, and θ does not move where the models never saw it move.
 
     Args:
         world, parameters: the trained models.
@@ -224,7 +224,7 @@ def infer(
     """
     every = world.embeddings(parameters)
     unit = _root_of_covariance(every)
-    origin = jnp.linalg.pinv(unit) @ (theta - every.mean(axis=0))  # z of where it starts
+    origin = jnp.linalg.pinv(unit) @ (theta - every.mean(axis=0))  # z where it starts, from which z is counted below
     weight = jnp.ones(steps.reward.shape) if weight is None else weight
     share = weight / jnp.maximum(weight.sum(), 1e-6)
     latent, target = (world.encode(parameters, x) for x in (steps.observation, steps.next_observation))

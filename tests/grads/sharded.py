@@ -23,7 +23,10 @@ losses = jnp.ones(T)
 
 # Gram methods (solvers, a random one, one with a layer of its own), elementwise ones, ones with [T, P] state.
 METHODS = {
-    **{name: grads.get(name) for name in ("pcgrad", "upgrad", "cagrad", "moco", "db_mtl", "trimmed_mean", "graddrop")},
+    **{
+        name: grads.get(name)
+        for name in ("pcgrad", "upgrad", "cagrad", "moco", "db_mtl", "excess_mtl", "trimmed_mean", "graddrop")
+    },
     "gradnorm": grads.gradnorm(leaves=lambda path: path == "kernel"),
 }
 for name, method in METHODS.items():

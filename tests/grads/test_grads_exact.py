@@ -15,6 +15,7 @@ import quick
 import reference
 
 from mtjax import grads
+from mtjax.grads.gram import _COLUMNS
 from mtjax.grads.methods.gradvac import vaccinate
 from mtjax.grads.methods.pcgrad import project
 
@@ -185,6 +186,14 @@ def test_trimmed_mean(num_tasks, trim, dtype):
     want = np.stack([reference.trimmed_mean(matrix, trim) for matrix in J])
     for result in (np.asarray(got), same):
         np.testing.assert_allclose(result, want, rtol=1e-4, atol=20 * np.finfo(dtype).eps * np.abs(want).max())
+
+
+def test_trimmed_mean_of_a_long_leaf():
+    """On the CPU it goes by slices of columns; the last slice is a shorter one."""
+    J = np.random.default_rng(0).standard_normal((5, 2, _COLUMNS + 50)).astype(np.float32)
+    tx = grads.aggregate(grads.trimmed_mean(1), num_tasks=5)
+    got, _ = quick.jit(tx.update)(J, tx.init(J[0]))
+    np.testing.assert_allclose(got, np.sort(J, axis=0)[1:-1].mean(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

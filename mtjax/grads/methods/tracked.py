@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from mtjax.grads.base import (
     Array,
@@ -43,6 +44,11 @@ def _bounded(y: Array) -> Array:
     """y within the root of the dtype's largest number, so that its square is finite."""
     big = jnp.finfo(y.dtype).max ** 0.45
     return jnp.clip(y, -big, big)
+
+
+def _scaled_square(g: Array, total: Array) -> Array:
+    """g²/√total; 0 where g is 0. As g·(g/√total), which has no g² in common with the sum that made `total`."""
+    return g * (g * lax.rsqrt(jnp.maximum(total, jnp.finfo(total.dtype).tiny)))
 
 
 def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transform:
@@ -167,10 +173,12 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
         (sums, logs, count), first = state
         here = presence(logs.shape[0], mask)
         big = jnp.finfo(here.dtype).max ** 0.25
-        wide = [jnp.clip(g.astype(s.dtype), -big, big) for g, s in zip(task_grads, sums, strict=True)]
-        sums = [jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)]
-        parts = [safe_divide(g**2, jnp.sqrt(s)) for g, s in zip(wide, sums, strict=True)]
-        excess = jnp.minimum(gram.totals(parts).astype(here.dtype), big)
+        wide = [g.astype(s.dtype) for g, s in zip(task_grads, sums, strict=True)]
+        # The barrier makes the second pass read the new sums: a pass that shares terms with the first would have
+        # XLA's CPU store them, which is [T, P] more to write and read.
+        sums = lax.optimization_barrier([jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)])
+        excess = gram.totals([_scaled_square(g, s) for g, s in zip(wide, sums, strict=True)])
+        excess = jnp.minimum(excess.astype(here.dtype), big)
         first = jnp.where((first == 0) & (here > 0), excess, first)
         level = jnp.minimum(safe_divide(excess, first), big) if relative else excess
         moved = logs + step_size * level

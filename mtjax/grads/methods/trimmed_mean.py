@@ -1,10 +1,13 @@
 """Trimmed mean: a robust baseline, for each parameter alone."""
 
+import math
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, State, Transform, default_float, presence, uniform
-from mtjax.grads.gram import accumulator, constant_like
+from mtjax.grads.gram import accumulator, by_columns, constant_like
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
@@ -67,26 +70,38 @@ def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
 
 def _middle(g: Array, trim: int) -> Array:
     """Mean over axis 0 without `trim` values at each end."""
+    flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
+    return by_columns(partial(_selected, trim=trim), flat).reshape(g.shape[1:])
+
+
+def _selected(g: Array, trim: int) -> Array:
+    """Passes each row of g [T, P] through the `trim` largest and smallest so far; adds what falls out of both [P]."""
     dtype = accumulator(g)
 
-    def take(row: Array, carry: tuple) -> tuple:
-        high, low, total = carry
-        value = g[row].astype(dtype)
-        kept_high, kept_low = [], []
-        for n in range(trim):  # each keeps the more extreme of two, and passes on the other
-            kept_high.append(jnp.maximum(high[n], value))
-            value = jnp.minimum(high[n], value)
-        for n in range(trim):
-            # −inf, an empty place of `high`, must not enter `low`.
-            empty = jnp.isneginf(value)
-            kept_low.append(jnp.where(empty, low[n], jnp.minimum(low[n], value)))
-            value = jnp.where(empty, value, jnp.maximum(low[n], value))
-        high = jnp.stack(kept_high) if trim else high
-        low = jnp.stack(kept_low) if trim else low
-        return high, low, total + jnp.where(jnp.isfinite(value), value, 0)
+    def upper(row: Array, high: tuple) -> tuple[tuple, Array]:
+        """Each place keeps the larger of two and hands on the other."""
+        value, kept = g[row].astype(dtype), []
+        for place in high:
+            kept.append(jnp.maximum(place, value))
+            value = jnp.minimum(place, value)
+        return tuple(kept), value
 
-    row = g[0]
-    edge = jnp.broadcast_to(row, (trim, *row.shape))
-    start = tuple(constant_like(x, value, dtype) for x, value in ((edge, -jnp.inf), (edge, jnp.inf), (row, 0)))
-    total = lax.fori_loop(0, g.shape[0], take, start)[2]
+    def lower(row: Array, high: tuple, low: tuple) -> tuple[tuple, tuple, Array]:
+        high, value = upper(row, high)
+        kept = []
+        for place in low:
+            kept.append(jnp.minimum(place, value))
+            value = jnp.maximum(place, value)
+        return high, tuple(kept), value
+
+    def add(row: Array, carry: tuple) -> tuple:
+        high, low, total = carry
+        high, low, value = lower(row, high, low)
+        return high, low, total + value
+
+    # The first rows fill the largest, the next ones the smallest: what falls out is the filling itself.
+    high = lax.fori_loop(0, trim, lambda row, h: upper(row, h)[0], (constant_like(g[0], -jnp.inf, dtype),) * trim)
+    low = (constant_like(g[0], jnp.inf, dtype),) * trim
+    high, low = lax.fori_loop(trim, 2 * trim, lambda row, kept: lower(row, *kept)[:2], (high, low))
+    total = lax.fori_loop(2 * trim, g.shape[0], add, (high, low, constant_like(g[0], 0, dtype)))[2]
     return (total / (g.shape[0] - 2 * trim)).astype(g.dtype)
