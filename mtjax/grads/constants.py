@@ -110,13 +110,13 @@ def code(spec: str) -> str:
 
 
 class _Blank:
-    """Stands for a number, or for several."""
+    """Stands for a number (*), or for N of them (*N)."""
 
     def __init__(self, value: Value):
-        self.number = len(value) if isinstance(value, tuple | list) else 1
+        self.text = f"*{len(value)}" if isinstance(value, tuple | list) else "*"
 
     def __repr__(self) -> str:
-        return "*" if self.number == 1 else f"*{self.number}"
+        return self.text
 
 
 def _map(call: Call, change: Callable[[str, Value], Any], prefix: str = "") -> Call:

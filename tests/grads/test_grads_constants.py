@@ -87,6 +87,7 @@ def test_what_is_code_stays_code():
         plain = plain or {"sdmgrad(steps=5)": "sdmgrad"}.get(other, "every_k(nash_mtl(max_norm=1.0), 4)")
         assert constants.code(other) != constants.code(plain)
     assert constants.code("fixed((1, 2))") != constants.code("fixed((1, 2, 3))")  # another shape
+    assert constants.code("stch(preference=(1,))") != constants.code("stch(preference=1)")
     assert constants.code("graddrop(leak=0.5)") != constants.code("graddrop")  # without a leak it is other, faster code
 
 
