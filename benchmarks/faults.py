@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -65,12 +67,21 @@ class Bench:
     def __init__(self, folder: pathlib.Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
         self.cache = f"--compilation_cache={folder / 'cache'}"
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        """How long an undisturbed run takes, once its programs are compiled."""
         self.finish(self.start("straight", *RUN))  # compiles
-        shutil.rmtree(folder / "straight")
+        shutil.rmtree(self.folder / "straight")
         begin = time.monotonic()
         self.finish(self.start("straight", *RUN))
-        self.seconds = time.monotonic() - begin
-        self.straight = self.numbers("straight")
+        return time.monotonic() - begin
+
+    @functools.cached_property
+    def straight(self) -> str:
+        """What it has come to."""
+        assert self.seconds
+        return self.numbers("straight")
 
     def command(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", f"mtjax.launch.{module}", *arguments, self.cache]
@@ -108,6 +119,7 @@ class Bench:
 
 def killed(bench: Bench, kills: int) -> Outcome:
     """SIGKILL at random moments from the start to past the end; every third while a checkpoint is being written."""
+    assert bench.straight  # before they run side by side
     with concurrent.futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [pool.submit(_killed, bench, n, kills // LANES, bench.random.random()) for n in range(LANES)]
     done, runs, writing, wrong = (sum(part) for part in zip(*[lane.result() for lane in lanes], strict=True))
@@ -293,53 +305,111 @@ def diverged(bench: Bench) -> Outcome:
     return Outcome("a loss that is not finite", 1, "stops; names tasks, step and checkpoint", last, good)
 
 
-def sweep_killed(bench: Bench, kills: int) -> Outcome:
-    """SIGKILL of the launcher with all its workers, or of the launcher alone, at random moments."""
-    own = ("--novideo", "--noprogress", "--grads")
-    sweep = (*[f for f in TINY if not f.startswith(own)], "--sweep=grads=mean,pcgrad")
-    sweep = (*sweep, "--sweep=learning_rate=1e-3,1e-4", f"--total_steps={UPDATES * UPDATE}", "--jobs=1")
+FRAIL = pathlib.Path(__file__).with_name("frail_simulator.py")
+FRAIL_RUN = (
+    "--suite=frail", "--num_envs=2", "--rollout_length=16", "--num_minibatches=2", "--hidden_sizes=8", "--grads=mean",
+    "--evaluation_episodes=1", "--final_evaluation_episodes=1", "--novideo", "--noprogress", "--total_steps=4096",
+    "--checkpoint_every=64", "--log_every=1",
+)  # fmt: skip
 
-    def launch(*arguments: str) -> subprocess.Popen:
-        command = bench.command("sweep", *arguments)
-        return subprocess.Popen(
-            command, cwd=bench.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+
+def _frail(bench: Bench, name: str, *arguments: str, **environ: str) -> subprocess.Popen:
+    """A run whose simulators are processes, of which the file <name>.processes holds the numbers."""
+    command = [sys.executable, str(FRAIL), f"--run_dir={bench.folder / name}", *arguments, bench.cache]
+    environ = {**os.environ, "FRAIL_PROCESSES": str(bench.folder / f"{name}.processes"), **environ}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environ, text=True, **pipes)
+
+
+def simulator_dies(bench: Bench) -> Outcome:
+    """SIGKILL of one environment's process of a simulator on the host."""
+    process = _frail(bench, "frail", *FRAIL_RUN)
+    checkpoints = bench.folder / "frail" / "checkpoints"
+    while len(list(checkpoints.glob("[0-9]*/manifest.json"))) < 2 and process.poll() is None:
+        time.sleep(0.002)
+    numbers = (bench.folder / "frail.processes").read_text().split()
+    os.kill(int(numbers[2]), signal.SIGKILL)  # the first of the second task's
+    printed = bench.finish(process, None)
+    told = process.returncode == 5 and _clear(printed) and "the simulator of task 'right' failed" in printed
+    bench.finish(_frail(bench, "frail", "--resume"))
+    step = json.loads((bench.folder / "frail" / "summary.json").read_text())["step"]
+    found = "one line with task and checkpoint; it went on to the end" if told else f"BUT: {printed[-300:]}"
+    fault, expected = "a simulator's process that dies", "one line, the newest checkpoint stays good; it goes on"
+    return Outcome(fault, 1, expected, found, told and step == 4096)
+
+
+def one_task_is_sick(bench: Bench) -> Outcome:
+    """One task's rewards become NaN."""
+    process = _frail(bench, "sick", *FRAIL_RUN, FRAIL_NAN="200")
+    printed = bench.finish(process, None)
+    last = printed.strip().splitlines()[-1]
+    good = process.returncode == 3 and _clear(printed) and "'right'" in last and "'left'" not in last
+    found = last.replace(str(bench.folder), "…")[:160]
+    return Outcome("NaN in one task's rewards", 1, "stops; names the task and the last good checkpoint", found, good)
+
+
+VICTIMS = ("the launcher", "its program", "both")
+
+
+def sweep_killed(bench: Bench, kills: int) -> Outcome:
+    """SIGKILL of the launcher, of the program that it has started, or of both, at random moments."""
+    own = ("--novideo", "--noprogress", "--grads")
+    sweep = (*[f for f in TINY if not f.startswith(own)], "--sweep=grads=mean,pcgrad", "--retries=1000", "--jobs=1")
+    sweep = (*sweep, "--sweep=learning_rate=1e-3,1e-4", f"--total_steps={UPDATES * UPDATE}", "--pack=2", bench.cache)
+
+    def begin(name: str) -> subprocess.Popen:
+        begun = (bench.folder / "sweeps" / name / "sweep.json").exists()
+        asked = ["--resume=sweeps/" + name, "--retries=1000", "--jobs=1"] if begun else [*sweep, f"--name={name}"]
+        command = [sys.executable, "-m", "mtjax.launch.sweep", *asked]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=bench.folder, text=True, **pipes)
 
     def results(name: str) -> dict[str, object]:
-        found = sorted((bench.folder / "sweeps" / name).rglob("summary.json"))
+        found = sorted((bench.folder / "sweeps" / name / "trials").rglob("summary.json"))
         return {p.parent.name: json.loads(p.read_text())["results"] for p in found}
 
-    begin = time.monotonic()
-    bench.finish(launch(*sweep, "--name=straight"))
-    seconds = time.monotonic() - begin
-    done = 0
-    process = launch(*sweep, "--name=killed")
+    clock = time.monotonic()
+    bench.finish(begin("straight"))
+    seconds = time.monotonic() - clock
+    done = sweeps = wrong = 0
     while done < kills:
-        deadline = time.monotonic() + bench.random.uniform(0.0, 0.7 * seconds)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            break
-        if done % 2:
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)  # it leads its session; /bin/kill may read -1234 as -1: everything
-        process.communicate()
-        done += 1
-        begun = (bench.folder / "sweeps" / "killed" / "ledger.jsonl").exists()
-        process = launch("--resume=sweeps/killed") if begun else launch(*sweep, "--name=killed")
-    bench.finish(process)
-    same = results("killed") == results("straight") and len(results("straight")) == 4
-    found = "all four trials, the same numbers" if same else "OTHER NUMBERS"
-    fault = "SIGKILL of a sweep's launcher, or of all its processes"
-    return Outcome(fault, done, "resumes what is missing", found, same)
+        name = f"killed-{sweeps}"
+        sweeps += 1
+        process = begin(name)
+        while done < kills:
+            deadline = time.monotonic() + bench.random.uniform(0.0, 0.5 * seconds)
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            programs = _children(process.pid)
+            victims = {"the launcher": [process.pid], "its program": programs, "both": [*programs, process.pid]}
+            if process.poll() is not None:
+                break  # it was faster: the next sweep
+            chosen = victims[VICTIMS[done % 3]]
+            for number in chosen:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            done += bool(chosen)
+            if process.pid in chosen:
+                process.communicate()
+                process = begin(name)
+        bench.finish(process)
+        wrong += results(name) != results("straight") or len(results(name)) != 4
+    found = f"{sweeps} sweeps ended with all four trials, the same numbers"
+    fault = "SIGKILL of a sweep's launcher, of its program, or of both"
+    return Outcome(fault, done, "resumes what is missing", f"{wrong} of {sweeps} WRONG" if wrong else found, not wrong)
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that a process has started, by the system's list."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    return [pid for pid, of in pairs if of == parent]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="of single runs")
-    parser.add_argument("--sweep_kills", type=int, default=6, help="of a sweep")
+    parser.add_argument("--sweep_kills", type=int, default=12, help="of sweeps")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--only", help="faults whose name contains this")
     parser.add_argument("--output", type=pathlib.Path, help="file for the table in Markdown, e.g. docs/faults.md")
@@ -352,6 +422,8 @@ def main() -> None:
         "full disk": full_disk,
         "read-only": read_only,
         "diverged": diverged,
+        "one task": one_task_is_sick,
+        "simulator": simulator_dies,
         "sweep killed": lambda bench: sweep_killed(bench, arguments.sweep_kills),
     }
     signal.signal(signal.SIGTERM, signal.default_int_handler)
