@@ -81,9 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--metaworld_python", required=True, help="interpreter that has metaworld installed")
     parser.add_argument("--episodes", type=int, default=10, help="episodes a task in each simulator")
-    parser.add_argument(
-        "--tasks", nargs="+", default=MT50, choices=MT50, metavar="TASK", help="default: all 50"
-    )
+    parser.add_argument("--tasks", nargs="+", default=MT50, choices=MT50, metavar="TASK", help="default: all 50")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, help="file for the episodes' numbers (JSON)")
     flags = parser.parse_args()

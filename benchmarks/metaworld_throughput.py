@@ -33,9 +33,7 @@ def jitted_loop(benchmark: str, num_envs: int, rollout: int) -> Callable[[float]
     env = suite.vector_env(num_envs, seed=0)
     sizes = [suite.observation_size, HIDDEN, HIDDEN, suite.action.size]
     keys = jax.random.split(jax.random.key(0), 3)
-    layers = [
-        jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)
-    ]
+    layers = [jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
     def act(observation, key):
         hidden = jnp.tanh(jnp.tanh(observation @ layers[0]) @ layers[1])

@@ -45,9 +45,7 @@ def serve(name: str) -> None:
         max_grad_norm=0.5,
     )
     state = algorithm.init_state(jax.random.key(0))
-    train = jax.jit(
-        lambda state: jax.lax.fori_loop(0, UPDATES, lambda _, s: algorithm.train_iteration(s), state)
-    )
+    train = jax.jit(lambda state: jax.lax.fori_loop(0, UPDATES, lambda _, s: algorithm.train_iteration(s), state))
     state = jax.block_until_ready(train(state))
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -96,9 +94,7 @@ def compare(name: str, python: str, rounds: int) -> list[str]:
     root = pathlib.Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [python, __file__, f"--serve={name}"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as peer:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as peer:
         if peer.stdout.readline().strip() != "ready":
             raise SystemExit(f"rejax did not start for {name}")
         train = ours(name)

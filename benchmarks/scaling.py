@@ -62,9 +62,7 @@ def tasks(name: str, counts: list[int], environments: int, rounds: int) -> str:
     for count, loop in loops.items():
         rate = loop.trainer.steps_per_update / times[count]
         envs = loop.trainer.config.num_envs
-        rows.append(
-            [str(count), str(envs), f"{loop.compile_seconds:.1f}", f"{rate:,.0f}", f"{rate / base:.2f}"]
-        )
+        rows.append([str(count), str(envs), f"{loop.compile_seconds:.1f}", f"{rate:,.0f}", f"{rate / base:.2f}"])
     columns = ["tasks", "environments each", "compile, s", "steps/s", f"against T = {counts[0]}"]
     return f"{name}, {environments} environments in all\n\n{table(columns, rows)}"
 
@@ -74,8 +72,7 @@ def seeds(name: str, counts: list[int], rounds: int) -> str:
     small = {"num_envs": 4, "rollout_length": 32}
     suite = suites.make(name)
     loops = {
-        count: Loop(options.replace(presets.configure(name), {**small, "num_seeds": count}), suite)
-        for count in counts
+        count: Loop(options.replace(presets.configure(name), {**small, "num_seeds": count}), suite) for count in counts
     }
     times = take_turns(loops, rounds)
     rows = []

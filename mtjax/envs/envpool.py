@@ -87,9 +87,7 @@ class FreshEnvPool:
     other tasks. The arguments are those of :class:`EnvPool`; every environment has a thread of its own.
     """
 
-    def __init__(
-        self, task_id: str, num_envs: int, *, seed: int | Sequence[int], num_threads: int, **options
-    ):
+    def __init__(self, task_id: str, num_envs: int, *, seed: int | Sequence[int], num_threads: int, **options):
         del num_threads
         self._make = functools.partial(EnvPool, task_id, 1, num_threads=1, **options)
         self._seeds = [np.random.default_rng([*np.atleast_1d(seed), index]) for index in range(num_envs)]

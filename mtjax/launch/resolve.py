@@ -14,6 +14,7 @@ from mtjax.training.config import CONFIG, RunConfig, load_config
 
 FLAGS = "flags.txt"
 
+
 @dataclasses.dataclass(frozen=True)
 class Resolved:
     """A configuration, and where its values come from.

@@ -49,9 +49,7 @@ class PPOConfig:
         "does nothing.",
         choices=("running", "popart", "none"),
     )
-    popart_step: float = option(
-        0.05, "Share of a new rollout in the moments that are PopArt's units.", above=0, high=1
-    )
+    popart_step: float = option(0.05, "Share of a new rollout in the moments that are PopArt's units.", above=0, high=1)
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
     exploration: str = option(
         "none",
@@ -88,9 +86,7 @@ class PPOConfig:
 class DistralConfig(PPOConfig):
     """Hyper-parameters of Distral. Those of PPO, and the costs that tie the tasks' policies to the distilled one."""
 
-    entropy_cost: float = option(
-        0.0, "Weight of PPO's entropy bonus, beside distral_entropy_cost. [vmapped]", low=0
-    )
+    entropy_cost: float = option(0.0, "Weight of PPO's entropy bonus, beside distral_entropy_cost. [vmapped]", low=0)
     distral_kl_cost: float = option(
         0.02, "c_KL: cost of a task's policy for leaving the distilled one, in (scaled) reward per nat.", low=0
     )
@@ -122,9 +118,7 @@ class SACConfig:
     """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value a seed."""
 
     learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
-    critic_learning_rate: float = option(
-        0.0, "Step size of the critics' Adam; 0 means learning_rate. [vmapped]", low=0
-    )
+    critic_learning_rate: float = option(0.0, "Step size of the critics' Adam; 0 means learning_rate. [vmapped]", low=0)
     temperature_learning_rate: float = option(
         0.0, "Step size of the temperatures' Adam; 0 means learning_rate. [vmapped]", low=0
     )
@@ -132,9 +126,7 @@ class SACConfig:
     weight_decay: float = option(
         0.0, "Decoupled weight decay (AdamW) of policy and critics, per unit of learning rate.", low=0
     )
-    max_grad_norm: float = option(
-        0.0, "Updates are clipped to this global norm; 0 switches clipping off.", low=0
-    )
+    max_grad_norm: float = option(0.0, "Updates are clipped to this global norm; 0 switches clipping off.", low=0)
     discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
     polyak: float = option(
         0.005, "Share τ of the critics that the target critics take over at every gradient step. [vmapped]",

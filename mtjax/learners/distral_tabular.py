@@ -124,9 +124,7 @@ def solve_task(
     return TaskSolution(value, action_value, jax.nn.log_softmax(alpha * log_prior + beta * action_value, axis=-1))
 
 
-def occupancy(
-    table: TransitionTable, log_policy: Array, *, discount: Array | float, tolerance: float = 1e-7
-) -> Array:
+def occupancy(table: TransitionTable, log_policy: Array, *, discount: Array | float, tolerance: float = 1e-7) -> Array:
     """Discounted number of visits Σ_t γᵗ P(s_t = s) of every state [S]; the episode ends on a terminal one."""
     flow = jnp.where(table.terminal[:, None], 0.0, jnp.exp(log_policy))  # nothing leaves a terminal state
 

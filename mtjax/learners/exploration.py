@@ -112,9 +112,7 @@ def rnd(*, num_tasks: int, observation_size: int, layers: tuple[int, ...], learn
 
     def init(key: Array) -> RndState:
         blank = jnp.zeros((observation_size,), jnp.float32)
-        target, predictor = (
-            init_stack(lambda k: network.init(k, blank), k, num_tasks) for k in jax.random.split(key)
-        )
+        target, predictor = (init_stack(lambda k: network.init(k, blank), k, num_tasks) for k in jax.random.split(key))
         return RndState(
             target,
             predictor,

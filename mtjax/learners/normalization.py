@@ -28,9 +28,7 @@ class Statistics(NamedTuple):
 def init(num_tasks: int, shape: Sequence[int] = ()) -> Statistics:
     """Statistics of nothing: mean 0, variance 1, so that normalising is the identity."""
     full = (num_tasks, *shape)
-    return Statistics(
-        jnp.zeros((num_tasks,), jnp.float32), jnp.zeros(full, jnp.float32), jnp.ones(full, jnp.float32)
-    )
+    return Statistics(jnp.zeros((num_tasks,), jnp.float32), jnp.zeros(full, jnp.float32), jnp.ones(full, jnp.float32))
 
 
 def update(statistics: Statistics, samples: Array, axes: tuple[int, ...]) -> Statistics:

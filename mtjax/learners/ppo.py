@@ -105,9 +105,7 @@ class _PPO:
         if config.return_scaling == "popart":
             self.value = popart.with_unit(self.value, spec.num_tasks)
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
-        self.exploration = make_exploration(
-            config, num_tasks=spec.num_tasks, observation_size=spec.observation_size
-        )
+        self.exploration = make_exploration(config, num_tasks=spec.num_tasks, observation_size=spec.observation_size)
         self.masks = action_masks(spec)
         self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
         self.method = method
@@ -193,9 +191,7 @@ class _PPO:
 
     # ------------------------------------------------------------------------------------------ learning
 
-    def update(
-        self, state: PPOState, rollout: Transitions, key: Array
-    ) -> tuple[PPOState, Mapping[str, Array]]:
+    def update(self, state: PPOState, rollout: Transitions, key: Array) -> tuple[PPOState, Mapping[str, Array]]:
         exploration, bonus = self._explore(state, rollout)
         batch, returns, return_sums = self._targets(state, rollout, bonus)
         if self.config.return_scaling == "popart":
@@ -325,9 +321,9 @@ class _PPO:
         """One loss per task, one gradient per task, one update."""
         shared, private = split(state.params)
         value_and_grad = jax.value_and_grad(self.task_loss, argnums=(0, 1), has_aux=True)
-        (_, aux), (shared_grads, private_grads) = jax.vmap(
-            value_and_grad, in_axes=(None, 0, 0, 0, 0, None, None)
-        )(shared, private, self.tasks, self.masks, minibatch, state.hyper, key)
+        (_, aux), (shared_grads, private_grads) = jax.vmap(value_and_grad, in_axes=(None, 0, 0, 0, 0, None, None))(
+            shared, private, self.tasks, self.masks, minibatch, state.hyper, key
+        )
         direction, grads_state, diagnostics = self._combine(state.grads, shared, shared_grads, aux)
         step, shared_optimizer = self.optimizer.update(direction, state.shared_optimizer, shared)
         private_step, private_optimizer = jax.vmap(self.optimizer.update, axis_size=self.spec.num_tasks)(
@@ -456,9 +452,7 @@ def make_ppo(
     """
     check_minibatches(config, num_envs)
     ppo = _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
-    return Learner(
-        ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.generalises
-    )
+    return Learner(ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.generalises)
 
 
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -88,9 +88,7 @@ def next_values(value: Array, done: Array, evaluate: Callable[[Array], Array]) -
     return jnp.moveaxis(known.reshape(tasks, length, envs), 0, 1)
 
 
-def discounted_sums(
-    start: Array, reward: Array, done: Array, *, discount: Array | float
-) -> tuple[Array, Array]:
+def discounted_sums(start: Array, reward: Array, done: Array, *, discount: Array | float) -> tuple[Array, Array]:
     """Discounted sums of the rewards so far, restarted after every episode.
 
     Args:

@@ -69,21 +69,15 @@ class NetworkConfig:
         "An encoder of the observation before the trunk: none, one, or one for each task.",
         choices=("auto", "none", "shared", "private"),
     )
-    head: str = option(
-        "auto", "One output head, or one for each task.", choices=("auto", "shared", "private")
-    )
+    head: str = option("auto", "One output head, or one for each task.", choices=("auto", "shared", "private"))
     trunk: str = option(
         "mlp",
         "Kind of trunk: 'mlp', or 'residual' (BroNet: a residual block with layer normalisation for each hidden size, "
         "all of the first one's width).",
         choices=("mlp", "residual"),
     )
-    value_trunk: str = option(
-        "same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual")
-    )
-    hidden_sizes: tuple[int, ...] = option(
-        (256, 256), "Widths of the policy's hidden layers, comma-separated.", low=1
-    )
+    value_trunk: str = option("same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual"))
+    hidden_sizes: tuple[int, ...] = option((256, 256), "Widths of the policy's hidden layers, comma-separated.", low=1)
     value_hidden_sizes: tuple[int, ...] = option(
         (), "Widths of the value network's hidden layers; empty means those of the policy.", low=1
     )
@@ -144,9 +138,7 @@ class NetworkConfig:
         "'state' (computed from the observation).",
         choices=("free", "state"),
     )
-    initial_log_scale: float = option(
-        -0.5, "Logarithm of the Gaussian policy's scale at the start.", low=-5, high=2
-    )
+    initial_log_scale: float = option(-0.5, "Logarithm of the Gaussian policy's scale at the start.", low=-5, high=2)
     squash: bool = option(False, "Squash continuous actions with tanh (log-probabilities corrected).")
 
     # ---------------------------------------------------------------------------- what follows from them

@@ -40,9 +40,7 @@ class Policy(NamedTuple):
     diagnose: Callable[[Any, Any, Task, Array], Weights]
 
 
-def make_policy(
-    config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int, contexts: int = 0
-) -> Policy:
+def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int, contexts: int = 0) -> Policy:
     """Build the policy network of ``config`` for one observation size and action space."""
     family = distribution(action, squash=config.squash)
     free_scale = action.kind == "continuous" and config.scale == "free"

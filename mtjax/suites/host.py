@@ -136,9 +136,7 @@ def _suite(name, splits, look, make_pool, horizon, simulator) -> Suite:
             functools.partial(make, source, seed=(seed, index), info_names=info_names)
             for index, source in enumerate(split.tasks)
         )
-        return HostVectorEnv(
-            pools, num_envs, shared.observation_size, shared.action, shared.horizon, tuple(info_names)
-        )
+        return HostVectorEnv(pools, num_envs, shared.observation_size, shared.action, shared.horizon, tuple(info_names))
 
     return Suite(
         name=name,
@@ -191,9 +189,7 @@ def _shared(specs: Mapping[str, TaskSpec], horizon: int | None) -> TaskSpec:
         raise ValueError("the environments have no time limit of their own; give horizon=")
     first = next(iter(specs.values()))
     success = {spec.success for spec in specs.values()}
-    return TaskSpec(
-        first.observation_size, first.action, horizon, success.pop() if len(success) == 1 else None
-    )
+    return TaskSpec(first.observation_size, first.action, horizon, success.pop() if len(success) == 1 else None)
 
 
 def _same(what: str, values: Mapping[str, Any]):

@@ -109,9 +109,7 @@ def make_vector_env(split: Split, num_envs: int, *, seed: int) -> HostVectorEnv:
     return HostVectorEnv(pools, num_envs, OBSERVATION_SIZE, continuous(ACTION_SIZE), HORIZON, ("success",))
 
 
-def render(
-    split: Split, task_index: int, policy: Callable, *, seed: int, steps: int
-) -> tuple[np.ndarray, float]:
+def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps: int) -> tuple[np.ndarray, float]:
     """Draw one episode of a task; the contract is :class:`mtjax.suites.base.Render`.
 
     Raises:

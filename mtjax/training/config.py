@@ -46,12 +46,8 @@ class RunConfig:
     seed: int = option(
         0, "What everything random is derived from; seeds are numbered from here.", low=0, high=2**31 - 1
     )
-    log_every: int = option(
-        0, "Updates between two lines of metrics; 0 means about 200 lines a run.", low=0
-    )
-    evaluate_every: int = option(
-        0, "Environment steps between two evaluations; 0 means ten evaluations a run.", low=0
-    )
+    log_every: int = option(0, "Updates between two lines of metrics; 0 means about 200 lines a run.", low=0)
+    evaluate_every: int = option(0, "Environment steps between two evaluations; 0 means ten evaluations a run.", low=0)
     evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)
     final_evaluation_episodes: int = option(50, "Episodes of each task in the last evaluation.", low=1)
     checkpoint_every: int = option(

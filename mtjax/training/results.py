@@ -44,9 +44,7 @@ def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) ->
     run_dir.mkdir(parents=True, exist_ok=True)
     versions.write_json(run_dir / CONFIG, dataclasses.asdict(config))
     versions.write(run_dir)
-    tasks = {
-        split: [dataclasses.asdict(info) for info in part.infos] for split, part in suite.splits.items()
-    }
+    tasks = {split: [dataclasses.asdict(info) for info in part.infos] for split, part in suite.splits.items()}
     description = {"name": suite.name, "version": dataclasses.asdict(suite.version), "tasks": tasks}
     versions.write_json(run_dir / SUITE, description)
 

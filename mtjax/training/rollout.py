@@ -46,9 +46,7 @@ def account(running: Running, finished: Finished, step: Step) -> tuple[Running, 
     """Book one step [S, T, E]: extend the running episodes, add up those that end here."""
     success = step.info.get("success", jnp.zeros_like(step.reward))
     done = step.terminated | step.truncated
-    running = Running(
-        running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success)
-    )
+    running = Running(running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success))
 
     def ended(x: Array) -> Array:  # elementwise: XLA fuses it into the step, unlike a sum over environments
         return jnp.where(done, x, 0).astype(jnp.float32)
@@ -111,9 +109,7 @@ class Carry(NamedTuple):
     finished: Finished
 
 
-def collect(
-    act: Callable, step: Callable, carry: Carry, keys: Array, *, length: int
-) -> tuple[Carry, Transitions]:
+def collect(act: Callable, step: Callable, carry: Carry, keys: Array, *, length: int) -> tuple[Carry, Transitions]:
     """Step every environment ``length`` times.
 
     Args:

@@ -86,9 +86,7 @@ def test_the_step_that_ends_an_episode_shows_its_last_and_the_next_first_observa
     np.testing.assert_array_equal(
         steps.final_observation[:, 0, 0, :2], [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2]]
     )
-    np.testing.assert_array_equal(
-        steps.observation[:, 0, 0, :2], [[1, 1], [1, 2], [1, 3], [2, 0], [2, 1], [2, 2]]
-    )
+    np.testing.assert_array_equal(steps.observation[:, 0, 0, :2], [[1, 1], [1, 2], [1, 3], [2, 0], [2, 1], [2, 2]])
     np.testing.assert_array_equal(steps.reward[:, 0, 0], [10, 20, 30, 40, 10, 20])
 
 

@@ -113,9 +113,7 @@ def test_loss_against_numpy(kind):
     shared, private = ppo.split(state.params)
     for t in range(T):
         b, mask = _task(batch, t), np.ones(agent.masks.shape[1])
-        loss, parts = task_loss(
-            shared, _task(private, t), _task(agent.tasks, t), agent.masks[t], b, state.hyper, KEY
-        )
+        loss, parts = task_loss(shared, _task(private, t), _task(agent.tasks, t), agent.masks[t], b, state.hyper, KEY)
         x = np.concatenate([b.observation, np.tile(np.eye(T)[t], (H * E, 1))], axis=1)
         out, value = _mlp(shared["policy"], x), _mlp(shared["value"], x)[:, 0]
         if kind == "discrete":
@@ -229,9 +227,9 @@ def test_gradients_are_those_of_each_task_alone_and_mean_is_the_average_loss():
 
     def loss(shared, private, t):
         part = _task(private, t)
-        return agent.task_loss(
-            shared, part, _task(agent.tasks, t), agent.masks[t], _task(batch, t), state.hyper, KEY
-        )[0]
+        return agent.task_loss(shared, part, _task(agent.tasks, t), agent.masks[t], _task(batch, t), state.hyper, KEY)[
+            0
+        ]
 
     alone = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, None, 0)))(shared, private, jnp.arange(T))
     average = jax.jit(jax.grad(lambda s: sum(loss(s, private, t) for t in range(T)) / T))(shared)
@@ -344,9 +342,7 @@ def test_independent_is_as_many_single_task_learners():
 
     def slice_of(state, t):
         fields = ("params", "private_optimizer", "observations", "returns", "return_sums")
-        return state._replace(
-            **{name: jax.tree.map(lambda x: x[t : t + 1], getattr(state, name)) for name in fields}
-        )
+        return state._replace(**{name: jax.tree.map(lambda x: x[t : t + 1], getattr(state, name)) for name in fields})
 
     for t in range(T):
         new, _ = update(slice_of(state, t), jax.tree.map(lambda x, t=t: x[:, t : t + 1], rollout), KEY)
@@ -362,9 +358,7 @@ def test_padded_actions_get_no_gradient(kind):
     raw = rollout.extras["raw_action"][:, 0]
     assert (raw.max() <= 1) if kind == "discrete" else (raw[..., 2] == 0).all()
     new, _ = jax.jit(agent.update)(state, rollout, KEY)
-    moved = jax.tree.map(
-        lambda a, b: np.abs(a - b), new.params["policy"].private, state.params["policy"].private
-    )
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), new.params["policy"].private, state.params["policy"].private)
     for leaf in jax.tree.leaves(moved):
         assert leaf[0, ..., 2].max() == 0  # the padded entry of task 0
         assert leaf[0, ..., :2].max() > 0 and leaf[1, ..., 2].max() > 0
@@ -494,9 +488,7 @@ def test_minibatches_visit_everything_once_an_epoch():
 def test_wrong_sizes_are_named_before_anything_is_compiled():
     config = PPOConfig(rollout_length=5, num_minibatches=8)
     with pytest.raises(ValueError, match="num_minibatches: 8 does not divide .* 5 × 3 = 15"):
-        ppo.make_ppo(
-            config, NetworkConfig(), grads.mean(), TaskSpec(2, 3, discrete(2)), num_envs=3, num_updates=1
-        )
+        ppo.make_ppo(config, NetworkConfig(), grads.mean(), TaskSpec(2, 3, discrete(2)), num_envs=3, num_updates=1)
 
 
 # ------------------------------------------------------------------------------------------------ acting

@@ -43,10 +43,7 @@ def test_equals_a_plain_reference(seed):
 
 def _three_steps(terminated, truncated):
     """Rewards 1, 2, 4; values 10, 20, 30; V of the states reached: 20, 100 (before the reset) and 40."""
-    column = [
-        jnp.asarray(x, jnp.float32)[:, None]
-        for x in ([1.0, 2.0, 4.0], [10.0, 20.0, 30.0], [20.0, 100.0, 40.0])
-    ]
+    column = [jnp.asarray(x, jnp.float32)[:, None] for x in ([1.0, 2.0, 4.0], [10.0, 20.0, 30.0], [20.0, 100.0, 40.0])]
     ends = [jnp.asarray(x)[:, None] for x in (terminated, truncated)]
     advantage, _ = generalized_advantages(*column, *ends, discount=0.5, gae_lambda=0.5)
     return np.asarray(advantage)[:, 0]
@@ -85,15 +82,11 @@ def test_lambda_one_is_the_discounted_return_and_lambda_zero_the_td_error():
     reward, value, next_value, _, _ = _random(7)
     next_value[:-1] = value[1:]
     never = np.zeros(reward.shape, bool)
-    _, target = generalized_advantages(
-        reward, value, next_value, never, never, discount=GAMMA, gae_lambda=1.0
-    )
+    _, target = generalized_advantages(reward, value, next_value, never, never, discount=GAMMA, gae_lambda=1.0)
     powers = GAMMA ** np.arange(12)
     returns = (powers[:, None, None] * reward).sum(0) + GAMMA**12 * next_value[-1]
     np.testing.assert_allclose(target[0], returns, rtol=1e-4, atol=1e-5)
-    advantage, _ = generalized_advantages(
-        reward, value, next_value, never, never, discount=GAMMA, gae_lambda=0.0
-    )
+    advantage, _ = generalized_advantages(reward, value, next_value, never, never, discount=GAMMA, gae_lambda=0.0)
     np.testing.assert_allclose(advantage, reward + GAMMA * next_value - value, rtol=1e-5, atol=1e-5)
 
 

@@ -244,8 +244,8 @@ def test_the_last_shared_layer_is_found(case):
         "moore": {"experts"},
         "paco": {"sets"},
         "paco_norm": {"arrangement": "paco", "layer_norm": True},
-    "hyper_residual": {"arrangement": "hypernetwork", "trunk": "residual", "hidden_sizes": (6, 6), "hyper_size": 3},
-    "paco_told": {"sets"},
+        "hyper_residual": {"arrangement": "hypernetwork", "trunk": "residual", "hidden_sizes": (6, 6), "hyper_size": 3},
+        "paco_told": {"sets"},
         "hypernetwork": {"base"},
         "independent": set(),
     }

@@ -58,9 +58,7 @@ def test_squash_is_finite_far_out():
     """Saturated actions are common; their log-probability must not be infinite, nor its gradient NaN."""
     family, p = gaussian(squash=True), Normal(jnp.zeros(1), jnp.zeros(1))
     for raw in (-40.0, 40.0):
-        value, gradient = jax.value_and_grad(lambda x: family.log_prob(p, jnp.ones(1), x[None]))(
-            jnp.asarray(raw)
-        )
+        value, gradient = jax.value_and_grad(lambda x: family.log_prob(p, jnp.ones(1), x[None]))(jnp.asarray(raw))
         np.testing.assert_allclose(value, scipy.stats.norm.logpdf(raw) - 2 * (np.log(2) - 40), rtol=1e-5)
         assert np.isfinite(gradient)
 
@@ -84,9 +82,7 @@ def test_gaussian_samples_have_the_stated_moments():
 def test_categorical_against_scipy():
     family = categorical()
     p, q = (np.asarray(jax.nn.softmax(x)) for x in (LOGITS, OTHER))
-    np.testing.assert_allclose(
-        [family.log_prob(LOGITS, ALL, jnp.asarray(i)) for i in range(3)], np.log(p), rtol=1e-5
-    )
+    np.testing.assert_allclose([family.log_prob(LOGITS, ALL, jnp.asarray(i)) for i in range(3)], np.log(p), rtol=1e-5)
     np.testing.assert_allclose(family.entropy(LOGITS, ALL, KEY), scipy.stats.entropy(p), rtol=1e-5)
     np.testing.assert_allclose(family.kl(LOGITS, OTHER, ALL), scipy.stats.entropy(p, q), rtol=1e-5)
     assert family.mode(LOGITS, ALL) == 2
@@ -103,9 +99,7 @@ def test_padded_entries_of_a_continuous_action_do_not_matter(squash):
     two = jnp.ones(2)
     raw = family.sample(P, mask, KEY)
     assert raw[2] == 0 and family.to_action(raw)[2] == 0 and family.mode(P, mask)[2] == 0
-    np.testing.assert_allclose(
-        family.log_prob(P, mask, raw), family.log_prob(small_p, two, raw[:2]), rtol=1e-6
-    )
+    np.testing.assert_allclose(family.log_prob(P, mask, raw), family.log_prob(small_p, two, raw[:2]), rtol=1e-6)
     np.testing.assert_allclose(family.kl(P, Q, mask), family.kl(small_p, small_q, two), rtol=1e-6)
     if not squash:
         np.testing.assert_allclose(family.entropy(P, mask, KEY), family.entropy(small_p, two, KEY), rtol=1e-6)
@@ -120,9 +114,7 @@ def test_padded_choices_are_never_taken_and_do_not_matter():
     raw = jax.vmap(lambda k: family.sample(LOGITS, mask, k))(jax.random.split(KEY, 2_000))
     assert raw.max() == 1 and family.mode(LOGITS, mask) == 0
     for choice in jnp.arange(2):
-        np.testing.assert_allclose(
-            family.log_prob(LOGITS, mask, choice), family.log_prob(p, two, choice), rtol=1e-6
-        )
+        np.testing.assert_allclose(family.log_prob(LOGITS, mask, choice), family.log_prob(p, two, choice), rtol=1e-6)
     np.testing.assert_allclose(family.entropy(LOGITS, mask, KEY), family.entropy(p, two, KEY), rtol=1e-6)
     np.testing.assert_allclose(family.kl(LOGITS, OTHER, mask), family.kl(p, q, two), rtol=1e-6)
     for f in (

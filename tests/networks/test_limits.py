@@ -23,9 +23,7 @@ def build(arrangement, **options):
     """A network, and parameters drawn by NumPy."""
     config = NetworkConfig(arrangement=arrangement, **{"hidden_sizes": (6, 7), "activation": "relu", **options})
     config.check()
-    network = make_network(
-        config, inputs=IN, outputs=2, num_tasks=T, sizes=config.hidden_sizes, gain=1.0, contexts=D
-    )
+    network = make_network(config, inputs=IN, outputs=2, num_tasks=T, sizes=config.hidden_sizes, gain=1.0, contexts=D)
     draw = np.random.default_rng(1)
 
     def leaf(shape):

@@ -81,9 +81,7 @@ def test_box_actions_are_rescaled_spaces_flattened_and_success_found():
     suite = from_gymnasium("walk", {"near": Walk, "far": lambda: Walk(9.0)}, horizon=50)
     assert (suite.observation_size, suite.has_success) == (3, True)
     assert suite.tasks[0].description.startswith("One axis with a goal")
-    actions = (
-        jnp.full((3, 2, 1, 1), 0.0).at[1].set(99.0)
-    )  # the middle of [0, 4], more than the most, the middle
+    actions = jnp.full((3, 2, 1, 1), 0.0).at[1].set(99.0)  # the middle of [0, 4], more than the most, the middle
     _, steps = play(suite, actions, 1)
     np.testing.assert_allclose(steps.reward[:, :, 0], [[2, 2], [4, 4], [2, 2]])
     np.testing.assert_allclose(steps.final_observation[1, 1, 0], [0, 1, 6])

@@ -62,9 +62,7 @@ def test_every_task_has_a_sentence_of_its_own():
 
 def test_held_out_tasks_are_not_trained_on():
     suite = suites.make("metaworld-mt10")
-    train, held_out = (
-        {info.name for info in suite.splits[split].infos} for split in ("train", "extrapolation")
-    )
+    train, held_out = ({info.name for info in suite.splits[split].infos} for split in ("train", "extrapolation"))
     assert len(held_out) == 15 and not train & held_out
 
 
@@ -126,9 +124,7 @@ def test_the_answers_are_those_of_envpool():
         for time in range(7):
             clipped = np.clip(np.asarray(actions[time, index]), -1, 1)
             observation, reward, *_, info = pool.step(clipped)
-            np.testing.assert_array_equal(
-                steps.final_observation[time, index], observation.astype(np.float32)
-            )
+            np.testing.assert_array_equal(steps.final_observation[time, index], observation.astype(np.float32))
             np.testing.assert_array_equal(steps.reward[time, index], reward.astype(np.float32))
             np.testing.assert_array_equal(steps.info["success"][time, index], info["success"])
             if (time + 1) % HORIZON == 0:

@@ -24,9 +24,7 @@ def _experience():
     def run(key):
         keys = jax.random.split(key, (3, S))
         state, observation = reset(keys[0])
-        carry = rollout.Carry(
-            state, observation, rollout.init_running((S, T, E)), rollout.init_finished((S, T, E))
-        )
+        carry = rollout.Carry(state, observation, rollout.init_running((S, T, E)), rollout.init_finished((S, T, E)))
         between, first = rollout.collect(act, step, carry, keys[1], length=H)
         after, second = rollout.collect(act, step, between, keys[2], length=H)
         return carry, between, after, first, second

@@ -147,9 +147,7 @@ def _lines(folder):
     for line in record.read(folder):
         line.pop("time")
         if line["kind"] == "train":
-            line["values"] = {
-                k: v for k, v in line["values"].items() if not k.startswith(("seconds", "steps_per"))
-            }
+            line["values"] = {k: v for k, v in line["values"].items() if not k.startswith(("seconds", "steps_per"))}
         if line["kind"] != "event":
             lines.append(line)
     return lines
@@ -208,9 +206,7 @@ def test_the_record(straight):
     values = train[3]["values"]
     assert values["loss"].shape == values["return"].shape == values["success"].shape == (2, 2)
     assert values["grads/cosine"].shape == (2, 2, 2) and values["learning_rate"].shape == (2,)
-    np.testing.assert_array_equal(
-        sum(line["values"]["episodes"] for line in train), [[2 * (64 // 6)] * 2] * 2
-    )
+    np.testing.assert_array_equal(sum(line["values"]["episodes"] for line in train), [[2 * (64 // 6)] * 2] * 2)
 
 
 def test_a_run_is_not_overwritten(straight):

@@ -87,9 +87,7 @@ def _decorated(xml: str) -> mujoco.MjSpec:
     )  # fmt: skip
     textures = [""] * int(mujoco.mjtTextureRole.mjNTEXROLE)
     textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = "grid"
-    spec.add_material(
-        name="grid", textures=textures, texrepeat=[1, 1], texuniform=True, specular=0.0, shininess=0.0
-    )
+    spec.add_material(name="grid", textures=textures, texrepeat=[1, 1], texuniform=True, specular=0.0, shininess=0.0)
     floor = spec.geom("floor")
     floor.material = "grid"
     floor.rgba = [1, 1, 1, 1]
