@@ -3,8 +3,8 @@
     python benchmarks/grads.py --torchjd PATH/TO/python    # of an environment with torch and torchjd[full]
     python benchmarks/grads.py --surgery                   # the share of a PPO update
 
-Each cell is the median of many turns, the two libraries in alternation; a turn is two calls, of which the second
-counts, as in training one call follows the other (the first waits for the other library's threads to leave). `whole`
+Each cell is the median of many turns, the two libraries in alternation, with a pause between them in which the other's
+threads leave off spinning; a turn is two calls, of which the second counts, as in training one call follows the other. `whole`
 is the Jacobian to the direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it
 is given the T × T Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
 
@@ -64,6 +64,7 @@ COLUMNS = (
     "tasks", "parameters", "kind", "method", "floor", "whole", "TorchJD", "times faster", "of the floor", "solver",
     "TorchJD's", "times faster", "note",
 )  # fmt: skip
+PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a while after each call
 DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50
 
 # The other side: reads one request a line, answers seconds; no code but this runs there.
@@ -185,9 +186,11 @@ def compare(torch: Torch | None) -> None:
             times = {key: [] for key in ("floor", "whole", "solver", "torch whole", "torch solver")}
             weights = J[:, 0] + 0
             for turn in range(_ROUNDS.value + 1):
+                time.sleep(PAUSE)
                 floor = clock(partial(gram, J)) + clock(partial(total, weights, J))
                 row = {"floor": floor, **{part: clock(calls[part]) for part in parts}}
                 if torch:
+                    time.sleep(PAUSE)
                     row |= {f"torch {part}": torch.seconds(path, name, part) for part in parts}
                 if turn:  # the first turn warms up
                     for key, value in row.items():
