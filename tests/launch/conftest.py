@@ -110,8 +110,8 @@ def training(monkeypatch, probe_suite):
         return {"step": 12345, "suite": SUITE, "episodes": 50, "results": RESULTS}
 
     fake.calls, fake.work, fake.train, fake.evaluate = [], lambda: None, train, evaluate
-    fake.Interrupted = type("Interrupted", (Exception,), {})
-    fake.Diverged = type("Diverged", (Exception,), {})
+    for name in ("Interrupted", "Diverged", "SimulatorFailed"):
+        setattr(fake, name, type(name, (Exception,), {}))
     monkeypatch.setitem(sys.modules, "mtjax.training.run", fake)
     monkeypatch.setattr(mtjax.training, "run", fake, raising=False)
     return fake
