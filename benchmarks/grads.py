@@ -4,9 +4,9 @@
     python benchmarks/grads.py --surgery                   # the share of a PPO update
 
 Each cell is the median of many turns, the two libraries in alternation, with a pause between them in which the other's
-threads leave off spinning; a turn is two calls, of which the second counts, as in training one call follows the other. `whole`
-is the Jacobian to the direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it
-is given the T × T Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
+threads leave off spinning; a turn is two calls, of which the second counts, as in training one call follows the
+other. `whole` is the Jacobian to the direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian
+only: there it is given the T × T Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
 
 Both libraries run in the thread that calls them: jax_cpu_enable_async_dispatch is off (`--async_dispatch` turns it
 on), since handing each call to a thread of its own costs 0.03 to 0.05 ms, which shows in the cells of 0.1 ms.
