@@ -176,7 +176,8 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
         wide = [g.astype(s.dtype) for g, s in zip(task_grads, sums, strict=True)]
         # The barrier makes the second pass read the new sums: a pass that shares terms with the first would have
         # XLA's CPU store them, which is [T, P] more to write and read.
-        sums = lax.optimization_barrier([jnp.minimum(s + g**2, big**2) for s, g in zip(sums, wide, strict=True)])
+        # One barrier a leaf: a common one would make a replicated leaf vary over the mesh as a sharded one does.
+        sums = [lax.optimization_barrier(jnp.minimum(s + g**2, big**2)) for s, g in zip(sums, wide, strict=True)]
         excess = gram.totals([_scaled_square(g, s) for g, s in zip(wide, sums, strict=True)])
         excess = jnp.minimum(excess.astype(here.dtype), big)
         first = jnp.where((first == 0) & (here > 0), excess, first)
