@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from common import header, table
 
@@ -232,12 +232,30 @@ def clock(bench: Bench) -> Outcome:
     return Outcome("a clock that jumps by days", 1, "no difference", found, found.startswith("the same"))
 
 
-def _mounted(bench: Bench, name: str, size: str) -> pathlib.Path | None:
+@contextlib.contextmanager
+def _mounted(bench: Bench, name: str, size: str) -> Iterator[pathlib.Path | None]:
     """A file system of its own for a run, or None where none can be mounted."""
     path = bench.folder / name
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path]
-    return path if subprocess.run(mount, capture_output=True, check=False).returncode == 0 else None
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=False)
+
+
+def _on_disk(bench: Bench, name: str, fault: str, expected: str, spoil: Callable[[pathlib.Path], tuple]) -> Outcome:
+    """The outcome of what ``spoil`` does to a run on a file system of its own: (was told in one line, was printed)."""
+    with _mounted(bench, name, "64m") as path:
+        if path is None:
+            return Outcome(fault, 0, expected, "no file system could be mounted here", None)
+        told, printed = spoil(path)
+        bench.finish(bench.resume(name))
+        found = bench.intact(name) + (", one line" if told else f", BUT: {printed[-300:]}")
+    return Outcome(fault, 1, expected, found, told and found.startswith("the same"))
 
 
 def _remount(path: pathlib.Path, options: str) -> None:
@@ -250,50 +268,36 @@ def _clear(printed: str) -> bool:
 
 def full_disk(bench: Bench) -> Outcome:
     """The disk fills up while the run is at work; room is made and the run resumed."""
-    fault, expected = "a disk that fills up", "one line, the newest checkpoint stays good; with room it goes on"
-    path = _mounted(bench, "full", "64m")
-    if path is None:
-        return Outcome(fault, 0, expected, "no file system could be mounted here", None)
-    try:
+
+    def fill(path: pathlib.Path) -> tuple[bool, str]:
         process = bench.start("full", *RUN)
         while len(list((path / "checkpoints").glob("[0-9]*/manifest.json"))) < 2 and process.poll() is None:
             time.sleep(0.002)
         filler = path / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(b"\0" * 4096)
-                    file.flush()
-            except OSError:
-                pass
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 4096)
+                file.flush()
         printed = bench.finish(process, None)
-        told = process.returncode not in (0, None) and _clear(printed) and "No space left" in printed
         filler.unlink()
-        bench.finish(bench.resume("full"))
-        found = bench.intact("full") + (", one line" if told else f", BUT: {printed[-300:]}")
-    finally:
-        subprocess.run(["umount", path], check=False)
-    return Outcome(fault, 1, expected, found, told and found.startswith("the same"))
+        return process.returncode not in (0, None) and _clear(printed) and "No space left" in printed, printed
+
+    expected = "one line, the newest checkpoint stays good; with room it goes on"
+    return _on_disk(bench, "full", "a disk that fills up", expected, fill)
 
 
 def read_only(bench: Bench) -> Outcome:
     """A run's file system has become read-only when it is resumed."""
-    fault, expected = "a run folder that is read-only", "one line; once writable it goes on"
-    path = _mounted(bench, "readonly", "64m")
-    if path is None:
-        return Outcome(fault, 0, expected, "no file system could be mounted here", None)
-    try:
+
+    def close(path: pathlib.Path) -> tuple[bool, str]:
         _interrupted(bench, "readonly")
         _remount(path, "ro")
         process = bench.resume("readonly")
         printed = bench.finish(process, None)
-        told = process.returncode == 1 and _clear(printed)
         _remount(path, "rw")
-        bench.finish(bench.resume("readonly"))
-        found = bench.intact("readonly") + (", one line" if told else f", BUT: {printed[-300:]}")
-    finally:
-        subprocess.run(["umount", path], check=False)
-    return Outcome(fault, 1, expected, found, told and found.startswith("the same"))
+        return process.returncode == 1 and _clear(printed), printed
+
+    return _on_disk(bench, "readonly", "a run folder that is read-only", "one line; once writable it goes on", close)
 
 
 def diverged(bench: Bench) -> Outcome:

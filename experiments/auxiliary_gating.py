@@ -4,7 +4,7 @@ A pendulum behind a random projection of its state and of eight distractors, so 
 and reconstruction something to be misled by. The auxiliary losses (transitions, rewards, reconstruction) are left out,
 all admitted, or admitted by the cosine of their gradient with that of the critics, whole or weighted.
 
-About 15 minutes on two cores. A study that was stopped goes on.
+Six variants of two to three minutes each on two cores. A study that was stopped goes on.
 
     python experiments/auxiliary_gating.py --output=runs/auxiliary_gating
 """

@@ -1,6 +1,8 @@
 """The plan of a sweep: its trials, and the few programs that train them.
 
-sweep.json   ledger.jsonl   trials/<trial>/   programs/<program>/{log.txt, outcome.json, …}
+The folder of a sweep holds::
+
+    sweep.json   ledger.jsonl   trials/<trial>/   programs/<program>/{log.txt, outcome.json, …}
 """
 
 from __future__ import annotations

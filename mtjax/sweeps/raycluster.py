@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ def run_program(folder: str, program: str, attempt: int, environ: Mapping[str, s
         environ: variables that the launcher had and this node may not have.
         share: of a GPU, 0 to 1.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # inherited from a launcher that a script left behind with &
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray cancels by it
     # Ray says which devices are this task's; everything else is as where the launcher runs.
     kept = {name: value for name, value in os.environ.items() if name not in environ or name.startswith("CUDA")}
     own = {**environ, **kept}

@@ -1,10 +1,12 @@
 """What a sweep varies: axes as they are written on the command line, and the trials that come of them.
 
-grads=mean,pcgrad,cagrad(c=0.4)     a list; commas inside brackets and quotes belong to the value
-learning_rate=log:1e-4:1e-3:5       five values, evenly spaced in the logarithm
-discount=linear:0.9:0.99:4          four values, evenly spaced
-num_epochs=range:2:8:2              2, 4, 6: start, stop (left out) and step, as in Python
-learning_rate=log:1e-4:1e-3         no number of values: an interval, for a search that draws
+An axis is written as one of::
+
+    grads=mean,pcgrad,cagrad(c=0.4)     a list; commas inside brackets and quotes belong to the value
+    learning_rate=log:1e-4:1e-3:5       five values, evenly spaced in the logarithm
+    discount=linear:0.9:0.99:4          four values, evenly spaced
+    num_epochs=range:2:8:2              2, 4, 6: start, stop (left out) and step, as in Python
+    learning_rate=log:1e-4:1e-3         no number of values: an interval, for a search that draws
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A run, from its configuration to the folder it leaves behind.
 
-config.json  versions.json  suite.json  metrics.jsonl  tensorboard/  checkpoints/  plots/  videos/  summary.json
+The folder holds::
+
+    config.json  versions.json  suite.json  metrics.jsonl  tensorboard/  checkpoints/  plots/  videos/  summary.json
 """
 
 from __future__ import annotations

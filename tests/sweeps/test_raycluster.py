@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -94,6 +95,8 @@ def test_an_embedded_ray_runs_stops_and_notices(tmp_path):
 def embedded(folder):
     """The test above, in its process. Returns an exit code."""
     import ray
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as where a script starts a sweep with &; Ray's workers inherit it
 
     (folder / "fake_worker.py").write_text(WORKER)
     local.ENTRY = "fake_worker"
