@@ -112,9 +112,12 @@ def combine(
     """One gradient per task [T, ...] in; one direction, the transform's state, and what is known of the conflict.
 
     Returns:
-        (direction, state, "cosine" [T, T], "conflict" [], "norm" [T] and "weight" [T] by name).
+        (direction, state, "cosine" [T, T], "conflict" [], "norm" [T] and "weight" [T] by name; nothing for one task,
+        whose Gram matrix is not computed).
     """
     direction, state = transform.update(task_grads, state, parameters, losses=losses)
+    if losses.shape[0] == 1:
+        return direction, state, {}
     conflict = grads.conflict(state.gram)
     known = {"cosine": conflict["cosine"], "conflict": conflict["conflicting"], "norm": conflict["norms"]}
     return direction, state, {**known, "weight": state.weights}

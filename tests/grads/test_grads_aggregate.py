@@ -165,6 +165,19 @@ def test_cross_gram_and_representation():
     np.testing.assert_allclose(grads.gram_matrix(J, 2 * J), 2 * J @ J.T, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_tasks", [1, 10, 16, 18, 50])
+@pytest.mark.parametrize("size", [16384, 40000])
+def test_gram_of_long_gradients(num_tasks, size):
+    """Sliced by columns and rows on the CPU: the sum of the slices, the rest of the columns, and the rows left over."""
+    left, right = np.random.default_rng(0).standard_normal((2, num_tasks, size))
+    a, b = jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32)
+    scale = {"rtol": 0, "atol": 2e-6 * size}
+    gram = jax.jit(grads.gram_matrix)(a)
+    np.testing.assert_allclose(gram, left @ left.T, **scale)
+    np.testing.assert_array_equal(gram, gram.T)
+    np.testing.assert_allclose(jax.jit(grads.gram_matrix)(a, b), left @ right.T, **scale)
+
+
 @pytest.mark.parametrize("name", ["mgda", "pcgrad", "gradnorm"])
 def test_lean_equals_aggregate(name):
     loss = lambda p, x: jnp.sum(jnp.tanh(p["trunk"]["w"] @ x) ** 2) + p["head"]["w"] @ x[:3]  # noqa: E731

@@ -332,6 +332,13 @@ def test_permuting_the_tasks_permutes_the_result(arrangement):
     np.testing.assert_allclose(metrics["loss"][order], others["loss"], rtol=1e-3, atol=1e-5)
 
 
+def test_one_task_reports_no_conflict():
+    """Its Gram matrix is not computed: a norm or cosine read from it would be an invented zero."""
+    agent = _make(arrangement="none", tasks=1)
+    _, metrics = jax.jit(agent.update)(*_start(agent), KEY)
+    assert not [name for name in metrics if name.startswith("grads/")]
+
+
 def test_independent_is_as_many_single_task_learners():
     """Case I of the talk: one agent per task must be what T separate runs would be."""
     together, alone = (_make(arrangement="independent", tasks=n) for n in (T, 1))
