@@ -205,11 +205,25 @@ def test_graddrop(num_tasks, dtype):
         tx = grads.aggregate(grads.graddrop(leak=0.25), num_tasks=num_tasks, seed=3)
         state = tx.init(jnp.zeros(40, dtype))
         _, draw = jax.random.split(state.inner)
-        uniform = np.asarray(jax.random.uniform(draw, (40,), dtype), float)
+        words = np.asarray(jax.random.bits(draw, (20,), jnp.uint32))
+        uniform = (np.concatenate([words // 2**16, words % 2**16]) + 0.5) / 2**16
         got = np.asarray(quick.jit(jax.vmap(lambda g: tx.update(g, state)[0]))(jnp.asarray(J, dtype)))
     for matrix, direction in zip(J, got, strict=True):
         tolerance = 50 * np.finfo(dtype).eps * np.abs(matrix).sum(0).max()
         np.testing.assert_allclose(direction, reference.graddrop(matrix, uniform, 0.25), atol=tolerance)
+
+
+def test_graddrop_draws_signs_by_their_purity():
+    """Gradients 3 and −1: P = ¾, independently for every parameter (an odd number of them)."""
+    size = 100_001
+    tx = grads.aggregate(grads.graddrop(), num_tasks=2)
+    J = jnp.broadcast_to(jnp.array([[3.0], [-1.0]]), (2, size))
+    got = np.asarray(quick.jit(tx.update)(J, tx.init(J[0]))[0])
+    kept = got == 3.0
+    assert set(np.unique(got)) == {-1.0, 3.0}
+    assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / size)
+    half = size // 2  # the two halves of one random word
+    assert abs(np.corrcoef(kept[:half], kept[half + 1 :])[0, 1]) < 4 / np.sqrt(half)
 
 
 def test_graddrop_of_a_purity():
