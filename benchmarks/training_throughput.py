@@ -1,9 +1,11 @@
-"""How much of a simulator's own throughput is left when PPO trains.
+"""How much of a simulator's own throughput is left when PPO or SAC trains.
 
     python benchmarks/training_throughput.py
+    python benchmarks/training_throughput.py --learner=sac --suites=metaworld-mt10
 
 Three loops over the same environments, taking turns: the simulator alone (random actions), the rollout (the
-policy acts and everything is kept), and the whole loop (rollout, then update). Settings are the presets'.
+policy acts and everything is kept), and the whole loop (rollout, then update). Settings are the presets'; SAC learns
+from the first rollout on. A gradient step is one minibatch of all tasks.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from common import header, table, take_turns
 
 from mtjax import suites
 from mtjax.launch import presets
+from mtjax.training.config import RunConfig
 from mtjax.training.rollout import over_seeds
 from mtjax.training.trainer import Trainer
 
@@ -47,10 +50,24 @@ def simulator(trainer: Trainer, length: int):
     return work
 
 
-def measure(name: str, rounds: int) -> list[str]:
+def settings(name: str, learner: str) -> RunConfig:
+    """The preset's, without a warm start, which is no training."""
+    return presets.configure(name, learner=learner, **({"warm_start": 1} if learner == "sac" else {}))
+
+
+def gradient_steps(config: RunConfig) -> int:
+    """Of one update."""
+    hyper = config.hyper
+    if config.learner == "sac":
+        return max(1, round(hyper.update_to_data * hyper.rollout_length * config.num_envs))
+    return hyper.num_epochs * hyper.num_minibatches
+
+
+def measure(name: str, learner: str, rounds: int) -> list[str]:
     """One row of the table."""
-    trainer = Trainer(presets.configure(name), suites.make(name))
-    alone = Trainer(presets.configure(name), suites.make(name))  # a host simulator has one state only
+    config = settings(name, learner)
+    trainer = Trainer(config, suites.make(name))
+    alone = Trainer(config, suites.make(name))  # a host simulator has one state only
     states = {"rollout": alone.init(), "loop": trainer.init()}
 
     def rollout():
@@ -62,22 +79,27 @@ def measure(name: str, rounds: int) -> list[str]:
         states["loop"], metrics = trainer.update(states["loop"], transitions)
         return metrics
 
-    only = Trainer(presets.configure(name), suites.make(name))
-    work = {"simulator": simulator(only, trainer.config.hyper.rollout_length), "rollout": rollout, "loop": loop}
+    only = Trainer(config, suites.make(name))
+    work = {"simulator": simulator(only, config.hyper.rollout_length), "rollout": rollout, "loop": loop}
     times = take_turns(work, rounds)
     rates = {key: trainer.steps_per_update / value for key, value in times.items()}
     shares = [f"{rates[key] / rates['simulator']:.0%}" for key in ("rollout", "loop")]
-    return [name, *(f"{rates[key]:,.0f}" for key in ("simulator", "rollout", "loop")), *shares]
+    descents = gradient_steps(config) / times["loop"]
+    return [name, *(f"{rates[key]:,.0f}" for key in ("simulator", "rollout", "loop")), *shares, f"{descents:,.0f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suites", default=",".join(SUITES))
+    parser.add_argument("--learner", default="ppo", choices=["ppo", "sac"])
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    rows = [measure(name, arguments.rounds) for name in arguments.suites.split(",")]
+    rows = [measure(name, arguments.learner, arguments.rounds) for name in arguments.suites.split(",")]
     print(header())
-    columns = ["suite", "simulator alone, steps/s", "rollout", "whole loop", "rollout keeps", "whole loop keeps"]
+    columns = [
+        "suite", "simulator alone, steps/s", "rollout", "whole loop", "rollout keeps", "whole loop keeps",
+        "gradient steps/s",
+    ]  # fmt: skip
     print(table(columns, rows))
 
 
