@@ -232,12 +232,16 @@ def summary(rows, version: str) -> str:
     from common import header
 
     slower = [f"{r[3]} ({r[0]} × {r[1]}, {r[2]}: {r[7]})" for r in rows if "slower" in r[-1]]
+    over = [f"{r[3]} ({r[0]} × {r[1]}, {r[2]}: {r[8]})" for r in rows if "over the floor" in r[-1]]
     compared = sum(bool(r[7]) for r in rows)
     return (
         "# Speed of the gradient transforms\n\n"
         f"{header()}; TorchJD {version}; {_THREADS.value} threads, {_ROUNDS.value} turns, milliseconds. Made by "
         "`benchmarks/grads.py`, which says how.\n\n"
         f"Slower than TorchJD in {len(slower)} of {compared} cells{': ' + '; '.join(slower) if slower else ''}. "
+        f"More than 1.3 times the floor at 1,000,000 parameters in {len(over)}{': ' + '; '.join(over) if over else ''} "
+        "(ExcessMTL reads and writes a state of the Jacobian's size, which the floor, a Gram and a weighted sum, does "
+        "not). "
         f"jax ran with `jax_cpu_enable_async_dispatch={_ASYNC.value}`: by default it hands a call from Python to "
         "another thread, which costs 0.03 to 0.05 ms and shows where the work itself takes 0.07; inside a compiled "
         "update there is no such call."

@@ -112,16 +112,17 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _by_rows(a: Array, b: Array, *, same: bool) -> Array:
-    """The product with the rows beyond a multiple of 16 apart: 50 × 1M takes 0.7 of the time, no T takes longer.
+    """The product with b's rows beyond a multiple of 16 apart: 50 × 1M takes 0.7 of the time, no T takes longer.
 
-    ``same``: a and b are equal, so that a corner is another's transpose.
+    ``same``: a and b are equal, and so is the product's transpose.
     """
     whole = a.shape[0] // _ROWS * _ROWS
     if whole in (0, a.shape[0]):
         return _product(a, b)
-    right = _product(a[:whole], b[whole:])
-    left = right.T if same else _product(a[whole:], b[:whole])
-    return jnp.block([[_product(a[:whole], b[:whole]), right], [left, _product(a[whole:], b[whole:])]])
+    left = _product(a, b[:whole])
+    top = left[whole:].T if same else _product(a[:whole], b[whole:])
+    corner = _product(a[whole:], b[whole:])
+    return jnp.concatenate([left, jnp.concatenate([top, corner])], axis=1)
 
 
 def _blocked(a: Array, b: Array, *, same: bool) -> Array:
