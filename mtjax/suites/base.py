@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import ActionSpec, Env, Task, VectorEnv
-from mtjax.envs.host import HostVectorEnv
+from mtjax.envs.padding import on_host
 from mtjax.envs.vectorize import vectorize
 
 SPLITS = ("train", "interpolation", "extrapolation")
@@ -131,6 +131,17 @@ class Suite:
         """The training tasks' metadata, in task order."""
         return self.splits["train"].infos
 
+    def split(self, name: str) -> Split:
+        """A split that has tasks.
+
+        Raises:
+            ValueError: the suite has no such split, or it is empty.
+        """
+        if not self.splits.get(name):
+            have = [label for label, part in self.splits.items() if part]
+            raise ValueError(f"suite {self.name!r} has no split {name!r}; it has {have}")
+        return self.splits[name]
+
     def vector_env(self, num_envs: int, *, split: str = "train", seed: int = 0) -> VectorEnv:
         """T × ``num_envs`` environments of a split.
 
@@ -142,13 +153,9 @@ class Suite:
         Raises:
             ValueError: the suite has no such split, or it is empty.
         """
-        if not self.splits.get(split):
-            have = [name for name, part in self.splits.items() if part]
-            raise ValueError(f"suite {self.name!r} has no split {split!r}; it has {have}")
-        env = self.make_vector_env(self.splits[split], num_envs, seed=seed)
-        if isinstance(env, HostVectorEnv):
-            env = dataclasses.replace(env, task_names=tuple(info.name for info in self.splits[split].infos))
-        return env
+        part = self.split(split)
+        env = self.make_vector_env(part, num_envs, seed=seed)
+        return on_host(env, [info.name for info in part.infos])
 
 
 def from_env(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import Array, VectorEnv
-from mtjax.envs.host import HostVectorEnv
+from mtjax.envs.padding import on_host
 from mtjax.learners import registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.descent import gradient_method
@@ -70,9 +69,8 @@ class Trainer:
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
         if self.learner.replay:
             self.learner.replay.require_memory(config.num_seeds // place.layout.seed)
-        env = suite.vector_env(config.num_envs, seed=config.seed)
-        if isinstance(env, HostVectorEnv):  # episodes of one length would otherwise all end at once
-            env = dataclasses.replace(env, stagger=True)
+        # Simulators on the host are slow: episodes of one length would otherwise all end at once.
+        env = on_host(suite.vector_env(config.num_envs, seed=config.seed), stagger=True)
         self.env: VectorEnv = place.place(traceable(env), place.everywhere)
         self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)
         state, rollout, metrics = self.shardings, place.rollout, place.everywhere

@@ -14,6 +14,7 @@ from mtjax.envs import continuous, probe
 from mtjax.envs.host import HostVectorEnv, PoolStep
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
+from mtjax.suites.bodies import combine
 from mtjax.training.config import RunConfig
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.trainer import Trainer
@@ -196,3 +197,16 @@ def test_a_simulator_on_the_host(num_seeds):
     np.testing.assert_array_equal(values["return"], [[5.0, 10.0]] * num_seeds)
     np.testing.assert_array_equal(values["success_any"], [[1.0, 1.0]] * num_seeds)
     np.testing.assert_array_equal(values["success_last"], [[0.0, 0.0]] * num_seeds)
+
+
+def test_simulators_of_several_suites_are_staggered_and_named_too():
+    suite = combine("both", [_host_suite(), dataclasses.replace(_host_suite(), name="other")])
+    env = Trainer(dataclasses.replace(CONFIG, suite="both"), suite).env
+    assert [group.task_names[1] for group in env.groups] == ["trainer-host/task_1", "other/task_1"]
+    state, _ = env.reset(jax.random.key(0))
+    ends = []
+    for _ in range(5):
+        state, step = env.step(state, jnp.zeros((4, 4, 1)), jax.random.key(0))
+        ends.append(step.truncated.sum(axis=-1))
+    np.testing.assert_array_equal(ends, [[0] * 4, *[[1] * 4] * 4])
+    assert not any(group.stagger for group in suite.vector_env(4).groups)  # an evaluation's: whole episodes
