@@ -103,14 +103,18 @@ class DistralConfig(PPOConfig):
     @property
     def alpha(self) -> float:
         """α = c_KL / (c_KL + c_Ent), the share of the distilled policy in a task's."""
-        total = self.distral_kl_cost + self.distral_entropy_cost
-        return self.distral_kl_cost / total if total else 0.0
+        return self.distral_kl_cost / (self.distral_kl_cost + self.distral_entropy_cost)
 
     @property
     def beta(self) -> float:
         """β = 1 / (c_KL + c_Ent), how much a task's own column counts."""
-        total = self.distral_kl_cost + self.distral_entropy_cost
-        return 1.0 / total if total else 0.0
+        return 1.0 / (self.distral_kl_cost + self.distral_entropy_cost)
+
+    def check(self) -> None:
+        """As PPO's; and refuse costs that are both 0. Raises ValueError with one line."""
+        super().check()
+        if not self.distral_kl_cost + self.distral_entropy_cost:
+            raise ValueError("distral_kl_cost: 0.0 needs distral_entropy_cost above 0; one of the two must be")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +202,11 @@ class SACConfig:
     )
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
 
+    def check(self) -> None:
+        """Refuse what has no meaning. Raises ValueError with one line."""
+        if self.return_scaling == "range" and self.discount >= 1:
+            raise ValueError(f"return_scaling: 'range' needs a discount below 1, not {self.discount}")
+
 
 @dataclasses.dataclass(frozen=True)
 class HiPBMDPConfig(SACConfig):
@@ -239,7 +248,8 @@ class HiPBMDPConfig(SACConfig):
     )
 
     def check(self) -> None:
-        """Refuse options without effect (sizes aside, which presets set). Raises ValueError with one line."""
+        """As SAC's; and refuse options without effect (sizes aside, which presets set). Raises ValueError likewise."""
+        super().check()
         if self.theta_size and not self.transition_cost:
             raise ValueError(
                 f"theta_size: {self.theta_size} needs transition_cost above 0, which learns the embeddings; or set it 0"

@@ -160,6 +160,16 @@ def clipped_adam(*, max_grad_norm: float, epsilon: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
+def over_steps(metrics: Mapping[str, Array]) -> dict[str, Array]:
+    """Metrics [K, ...] of K gradient steps as their means, and "finite" [T]: was the loss of each task finite?
+
+    Shared parameters carry a NaN to every task at once: only the first step that had one tells whose it was.
+    """
+    finite = jnp.isfinite(metrics["loss"])  # [K, T]
+    means = {name: metric.mean(axis=0) for name, metric in metrics.items()}
+    return {**means, "finite": finite[jnp.argmin(finite.all(axis=1))]}
+
+
 def polyak(targets: Any, parameters: Any, share: Array) -> Any:
     """Targets that have taken over ``share`` of the parameters."""
     return jax.tree.map(lambda old, new: old + share * (jnp.asarray(new) - old), targets, parameters)

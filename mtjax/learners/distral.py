@@ -139,10 +139,8 @@ def make_distral(
         num_updates: updates of the whole run, for learning-rate schedules.
 
     Raises:
-        ValueError: the rollout cannot be cut into the minibatches asked for, or both costs are 0.
+        ValueError: the rollout cannot be cut into the minibatches asked for.
     """
     check_minibatches(config, num_envs)
-    if not config.distral_kl_cost + config.distral_entropy_cost:
-        raise ValueError("distral_kl_cost and distral_entropy_cost: one of them must be above 0")
-    distral = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
-    return Learner(distral.init, distral.act, distral.update, distral.evaluation_policy)
+    learner = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
+    return learner._replace(generalises=True)  # π₀ acts for unseen tasks, whatever the arrangement

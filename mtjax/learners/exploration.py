@@ -26,6 +26,7 @@ from mtjax.networks.components import Trunk, init_stack
 Array = jax.Array
 STEPS = 4  # gradient steps of a predictor on one rollout
 CLIP = 5.0  # of normalised observations
+MANY = 2**30  # visits of a bin are counted so far: int32 would become negative, and the bonus NaN
 
 
 class Exploration(NamedTuple):
@@ -83,7 +84,7 @@ def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: floa
         reached = jnp.moveaxis(bin_of(observation, state.multipliers), 1, 0)  # [T, H, E]
 
         def of_task(visits: Array, reached: Array) -> tuple[Array, Array]:
-            visits = visits.at[reached.reshape(-1)].add(1)
+            visits = jnp.minimum(visits.at[reached.reshape(-1)].add(1), MANY)
             return visits, jax.lax.rsqrt(visits[reached].astype(jnp.float32))
 
         visits, bonus = jax.vmap(of_task)(state.visits, reached)

@@ -30,8 +30,7 @@ from mtjax.learners import acting, critics
 from mtjax.learners import world as worlds
 from mtjax.learners.base import Adaptation, Learner, TaskSpec, Unseen
 from mtjax.learners.config import HiPBMDPConfig
-from mtjax.learners.sac import _SAC, Batch, Known, SACState, check_config
-from mtjax.learners.transfer import fine_tuning
+from mtjax.learners.sac import _SAC, Batch, Known, SACState
 from mtjax.learners.world import Steps, make_world
 from mtjax.networks.base import Parameters
 from mtjax.networks.components import join
@@ -291,15 +290,4 @@ def make_hipbmdp(
         ValueError: as make_sac.
     """
     del num_updates
-    check_config(config)
-    agent = _HiPBMDP(config, network, method, spec, num_envs=num_envs)
-    return Learner(
-        agent.init,
-        agent.act,
-        agent.update,
-        agent.evaluation_policy,
-        network.generalises,
-        agent.buffer,
-        agent.adaptation(),
-        fine_tuning(agent) if network.generalises else None,
-    )
+    return _HiPBMDP(config, network, method, spec, num_envs=num_envs).learner()

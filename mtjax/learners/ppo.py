@@ -19,10 +19,11 @@ from mtjax import grads, spread
 from mtjax.learners import acting, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
-from mtjax.learners.descent import clipped_adam, combine
+from mtjax.learners.descent import clipped_adam, combine, over_steps
 from mtjax.learners.exploration import make_exploration
 from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
 from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
+from mtjax.learners.scaling import in_deviations
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
@@ -31,7 +32,6 @@ from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
-MAX_SCALED_REWARD = 10.0  # a sparse task's first success must not swamp a critic that others share
 
 
 class Hyper(NamedTuple):
@@ -91,6 +91,7 @@ class _PPO:
         num_updates: int,
     ):
         self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
+        self.generalises = network.generalises
         self.policy = self._make_policy(network)
         value = network.of_value()
         self.value: Network = make_network(
@@ -120,6 +121,10 @@ class _PPO:
             num_tasks=spec.num_tasks,
             contexts=spec.context_size,
         )
+
+    def learner(self) -> Learner:
+        """These functions as a Learner."""
+        return Learner(self.init, self.act, self.update, self.evaluation_policy, self.generalises)
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -233,8 +238,7 @@ class _PPO:
         if config.return_scaling == "running":
             return_sums, sums = discounted_sums(return_sums, reward, done, discount=hyper.discount)
             returns = normalization.update(returns, sums, axes=(0, 2))
-            scaled = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
-            reward = jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
+            reward = in_deviations(returns, reward)
         observation = self._normalize(state.observations, task_major(rollout.observation))
         reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
         final = spread.whole(task_major(rollout.final_observation))  # from which few are taken
@@ -311,11 +315,7 @@ class _PPO:
 
         steps = (order, jnp.arange(order.shape[0], dtype=jnp.int32))
         (state, _), metrics = jax.lax.scan(visit, (state, jnp.ones((), bool)), steps)
-        finite = jnp.isfinite(metrics["loss"])  # [minibatches, T]
-        metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
-        # Shared parameters carry a NaN to every task at once: only the first minibatch tells whose it was.
-        metrics["finite"] = finite[jnp.argmin(finite.all(axis=1))]
-        return state, metrics
+        return state, over_steps(metrics)
 
     def _step(self, state: PPOState, minibatch: Minibatch, key: Array):
         """One loss per task, one gradient per task, one update."""
@@ -451,8 +451,7 @@ def make_ppo(
         ValueError: the rollout cannot be cut into the minibatches asked for.
     """
     check_minibatches(config, num_envs)
-    ppo = _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates)
-    return Learner(ppo.init, ppo.act, ppo.update, ppo.evaluation_policy, network.generalises)
+    return _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
 
 
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:

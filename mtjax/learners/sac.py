@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import optax
 
 from mtjax.learners import acting, critics, normalization
-from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
+from mtjax.learners.base import Adaptation, Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
-from mtjax.learners.descent import Descent, DescentState, gradient_method, optimizer, polyak
+from mtjax.learners.descent import Descent, DescentState, gradient_method, optimizer, over_steps, polyak
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
 from mtjax.learners.transfer import fine_tuning
@@ -35,6 +35,7 @@ from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
+MANY = 2**31 - 1  # beyond it int32 would be negative, and the random actions of the start would come again
 OF_TASK = Parameters(None, 0)  # how vmap hands a network to one task: what is shared as it is, and its own slice
 
 
@@ -62,7 +63,7 @@ class SACState(NamedTuple):
         observations: running statistics [T, obs].
         rewards: what scales each task's rewards.
         replay: see Replay.
-        seen: [] int32, transitions of each task that were ever stored.
+        seen: [] int32, transitions of each task that were ever stored; it stops at 2³¹ − 1.
         hyper: see Hyper.
         updates: [] int32, rollouts learnt from.
     """
@@ -122,7 +123,7 @@ class _SAC:
     """The pure functions of one configuration. Holds no state."""
 
     def __init__(self, config: SACConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.generalises = config, spec, network.generalises
         arriving = config.rollout_length * num_envs
         self.num_envs, self.arriving = num_envs, arriving
         self.num_steps = max(1, round(config.update_to_data * arriving))
@@ -187,6 +188,23 @@ class _SAC:
             contexts=spec.context_size,
         )
         return critics.ensemble(body, config.num_critics, spec.action, self.head)
+
+    def learner(self) -> Learner:
+        """These functions as a Learner."""
+        return Learner(
+            self.init,
+            self.act,
+            self.update,
+            self.evaluation_policy,
+            self.generalises,
+            self.buffer,
+            self.adaptation(),
+            fine_tuning(self) if self.generalises else None,
+        )
+
+    def adaptation(self) -> Adaptation | None:
+        """How an unseen task's dynamics are inferred: not at all, for nothing here depends on them."""
+        return None
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -300,7 +318,7 @@ class _SAC:
                 state.hyper.discount,
             ),
             replay=self.buffer.insert(state.replay, rollout, rollout.extras["action"]),
-            seen=state.seen + self.arriving,
+            seen=jnp.minimum(state.seen, MANY - self.arriving) + self.arriving,
         )
 
     def _learn(self, state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
@@ -316,11 +334,7 @@ class _SAC:
         before = state._replace(replay=None)  # of which the loop needs no copy
         after, metrics = jax.lax.scan(visit, before, jax.random.split(key, self.num_steps))
         state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), after, before)
-        finite = jnp.isfinite(metrics["loss"])  # [steps, T]
-        metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
-        # Shared parameters carry a NaN to every task at once: only the first step tells whose it was.
-        metrics["finite"] = finite[jnp.argmin(finite.all(axis=1))]
-        return state._replace(replay=replay), metrics
+        return state._replace(replay=replay), over_steps(metrics)
 
     def _prepare(self, state: SACState, sample: Sample) -> Batch:
         """Normalise and scale raw transitions with the statistics of now."""
@@ -469,12 +483,6 @@ def _or(rate: Array, default: Array) -> Array:
     return jnp.where(rate > 0, rate, default)
 
 
-def check_config(config: SACConfig) -> None:
-    """Refuse what cannot be. Raises ValueError with one line."""
-    if config.return_scaling == "range" and config.discount >= 1:
-        raise ValueError("return_scaling: 'range' needs a discount below 1, not 1.0")
-
-
 def make_sac(
     config: SACConfig,
     network: NetworkConfig,
@@ -496,17 +504,7 @@ def make_sac(
         num_updates: updates of the whole run; unused, as there are no schedules.
 
     Raises:
-        ValueError: nothing could ever be learnt, or ``critic_grads`` names no method.
+        ValueError: ``critic_grads`` names no method.
     """
     del num_updates
-    check_config(config)
-    sac = _SAC(config, network, method, spec, num_envs=num_envs)
-    return Learner(
-        sac.init,
-        sac.act,
-        sac.update,
-        sac.evaluation_policy,
-        network.generalises,
-        sac.buffer,
-        fine_tuning=fine_tuning(sac) if network.generalises else None,
-    )
+    return _SAC(config, network, method, spec, num_envs=num_envs).learner()

@@ -49,6 +49,12 @@ class RewardScaling(NamedTuple):
     apply: Callable[[RewardScale, Array, Array, Array], Array]
 
 
+def in_deviations(returns: normalization.Statistics, reward: Array) -> Array:
+    """Rewards [..., T, E] by the deviation of each task's discounted return, clipped to ± ``MAX_SCALED_REWARD``."""
+    scaled = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
+    return jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
+
+
 def make_reward_scaling(kind: str, *, value_range: float) -> RewardScaling:
     """What ``return_scaling`` names: "none", "running" or "range".
 
@@ -62,8 +68,7 @@ def make_reward_scaling(kind: str, *, value_range: float) -> RewardScaling:
         if kind == "none":
             return reward
         if kind == "running":
-            scaled = reward * jax.lax.rsqrt(scale.returns.variance + 1e-6)[:, None]
-            return jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
+            return in_deviations(scale.returns, reward)
         endless = 0.5 * bonus / jnp.maximum(1.0 - discount, 1e-3)
         return reward * (value_range / jnp.maximum(scale.largest + endless, SMALLEST))[:, None]
 

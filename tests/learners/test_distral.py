@@ -16,6 +16,7 @@ from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import Normal, gaussian
+from mtjax.options import validate
 
 REWARDS = np.asarray([[1.0, 0.6, 0.0], [0.0, 0.7, 1.0]], np.float32)  # [T, A]: the middle arm is good for both
 ENVS, UPDATES = 64, 300
@@ -199,7 +200,5 @@ def test_an_unseen_task_is_acted_for_by_the_prior():
 
 
 def test_costs_that_are_all_zero_are_refused():
-    config = DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.0)
-    spec = TaskSpec(2, 1, Arms.action)
-    with pytest.raises(ValueError, match="distral_kl_cost and distral_entropy_cost"):
-        distral.make_distral(config, NETWORK, grads.sum(), spec, num_envs=8, num_updates=1)
+    with pytest.raises(ValueError, match="distral_kl_cost: 0.0 needs distral_entropy_cost above 0"):
+        validate(DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.0))

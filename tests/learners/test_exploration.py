@@ -41,6 +41,14 @@ def test_counts_against_a_dictionary():
     assert int(state.visits.sum()) == 3 * H * T * E
 
 
+def test_counts_end_before_they_overflow():
+    bonus = exploration.counts(num_tasks=1, observation_size=1, bins=4, resolution=1.0)
+    state = bonus.init(jax.random.key(0))
+    state, found = _step(bonus, state._replace(visits=state.visits + 2**30 - 1), np.ones((3, 1, 1, 1)))
+    np.testing.assert_allclose(found, 2.0**-15, rtol=1e-6)
+    assert sorted(state.visits[0].tolist()) == [2**30 - 1] * 3 + [2**30]
+
+
 def test_counts_round():
     """Noise below the resolution is no news; a difference above it is."""
     bonus = exploration.counts(num_tasks=1, observation_size=1, bins=16384, resolution=0.1)

@@ -13,8 +13,9 @@ from mtjax import grads
 from mtjax.envs.base import continuous, discrete
 from mtjax.learners import replay, sac
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
-from mtjax.learners.config import SACConfig
+from mtjax.learners.config import HiPBMDPConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
+from mtjax.options import validate
 
 T, E, H, OBS, B = 3, 2, 4, 3, 6
 SMALL = {"rollout_length": H, "update_to_data": 0.25, "batch_size": B, "replay_capacity": 48, "warm_start": 0}
@@ -384,6 +385,8 @@ def test_nothing_is_learnt_before_the_warm_start_is_over():
     assert all(jax.tree.leaves(moved)) and state.updates == 2
     action, _ = agent.act(state, jnp.zeros((T, 500, OBS)), KEY)
     assert action.std() < 0.5 and (action[1, :, 1] == 0).all()
+    state, _ = update(state._replace(seen=jnp.asarray(2**31 - 5, jnp.int32)), rollout(state), KEY)
+    assert state.seen == 2**31 - 1  # not negative, as if nothing had been seen yet
 
 
 def test_an_emptied_replay_is_filled_before_learning_goes_on():
@@ -463,9 +466,9 @@ def test_the_parts_of_brc_together():
     assert state.params["critic"].private["embedding"].shape == (T, 2, 4)
     state, metrics = update(state, rollout(state), KEY)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
-    with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1"):
-        config = SACConfig(return_scaling="range", discount=1.0)
-        sac.make_sac(config, NetworkConfig(), grads.mean(), TaskSpec(2, 3, discrete(2)), num_envs=1, num_updates=1)
+    for config in (SACConfig, HiPBMDPConfig):  # before anything is made, and of every trial that is packed
+        with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1, not 1.0"):
+            validate(config(return_scaling="range", discount=1.0))
 
 
 def test_arrangements_in_policy_and_critic():
