@@ -12,8 +12,6 @@ import numpy as np
 from mtjax.suites.base import Suite, TaskInfo, register
 from mtjax.suites.hidden import Family, build
 
-SPLITS = ("train", "interpolation", "extrapolation")
-
 Goals = Mapping[str, Sequence]  # by split: the goals, numbers or points
 
 

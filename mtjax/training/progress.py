@@ -33,7 +33,6 @@ class Progress:
     Args:
         total_steps: environment steps of one seed.
         suite: the suite's name.
-        start_step: where a resumed run begins.
         enabled: False shows nothing but warnings, which go where they always do.
         console: where to; the standard error by default.
     """
@@ -43,7 +42,6 @@ class Progress:
         total_steps: int,
         suite: str,
         *,
-        start_step: int = 0,
         enabled: bool = True,
         console: rich.console.Console | None = None,
     ):
@@ -51,8 +49,8 @@ class Progress:
         self.suite = suite
         self.enabled = enabled
         self.console = console or rich.console.Console(stderr=True)
-        self._step = start_step
-        self._marks = collections.deque([(time.monotonic(), start_step)])
+        self._step = 0
+        self._marks = collections.deque([(time.monotonic(), 0)])
         self._measures = ""
         self._compiling: tuple[str, float] | None = None
         self._compile_seconds = 0.0
@@ -81,6 +79,15 @@ class Progress:
             self._line(self._status())
 
     # ------------------------------------------------------------------------------- what the loop tells
+
+    def start(self, step: int) -> None:
+        """Tell where training begins, or goes on: steps of an earlier process are no part of the speed.
+
+        Args:
+            step: environment steps of one seed.
+        """
+        self._step = step
+        self._restart_clock()
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
         """Tell how far training is.

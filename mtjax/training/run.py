@@ -20,21 +20,13 @@ import jax
 import numpy as np
 
 from mtjax import options, suites
-from mtjax.training import lock, meshes, processes, record
+from mtjax.training import lock, meshes, processes, record, simulators
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
-from mtjax.training.session import (
-    MODES,
-    Diverged,
-    Interrupted,
-    Session,
-    SimulatorFailed,
-    at_work,
-    simulators_watched,
-    stop_signals,
-)
+from mtjax.training.session import MODES, Diverged, Interrupted, Session, at_work, stop_signals
+from mtjax.training.simulators import SimulatorFailed
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer
 
 __all__ = [
@@ -129,12 +121,16 @@ def evaluate(
         {"step", "suite", "episodes", "results": {split: {mode: see ``summarize_evaluation``}}}.
 
     Raises:
-        ValueError: the folder is no run, or has no usable checkpoint.
+        ValueError: the folder is no run, or has no usable checkpoint; there is no such split or mode.
         SimulatorFailed: a simulator on the host raised, or its process died.
     """
     run_dir = pathlib.Path(run_dir)
     config = load_config(run_dir)
     suite = suites.make(config.suite)
+    names = {split: [info.name for info in suite.split(split).infos] for split in splits}
+    for mode in modes:
+        if mode not in MODES:
+            raise ValueError(options.unknown("mode", mode, MODES))
     trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
     with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
         if checkpoint is not None:
@@ -161,16 +157,15 @@ def evaluate(
             if split != "train" and not trainer.learner.generalises:
                 warnings.warn(f"{split}: tasks own their networks, and unseen ones have none; skipped", stacklevel=2)
                 continue
-            names = [info.name for info in suite.splits[split].infos]
             for mode in modes:
-                with simulators_watched(run_dir):
+                with simulators.watched(run_dir):
                     values = evaluator(state.learner, split=split, deterministic=MODES[mode], key=key)
                     values = jax.tree.map(np.asarray, values)
                 recorder.evaluation(
                     step, host["seconds"], split=split, mode=mode, final=False, episodes=episodes,
-                    values=values, task_names=names,
+                    values=values, task_names=names[split],
                 )  # fmt: skip
-                results.setdefault(split, {})[mode] = summarize_evaluation(values, names)
+                results.setdefault(split, {})[mode] = summarize_evaluation(values, names[split])
             if video:
                 draw_videos(trainer, suite, state, run_dir, split, results[split])
     return {"step": step, "suite": suite.name, "episodes": episodes, "results": results}

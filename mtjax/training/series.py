@@ -50,16 +50,14 @@ def sort(lines: Sequence[Mapping[str, Any]]) -> Run:
     """Sort the lines of a record, as :func:`mtjax.training.record.read` returns them."""
     train = [line for line in lines if line["kind"] == "train"]
     evaluations: dict[str, dict[str, Series]] = {}
-    for split in dict.fromkeys(line["split"] for line in lines if line["kind"] == "evaluation"):
-        wanted = {"kind": "evaluation", "split": split, "mode": "deterministic"}
-        evaluations[split] = _series([line for line in lines if wanted.items() <= _labels(line).items()])
+    measured = [line for line in lines if line["kind"] == "evaluation"]
+    measured.sort(key=lambda line: line["step"])  # an old checkpoint may be evaluated when the run is over
+    for split in dict.fromkeys(line["split"] for line in measured):
+        of_split = [line for line in measured if line["split"] == split and line["mode"] == "deterministic"]
+        evaluations[split] = _series(of_split)
     tasks = record.task_names(lines)
     updates, times = (np.array([line[name] for line in train], float) for name in ("update", "time"))
     return Run(tasks, _series(train), evaluations, updates, times)
-
-
-def _labels(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in line.items() if k in ("kind", "split", "mode")}
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:

@@ -9,17 +9,16 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from mtjax.envs import host
 from mtjax.learners import replay
 from mtjax.learners.replay import free_memory
 from mtjax.suites.base import Suite
-from mtjax.training import memory, plots, processes, record, versions
+from mtjax.training import memory, plots, processes, record, simulators, versions
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
 from mtjax.training.evaluation import Evaluator
@@ -27,7 +26,6 @@ from mtjax.training.progress import Progress
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
 
-SIMULATOR_ERROR = "simulator_error.txt"  # in a run's folder: the traceback of a simulator that failed
 MODES = {"deterministic": True, "stochastic": False}
 
 
@@ -37,10 +35,6 @@ class Diverged(RuntimeError):
 
 class Interrupted(RuntimeError):
     """SIGTERM (or SIGUSR2, Ctrl-C) came; the run was saved and can be resumed."""
-
-
-class SimulatorFailed(RuntimeError):
-    """A simulator on the host raised, or its process died; the message names task and checkpoint."""
 
 
 class Session:
@@ -149,7 +143,7 @@ class Session:
         log_every = self.config.log_every or max(1, total // 200)
         evaluate_every = self._updates(self.config.evaluate_every, default=total / 10)
         checkpoint_every = self._updates(self.config.checkpoint_every, default=evaluate_every)
-        self.bar.update(self.step)
+        self.bar.start(self.step)
         mark, mark_step = time.monotonic(), self.step
         metrics = None
         while self.update < total:
@@ -365,28 +359,9 @@ def at_work(
         bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=shown))
         stop = stack.enter_context(stop_signals())
         session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
-        with simulators_watched(run_dir, session.simulator_failed):
+        with simulators.watched(run_dir, session.simulator_failed):
             session.open(resume=resume, tensorboard=tensorboard, stack=stack)
             yield session
-
-
-@contextlib.contextmanager
-def simulators_watched(folder: pathlib.Path, say: Callable[[str], str] = str) -> Iterator[None]:
-    """Within it, a simulator on the host that fails raises SimulatorFailed; its traceback goes into a run's folder.
-
-    Args:
-        folder: of the run.
-        say: makes the message of what the simulator failed of.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        why = host.failure(error)
-        if why is None:
-            raise
-        with contextlib.suppress(OSError):
-            (folder / SIMULATOR_ERROR).write_text(str(error))
-        raise SimulatorFailed(say(f"{why} (traceback in {folder / SIMULATOR_ERROR})")) from error
 
 
 @contextlib.contextmanager

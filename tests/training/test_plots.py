@@ -99,6 +99,15 @@ def test_thinning_keeps_the_mean_and_skips_holes():
     assert plots.thin(series, 1000) is series
 
 
+def test_an_old_checkpoint_that_is_evaluated_late_is_drawn_in_its_place(tmp_path):
+    with Recorder(tmp_path, ["a"], tensorboard=False) as recorder:
+        for step in (100, 200, 50):
+            said = {"split": "train", "mode": "deterministic", "final": False, "episodes": 1}
+            recorder.evaluation(step, 1.0, **said, values={"return": np.array([[float(step)]])})
+    series = plots.load(tmp_path).evaluations["train"]["return"]
+    assert series.steps.tolist() == series.values[:, 0, 0].tolist() == [50, 100, 200]
+
+
 def test_a_folder_without_a_record(tmp_path):
     with pytest.raises(FileNotFoundError):
         plots.plot_run(tmp_path)

@@ -228,6 +228,10 @@ def test_evaluate_a_saved_run(straight, tmp_path):
     chex.assert_trees_all_equal(_state(folder), _state(straight[0]))
     with pytest.raises(ValueError, match="no usable checkpoint 5"):
         run.evaluate(folder, checkpoint=5)
+    with pytest.raises(ValueError, match="has no split 'interpolation'; it has"):
+        run.evaluate(folder, splits=("train", "interpolation"))
+    with pytest.raises(ValueError, match="unknown mode 'determinstic'; did you mean deterministic"):
+        run.evaluate(folder, modes=("determinstic",))
     with pytest.raises(ValueError, match="not a run"):
         run.evaluate(tmp_path)
 

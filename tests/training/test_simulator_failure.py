@@ -7,8 +7,7 @@ import test_run
 import test_trainer
 
 from mtjax.suites import base
-from mtjax.training import record, run
-from mtjax.training.session import SIMULATOR_ERROR
+from mtjax.training import record, run, simulators
 
 setting, no_plots = test_run.setting, test_run.no_plots  # fixtures
 
@@ -44,7 +43,7 @@ def test_a_simulator_that_dies(tmp_path, monkeypatch, caplog):
         run.train(CONFIG, place, **QUIET)
     assert f"the last good checkpoint is step {step} in {place}: continue with --resume" in str(caught.value)
     assert record.read(place)[-1]["message"] == str(caught.value)
-    assert 'raise EOFError("its process' in (place / SIMULATOR_ERROR).read_text()
+    assert 'raise EOFError("its process' in (place / simulators.FILE).read_text()
     assert not caplog.records  # one line, not jax's traceback besides
 
     monkeypatch.setattr(Frail, "dies_after", 10**6)
