@@ -76,7 +76,7 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, over all resumes."""
+        """Seconds of training so far, over all resumes; compiling and evaluating included."""
         return self.seconds_before + time.monotonic() - self.started
 
     # ----------------------------------------------------------------------------------------- start
