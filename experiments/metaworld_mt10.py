@@ -61,7 +61,7 @@ def draw(run_dir: pathlib.Path) -> None:
     seconds, _, success = training_curve(run_dir)
     figure, (axes,) = study.figure(1, height=4.2)
     names = record.task_names(record.read(run_dir))
-    for values, name, colour in zip(success.T, names, study.COLOURS, strict=True):
+    for values, name, colour in zip(success.T, names, study.COLOURS, strict=False):
         axes.plot(seconds / 60, values, color=colour, linewidth=1.0, alpha=0.8, label=name)
     axes.plot(seconds / 60, success.mean(axis=1), color="black", linewidth=2.4, label="mean")
     axes.set(title="success of the training policy", xlabel="minutes on two cores", ylabel="success", ylim=(0, 1.02))

@@ -5,6 +5,7 @@ A study that is stopped goes on where it was when started again: finished varian
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -23,7 +24,10 @@ from mtjax.training import plots, record, run, statistics
 from mtjax.training.config import RunConfig, load_config
 from mtjax.training.versions import versions
 
-COLOURS = ("#1b4f8a", "#e08a1e", "#2a9d74", "#b3262e", "#7a5ea8", "#4c8fc7", "#8c6d3f", "#59616b", "#c66a9b", "#a0a832")
+COLOURS = (
+    "#1b4f8a", "#e08a1e", "#2a9d74", "#b3262e", "#7a5ea8", "#4c8fc7", "#8c6d3f", "#59616b", "#c66a9b", "#a0a832",
+    "#14213d", "#f4a7a0",
+)  # fmt: skip
 
 
 class Result(NamedTuple):
@@ -134,7 +138,7 @@ def setting(config: RunConfig) -> str:
 
 def draw_curves(axes: plt.Axes, results: Mapping[str, Result], label: str) -> None:
     """The mean over tasks of every variant, with its 95% interval over seeds."""
-    for (name, result), colour in zip(results.items(), COLOURS, strict=False):
+    for (name, result), colour in zip(results.items(), itertools.cycle(COLOURS), strict=False):
         agents = result.curve.mean(axis=2)  # [N, S]
         axes.plot(result.steps, agents.mean(axis=1), color=colour, label=name, linewidth=1.8)
         if agents.shape[1] > 1:
@@ -147,7 +151,7 @@ def draw_curves(axes: plt.Axes, results: Mapping[str, Result], label: str) -> No
 
 def draw_tasks(axes: plt.Axes, results: Mapping[str, Result], label: str) -> None:
     """The final value of every task and variant: dots of the seeds' means, and lines over the tasks' range."""
-    for index, ((name, result), colour) in enumerate(zip(results.items(), COLOURS, strict=False)):
+    for index, ((name, result), colour) in enumerate(zip(results.items(), itertools.cycle(COLOURS), strict=False)):
         tasks = result.final.mean(axis=0)
         axes.plot([tasks.min(), tasks.max()], [index, index], color=colour, alpha=0.4, linewidth=2)
         axes.plot(tasks, np.full(len(tasks), index), "o", color=colour, markersize=4, alpha=0.8, label=name)
