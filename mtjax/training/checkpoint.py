@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -44,6 +45,15 @@ class CheckpointError(RuntimeError):
 
 class MismatchError(CheckpointError):
     """A good checkpoint holds another pytree than the one asked for."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the log of an exception that one of Orbax's threads has caught: it reaches us, and once is enough."""
+    trace = record.exc_info[2] if record.exc_info else None
+    return trace is None or "orbax" not in pathlib.PurePath(trace.tb_frame.f_code.co_filename).parts
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 
 def _reason(error: BaseException) -> str:
