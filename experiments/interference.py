@@ -2,7 +2,7 @@
 
     python experiments/interference.py --output=runs/interference
 
-A cheetah is to run at speeds from −3 to 3, or an ant in eight directions: one shared network receives gradients
+A cheetah is to run at eight speeds (or, by --suite, an ant in eight directions): one shared network receives gradients
 that point against each other. One agent per task is what there is to reach; plain averaging shows what is lost;
 PCGrad, CAGrad and GradNorm are to bring it back. A difference whose interval holds 0.5 in the table is none. A study
 that was stopped goes on.
