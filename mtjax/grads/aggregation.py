@@ -16,11 +16,14 @@ from mtjax.grads.base import (
     State,
     Transform,
     Weighting,
+    check_method,
+    check_whole,
     default_float,
     presence,
     seeded,
 )
 from mtjax.grads.layout import Layout, arrange, check, drop_absent
+from mtjax.grads.lean import LeanState
 
 
 class AggregateState(NamedTuple):
@@ -78,11 +81,16 @@ def aggregate(
       seed: an int or typed key, for random methods. It may be traced: vmap over it to batch seeds.
       track_gram: compute the Gram for the diagnostics even when the method does not need it (mean,
         GradDrop).
-      batch_axis: inside `shard_map`, the mesh axes over which the batch is sharded: gradients are
-        averaged over them first, since the Gram of the mean is not the mean of the Grams.
+      batch_axis: inside `shard_map`, the mesh axes over which the batch is sharded: gradients and
+        losses are averaged over them first, since the Gram of the mean is not the mean of the Grams.
+        A mask must be the same on all of them.
       params_axis: inside `shard_map`, the mesh axis over which parameters are sharded, or a
         function from a leaf's path to that axis (None for a replicated leaf): partial Grams are
         summed over it.
+
+    Raises:
+      ValueError: what is no method, `groups` for a `Transform`, no shared leaf; and, from `update`,
+        shapes that do not fit T, or losses that the method needs and does not get.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -95,8 +103,8 @@ def aggregate(
       >>> updates["w"].shape
       (3,)
     """
-    if num_tasks < 1:
-        raise ValueError(f"num_tasks must be at least 1, got {num_tasks}")
+    check_method("aggregate", method)
+    check_whole("num_tasks", num_tasks, low=1)
     if isinstance(method, Transform) and groups != "global":
         raise ValueError("groups apply to methods that see the Gram; this one works on the gradients")
 
@@ -125,10 +133,10 @@ def aggregate(
     ) -> tuple[Any, AggregateState]:  # fmt: skip
         del params
         leaves, structure, plan = layout(updates)
-        check(leaves, num_tasks, losses, method, gram)
+        check(leaves, num_tasks, losses, mask, method, gram)
         leaves, losses = drop_absent(leaves, losses, mask)
         if batch_axis is not None:
-            leaves = [lax.pmean(g, batch_axis) for g in leaves]
+            leaves, losses = lax.pmean((leaves, losses), batch_axis)
         step = _transform_step if isinstance(method, Transform) else _weighting_step
         leaves, state = step(method, leaves, state, plan, losses, mask, gram, track_gram)
         return jax.tree.unflatten(structure, leaves), state
@@ -269,6 +277,9 @@ def _like(new: Array, old: Array) -> Array:
 def find_state(state: Any) -> AggregateState:
     """The first `AggregateState` inside an optimiser state, such as that of `optax.chain`.
 
+    Raises:
+      ValueError: there is none.
+
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from mtjax import grads
@@ -288,20 +299,25 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
 
     Args:
       method: the method given to `aggregate`.
-      state: the optimiser state, an `AggregateState` or a tree that holds one.
+      state: the optimiser state, an `AggregateState`, a `LeanState` or a tree that holds one.
       losses_after: [T].
 
     Returns:
       The state, updated; unchanged for a method that observes nothing.
+
+    Raises:
+      ValueError: the method would observe, but the state is not one of `aggregate` or `lean`.
     """
     if getattr(method, "observe", None) is None:
         return state
-    is_mine = lambda x: isinstance(x, AggregateState)  # noqa: E731
+    is_mine = lambda x: isinstance(x, AggregateState | LeanState)  # noqa: E731
+    if not any(map(is_mine, jax.tree.leaves(state, is_leaf=is_mine))):
+        raise ValueError("this optimiser state holds no AggregateState or LeanState")
 
     def tell(x: Any) -> Any:
         if not is_mine(x):
             return x
-        see = jax.vmap(method.observe, (None, 0))
+        see = method.observe if isinstance(x, LeanState) else jax.vmap(method.observe, (None, 0))  # over the groups
         inner = see(jnp.asarray(losses_after, default_float()), x.inner)
         return x._replace(inner=jax.tree.map(_like, inner, x.inner))
 

@@ -11,11 +11,13 @@ Both are pairs of pure functions, in the manner of optax; `mtjax.grads.aggregate
 an optax transform.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 State = Any
@@ -96,6 +98,14 @@ def uniform(num_tasks: int, mask: Array | None, dtype: Any = None) -> Array:
     return here / jnp.maximum(jnp.sum(here), 1)
 
 
+def preferred(preference: Any, gram: Array, mask: Array | None) -> Array:
+    """A preference for each task, 1/T where none is given; 0 for absent tasks [T]."""
+    if preference is None:
+        return uniform(gram.shape[-1], mask, gram.dtype)
+    here = presence(gram.shape[-1], mask, gram.dtype)
+    return per_task("preference", preference, gram.shape[-1], gram.dtype) * here
+
+
 def restrict(weights: Array, here: Array) -> tuple[Array, Array]:
     """The point of the simplex of the present tasks that is proportional to `weights` [T], and their mass [].
 
@@ -136,14 +146,68 @@ def cosines(gram: Array) -> Array:
     return jnp.clip(gram * inverse[:, None] * inverse[None, :], -1, 1)
 
 
-def check_number(name: str, value: Number, *, low: float | None = None, above: float | None = None) -> None:
-    """Refuses a number that is too small. A traced one was looked at when it was written down."""
+def check_number(
+    name: str,
+    value: Number,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Refuses what is no finite number within bounds. A traced one was looked at when it was written down."""
     if isinstance(value, jax.core.Tracer):
         return
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | Array | np.ndarray | np.generic)
+        or np.ndim(value)
+    ):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name} must be greater than {above}, got {value}")
     if low is not None and value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    if high is not None and value > high:
+        raise ValueError(f"{name} must be at most {high}, got {value}")
+
+
+def check_whole(name: str, value: int, *, low: int) -> None:
+    """Refuses what is no whole number from `low` on."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
+def check_method(user: str, method: Any) -> None:
+    """Refuses what is no method, for `user`: a name, or a factory that was not called."""
+    if isinstance(method, Weighting | Transform):
+        return
+    if callable(method):
+        called = getattr(method, "__name__", "")
+        raise ValueError(f"{user} takes a method, not the function that makes it: call it, grads.{called}()")
+    raise ValueError(f"{user} takes a method such as grads.pcgrad(), not {method!r}; grads.get reads names")
+
+
+def check_gram_method(user: str, method: Any) -> None:
+    """Refuses what is no method that sees the Gram."""
+    check_method(user, method)
+    if isinstance(method, Transform):
+        raise ValueError(f"{user} needs a method that sees the Gram; this one works on the gradients")
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuses what is no optax transform."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"optimizer must be an optax transform such as optax.adam(0.025), got {optimizer!r}")
+
+
+def per_task(name: str, value: Any, num_tasks: int, dtype: Any) -> Array:
+    """An argument that is one number for all tasks or one for each [T]; a ValueError for any other shape."""
+    given = jnp.asarray(value, dtype)
+    if given.shape not in ((), (num_tasks,)):
+        raise ValueError(f"{name} has {given.size} numbers for {num_tasks} tasks")
+    return given
 
 
 def need_losses(name: str, losses: Array | None) -> Array:

@@ -14,6 +14,10 @@ from mtjax.grads.base import (
     State,
     Transform,
     Weighting,
+    check_gram_method,
+    check_method,
+    check_number,
+    check_whole,
     default_float,
     need_losses,
     norms,
@@ -22,6 +26,7 @@ from mtjax.grads.base import (
     uniform,
 )
 from mtjax.grads.gram import accumulator
+from mtjax.grads.layout import check_shapes, drop_absent
 
 
 def every_k(method: Weighting, k: int) -> Weighting:
@@ -34,10 +39,8 @@ def every_k(method: Weighting, k: int) -> Weighting:
       >>> from mtjax import grads
       >>> tx = grads.aggregate(grads.every_k(grads.nash_mtl(max_norm=1.0), 25), num_tasks=3)
     """
-    if not isinstance(method, Weighting):
-        raise ValueError("every_k needs a method that sees the Gram; this one works on the gradients")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    check_gram_method("every_k", method)
+    check_whole("k", k, low=1)
     return method._replace(every=method.every * k)
 
 
@@ -72,8 +75,8 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
       >>> [round(float(w), 3) for w in weights]
       [0.625, 0.375]
     """
-    if not isinstance(method, Weighting):
-        raise ValueError("cr_mogm needs a method that sees the Gram; this one works on the gradients")
+    check_gram_method("cr_mogm", method)
+    check_number("alpha", alpha, low=0, high=1)
 
     def init(num_tasks: int) -> SmoothState:
         weights = jnp.full(num_tasks, 1 / num_tasks, default_float())
@@ -110,6 +113,7 @@ def normalize(method: Method, by: str = "norm") -> Method:
       >>> [float(w) for w in weights]
       [1.0, 0.5]
     """
+    check_method("normalize", method)
     if by not in ("norm", "loss"):
         raise ValueError(f'by must be "norm" or "loss", not {by!r}')
 
@@ -139,10 +143,12 @@ def normalize(method: Method, by: str = "norm") -> Method:
 
 
 class AccumulateState(NamedTuple):
-    """Mean of the gradients [T, ...] and losses [T] so far, calls, and the wrapped state."""
+    """1/k of the sums of gradients [T, ...] and losses [T] so far, in how many calls each task was present [T], the
+    calls [], and the wrapped state."""
 
     task_grads: Any
     losses: Array
+    present: Array
     count: Array
     inner: Any
 
@@ -153,10 +159,17 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
     `optax.MultiSteps` would lose the task axis. Wrap the whole chain, so that its optimiser too
     steps once in k calls; the calls between return zero updates.
 
+    With a `mask` [T] (on every call, or on none) a task's gradient and loss are averaged over the
+    micro-batches in which it is present, and it is absent from the step if it was in none.
+
     Args:
       tx: a chain that starts with `aggregate`.
       k: micro-batches a step.
       num_tasks: T.
+
+    Raises:
+      ValueError: k or T is no positive number, a gradient has another leading axis, or a `gram` is
+        passed: the Gram of a mean is not the mean of the Grams.
 
     Example:
       >>> import optax
@@ -164,28 +177,46 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
       >>> tx = optax.chain(grads.aggregate(grads.mgda(), num_tasks=2), optax.adam(1e-3))
       >>> tx = grads.accumulate(tx, 4, num_tasks=2)
     """
+    check_whole("k", k, low=1)
+    check_whole("num_tasks", num_tasks, low=1)
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> AccumulateState:
         zeros = jax.tree.map(lambda p: jnp.zeros((num_tasks, *p.shape), accumulator(p)), params)
         none = jnp.zeros(num_tasks, default_float())
-        return AccumulateState(zeros, none, jnp.zeros((), jnp.int32), tx.init(params))
+        return AccumulateState(zeros, none, none, jnp.zeros((), jnp.int32), tx.init(params))
 
-    def update(updates, state, params=None, *, losses=None, **extra):
-        total = jax.tree.map(lambda a, g: a + g.astype(a.dtype) / k, state.task_grads, updates)
+    def update(updates, state, params=None, *, losses=None, mask=None, gram=None, **extra):
+        if gram is not None:
+            raise ValueError("accumulate takes no gram: that of a mean of gradients is not the mean of theirs")
+        rows, losses = jax.tree.leaves(updates), None if losses is None else jnp.asarray(losses)
+        check_shapes(rows, num_tasks, losses, mask)
+        rows, losses = drop_absent(rows, losses, mask, instead=0)
+        total = jax.tree.map(
+            lambda a, g: a + g.astype(a.dtype) / k,
+            state.task_grads,
+            jax.tree.unflatten(jax.tree.structure(updates), rows),
+        )
         summed = state.losses if losses is None else state.losses + losses / k
+        present = state.present + presence(num_tasks, mask)
 
         def step() -> tuple[Any, AccumulateState]:
-            mean = jax.tree.map(lambda a, g: a.astype(g.dtype), total, updates)
-            given = extra if losses is None else {**extra, "losses": summed}
+            grown, given = (total, summed), dict(extra)
+            if mask is not None:
+                seldom = k / jnp.maximum(present, 1)
+                grown = jax.tree.map(lambda a: a * seldom.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype), grown)
+                given["mask"] = present > 0
+            mean = jax.tree.map(lambda a, g: a.astype(g.dtype), grown[0], updates)
+            if losses is not None:
+                given["losses"] = grown[1]
             new, inner = tx.update(mean, state.inner, params, **given)
-            blank = jax.tree.map(jnp.zeros_like, (total, summed))
-            return new, AccumulateState(*blank, jnp.zeros_like(state.count), inner)
+            blank = jax.tree.map(jnp.zeros_like, (total, summed, present, state.count))
+            return new, AccumulateState(*blank, inner)
 
         def wait() -> tuple[Any, AccumulateState]:
             shapes = jax.eval_shape(step)[0]
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            return zero, AccumulateState(total, summed, state.count + 1, state.inner)
+            return zero, AccumulateState(total, summed, present, state.count + 1, state.inner)
 
         return lax.cond(state.count + 1 == k, step, wait)
 

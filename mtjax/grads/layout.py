@@ -46,12 +46,11 @@ def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: An
     return [leaf for _, leaf in items], structure, plan
 
 
-def check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gram: Any) -> None:
-    for leaf in leaves:
-        if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
-            raise ValueError(f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}")
-    if losses is not None and jnp.shape(losses) != (num_tasks,):
-        raise ValueError(f"losses must have shape ({num_tasks},), not {jnp.shape(losses)}")
+def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: Method, gram: Any) -> None:
+    """Refuses arguments of an update that do not fit. Raises ValueError."""
+    check_shapes(leaves, num_tasks, losses, mask)
+    if gram is not None and jnp.shape(gram) != (num_tasks, num_tasks):
+        raise ValueError(f"gram must have shape ({num_tasks}, {num_tasks}), not {jnp.shape(gram)}")
     if getattr(method, "on_representation", False) and gram is None:
         raise ValueError(
             "mgda_ub needs the Gram matrix of the shared representation's gradients: call "
@@ -59,11 +58,24 @@ def check(leaves: list[Array], num_tasks: int, losses: Any, method: Method, gram
         )
 
 
-def drop_absent(leaves: list[Array], losses: Array | None, mask: Array | None) -> tuple[list[Array], Array | None]:
-    """Zeroes whatever stands in the rows of absent tasks, which may be NaN."""
+def check_shapes(leaves: list[Array], num_tasks: int, losses: Any, mask: Any) -> None:
+    """Refuses gradients, losses and a mask that are not of T tasks. Raises ValueError."""
+    for leaf in leaves:
+        if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
+            raise ValueError(f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}")
+    if losses is not None and jnp.shape(losses) != (num_tasks,):
+        raise ValueError(f"losses must have shape ({num_tasks},), not {jnp.shape(losses)}")
+    if mask is not None and jnp.shape(mask) != (num_tasks,):
+        raise ValueError(f"mask must have shape ({num_tasks},), not {jnp.shape(mask)}")
+
+
+def drop_absent(
+    leaves: list[Array], losses: Array | None, mask: Array | None, *, instead: float = 1
+) -> tuple[list[Array], Array | None]:
+    """Zeroes whatever stands in the rows of absent tasks, which may be NaN; of their losses makes `instead`."""
     losses = None if losses is None else lax.stop_gradient(jnp.asarray(losses, default_float()))
     if mask is None:
         return leaves, losses
     here = presence(mask.shape[0], mask) > 0
     rows = [jnp.where(here.reshape((-1,) + (1,) * (g.ndim - 1)), g, 0) for g in leaves]
-    return rows, None if losses is None else jnp.where(here, losses, 1)
+    return rows, None if losses is None else jnp.where(here, losses, instead)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, State, Weighting, default_float, presence, seeded
+from mtjax.grads.base import Array, State, Weighting, check_gram_method, check_whole, default_float, presence, seeded
 
 Loss = Callable[[Any, Any], Array]
 
@@ -45,6 +45,9 @@ def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[
       params: tree.
       batch: tree with a leading task axis [T, ...].
       shared: tree of bools like params, or a predicate over leaf paths: the leaves that count.
+
+    Raises:
+      ValueError: `shared` leaves nothing.
     """
     flags = _flags(params, shared)
 
@@ -60,6 +63,12 @@ def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[
     return losses, 0.5 * (gram + gram.T)
 
 
+def _only_losses(loss: Loss, params: Any, batch: Any) -> tuple[Array, Array]:
+    """The losses [T], and zeros for the Gram that a method does not look at."""
+    losses = lax.map(lambda task: loss(params, task), batch)
+    return losses, jnp.zeros((*losses.shape, *losses.shape), default_float())
+
+
 def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | Array = 0) -> Lean:
     """`aggregate` for gradients that do not fit in memory together.
 
@@ -71,6 +80,10 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
       shared: as in `aggregate`; the gradients of other leaves are summed.
       seed: as in `aggregate`.
 
+    Raises:
+      ValueError: a method that cannot be used so; and, from `direction`, a batch that is not of T
+        tasks, no shared leaf, or losses that fail the method.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from mtjax import grads
@@ -81,8 +94,10 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
       >>> [float(d) for d in direction]
       [-1.0, -1.0]
     """
-    if not isinstance(method, Weighting):
-        raise ValueError("the lean path needs a method that sees the Gram; this one needs the gradients")
+    check_gram_method("lean", method)
+    check_whole("num_tasks", num_tasks, low=1)
+    if method.on_representation:
+        raise ValueError("the lean path takes the Gram of the parameters' gradients; mgda_ub needs a representation's")
     if method.leaves is not None or method.every != 1:
         raise ValueError("the lean path supports neither `leaves` nor every_k")
 
@@ -94,7 +109,15 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
     def direction(
         loss: Loss, params: Any, batch: Any, state: LeanState, mask: Array | None = None
     ) -> tuple[Array, Any, LeanState]:
-        losses, gram = lean_gram(loss, params, batch, shared)
+        for leaf in jax.tree.leaves(batch):
+            if jnp.shape(leaf)[:1] != (num_tasks,):
+                raise ValueError(
+                    f"every leaf of the batch needs a leading task axis of {num_tasks}; one has shape {jnp.shape(leaf)}"
+                )
+        if method.needs_gram:
+            losses, gram = lean_gram(loss, params, batch, shared)
+        else:
+            losses, gram = _only_losses(loss, params, batch)
         here = presence(num_tasks, mask) > 0
         losses = jnp.where(here, losses, 0)
         options = {} if mask is None else {"mask": presence(num_tasks, mask)}
@@ -114,7 +137,10 @@ def _flags(params: Any, shared: Any) -> Any:
         return shared
     items, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
-    return jax.tree.unflatten(structure, [shared is None or bool(shared(path)) for path in paths])
+    flags = [shared is None or bool(shared(path)) for path in paths]
+    if not any(flags):
+        raise ValueError(f"no leaf is shared; the paths are {paths}")
+    return jax.tree.unflatten(structure, flags)
 
 
 def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, flags: Any) -> Any:

@@ -6,7 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from mtjax.grads.base import Method, Transform, Weighting
+import jax
+import jax.numpy as jnp
+
+from mtjax.grads.base import Array, Method, Transform, Weighting
 from mtjax.grads.combine import cr_mogm, every_k, normalize
 from mtjax.grads.methods.aligned_mtl import aligned_mtl
 from mtjax.grads.methods.balancers import dwa, gls, imtl_l, rlw, stch, uncertainty
@@ -91,9 +94,32 @@ def parse(spec: str) -> Call:
     """Reads a specification. Raises ValueError as `get` does, but for values that a method refuses."""
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError:
-        raise ValueError(f"{spec!r} is not a method: write NAME or NAME(argument=value)") from None
+    except (SyntaxError, ValueError):  # the latter of a null byte
+        raise ValueError(_no_method(spec)) from None
     return _read(tree, spec)
+
+
+def try_out(spec: str, num_tasks: int) -> None:
+    """Traces one update of T tasks, which costs a moment and compiles nothing.
+
+    Raises:
+      ValueError: as `get`, and where an argument only fails once it is used, or does not fit T.
+    """
+    from mtjax.grads.aggregation import aggregate
+
+    method = get(spec)
+    gram = jnp.eye(num_tasks) if getattr(method, "on_representation", False) else None
+    tx = aggregate(method, num_tasks=num_tasks)
+
+    def once(task_grads: Array, losses: Array) -> Any:
+        return tx.update(task_grads, tx.init(task_grads[0]), losses=losses, gram=gram)
+
+    try:
+        jax.eval_shape(once, jnp.zeros((num_tasks, 1)), jnp.zeros(num_tasks))
+    except (TypeError, ValueError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        name = parse(spec).name
+        raise ValueError(f"{spec!r}: {first}; the method is {_signature(name)}") from error
 
 
 def build(call: Call) -> Method:
@@ -115,31 +141,57 @@ def _read(node: ast.expr, spec: str) -> Call:
         arguments = [_value(arg, spec) for arg in node.args]
         keywords = {k.arg: _value(k.value, spec) for k in node.keywords if k.arg}
         return _bind(node.func.id, arguments, keywords, spec)
-    raise ValueError(f"{spec!r} is not a method: write NAME or NAME(argument=value)")
+    raise ValueError(_no_method(spec))
+
+
+def _no_method(spec: str) -> str:
+    near = _nearest(spec)
+    hint = f"did you mean {_signature(near)}? " if near else ""
+    return f"{spec!r} is not a method: {hint}write NAME or NAME(argument=value)"
+
+
+def _nearest(name: str) -> str | None:
+    """The method whose name is most like one that may be written as in its paper: "IMTL-G"."""
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=1, cutoff=0.4)
+    return near[0] if near else None
 
 
 def _value(node: ast.expr, spec: str) -> object:
     """A literal, or the call of a method given to a combinator."""
+    if isinstance(node, ast.Name) and node.id not in METHODS:
+        raise ValueError(f"{spec!r}: {node.id} is neither a number nor a method; text is quoted, {node.id!r}")
     if isinstance(node, ast.Name | ast.Call):
         return _read(node, spec)
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"{spec!r}: {ast.unparse(node)!r} is not a literal") from None
 
 
 def _bind(name: str, arguments: list, keywords: dict, spec: str) -> Call:
     """The call of a method by its name, with all its arguments."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
-        hint = f"did you mean {_signature(near[0])}? " if near else ""
+        near = _nearest(name)
+        hint = f"did you mean {_signature(near)}? " if near else ""
         raise ValueError(f"no method {name!r}: {hint}methods: {', '.join(names())}")
     try:
         bound = inspect.signature(METHODS[name]).bind(*arguments, **keywords)
     except TypeError as error:
         raise ValueError(f"{spec!r}: {error}; the method is {_signature(name)}") from None
     bound.apply_defaults()
+    for argument, value in bound.arguments.items():
+        if isinstance(value, Call) and not _takes_method(name, argument):
+            quoted = f"{argument}={value.name!r}"
+            raise ValueError(
+                f"{spec!r}: {value.name} is a method here; text is quoted, {quoted}; the method is {_signature(name)}"
+            )
     return Call(name, dict(bound.arguments))
+
+
+def _takes_method(name: str, argument: str) -> bool:
+    """Whether an argument may be a method, as its annotation says."""
+    hint = inspect.signature(METHODS[name]).parameters[argument].annotation
+    return hint is inspect.Parameter.empty or isinstance(hint, str) or hint in (Method, Weighting, Transform)
 
 
 def _signature(name: str) -> str:

@@ -12,6 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from mtjax import grads
+from mtjax.grads import registry
 from mtjax.networks.arrangements import last_shared_layer
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
@@ -19,20 +20,30 @@ from mtjax.networks.config import NetworkConfig
 Array = jax.Array
 
 
-def gradient_method(spec: str, network: NetworkConfig, option: str = "grads") -> grads.Method:
+def gradient_method(spec: str, network: NetworkConfig, num_tasks: int, option: str = "grads") -> grads.Method:
     """The method of mtjax.grads that an option names. GradNorm is shown the last shared layer, as its paper says.
 
     The method's constants are leaves of its state, named "<option>.<constant>": they vmap beside the seeds.
 
     Raises:
-        ValueError: there is no such method, or it cannot be used by a learner.
+        ValueError: there is no such method, it cannot be used by a learner, or not for so many tasks.
     """
     method = grads.tunable(spec, f"{option}.")
     if getattr(method, "on_representation", False):
-        raise ValueError(f"grads: {spec} needs gradients of a representation, which no learner provides")
-    if spec.strip().startswith("gradnorm") and method.leaves is None:
+        raise ValueError(f"{option}: {spec} needs gradients of a representation, which no learner provides")
+    if getattr(method, "observe", None) is not None:
+        raise ValueError(
+            f"{option}: {spec} needs the losses after the step on the same batch, which no learner looks at"
+        )
+    registry.try_out(spec, num_tasks)
+    if "gradnorm" in _names(registry.parse(spec)):
         method = method._replace(leaves=last_shared_layer(network))
     return method
+
+
+def _names(call: registry.Call) -> list[str]:
+    """The methods of a specification: combinators and what they wrap."""
+    return [call.name, *(name for v in call.arguments.values() if isinstance(v, registry.Call) for name in _names(v))]
 
 
 class DescentState(NamedTuple):

@@ -150,7 +150,7 @@ class _SAC:
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
         if config.critic_grads:
-            critic_method = gradient_method(config.critic_grads, network, "critic_grads")
+            critic_method = gradient_method(config.critic_grads, network, spec.num_tasks, "critic_grads")
         else:
             critic_method = method
         self.descent = {

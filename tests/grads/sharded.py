@@ -19,13 +19,14 @@ params = {"bias": jnp.asarray(rng.standard_normal(6), jnp.float32),
 # One Jacobian for each of two shards of the batch: [data, T, ...].
 halves = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal((2, T, *p.shape)), jnp.float32), params)
 whole = jax.tree.map(lambda g: g.mean(0), halves)
-losses = jnp.ones(T)
+half_losses = jnp.asarray(rng.uniform(0.5, 2.0, (2, T)), jnp.float32)
+losses = half_losses.mean(0)
 
 # Gram methods (solvers, a random one, one with a layer of its own), elementwise ones, ones with [T, P] state.
 METHODS = {
     **{
         name: grads.get(name)
-        for name in ("pcgrad", "upgrad", "cagrad", "moco", "db_mtl", "excess_mtl", "trimmed_mean", "graddrop")
+        for name in ("pcgrad", "upgrad", "cagrad", "moco", "gls", "db_mtl", "excess_mtl", "trimmed_mean", "graddrop")
     },
     "gradnorm": grads.gradnorm(leaves=lambda path: path == "kernel"),
 }
@@ -45,19 +46,19 @@ for name, method in METHODS.items():
     axis = lambda path: "model" if path == "kernel" else None  # noqa: E731
     tx = grads.aggregate(method, num_tasks=T, seed=1, batch_axis="data", params_axis=axis)
 
-    def step(g, p, tx=tx):
+    def step(g, own, p, tx=tx):
         g = jax.tree.map(lambda x: x[0], g)
-        return tx.update(g, tx.init(p), losses=losses)[0]
+        return tx.update(g, tx.init(p), losses=own[0])[0]  # the losses of this half of the batch
 
     spec = {"bias": P(), "kernel": P(None, "model")}
     inner = {"bias": P("data"), "kernel": P("data", None, None, "model")}
-    across = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(inner, spec), out_specs=spec))
-    got = across(halves, params)
+    across = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(inner, P("data"), spec), out_specs=spec))
+    got = across(halves, half_losses, params)
     if name == "graddrop":
         # The shards draw for themselves; of what is not sharded, all draw the same.
         np.testing.assert_allclose(got["bias"], want["bias"], rtol=2e-4, atol=2e-4)
         twice = {**halves, "kernel": jnp.concatenate([halves["kernel"][..., :4]] * 2, axis=-1)}
-        kernel = across(twice, params)["kernel"]
+        kernel = across(twice, half_losses, params)["kernel"]
         assert (kernel[:, :4] != kernel[:, 4:]).any()
         continue
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-4), got, want)

@@ -17,6 +17,7 @@ import reference
 from optax.experimental import aggregating
 
 from mtjax import grads
+from mtjax.grads import registry
 
 ALL = sorted(set(grads.names()) - {"every_k", "normalize", "cr_mogm", "fixed", "mgda_ub"})
 PARAMS = {"head": {"w": jnp.ones(3)}, "trunk": {"b": jnp.ones(2), "w": jnp.ones((2, 4))}}
@@ -147,6 +148,34 @@ def test_accumulate_keeps_the_task_axis():
     np.testing.assert_allclose(updates, want, rtol=1e-4)
 
 
+def test_accumulate_leaves_absent_tasks_out():
+    """Each task is averaged over the micro-batches that it is in; NaN elsewhere; one that is in none is absent."""
+    chain = grads.aggregate(grads.gls(), num_tasks=3)
+    tx = grads.accumulate(chain, 3, num_tasks=3)
+    here = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0]], bool)
+    J = np.stack([jacobians.jacobian("iid", 3, 8, seed) for seed in range(3)])
+    losses = np.array([[1.0, 4.0, 1.0], [2.0, 1.0, 1.0], [3.0, 6.0, 1.0]])
+    state, step = tx.init(jnp.ones(8)), quick.jit(tx.update)
+    for g, loss, mask in zip(J, losses, here, strict=True):
+        g, loss = np.where(mask[:, None], g, np.nan), np.where(mask, loss, np.nan)
+        updates, state = step(jnp.asarray(g, jnp.float32), state, losses=jnp.asarray(loss), mask=jnp.asarray(mask))
+    rows = np.stack([J[:, 0].mean(0), J[[0, 2], 1].mean(0), J[0, 2]])
+    given = {"losses": jnp.array([2.0, 5.0, 1.0]), "mask": jnp.array([True, True, False])}
+    want, _ = chain.update(jnp.asarray(rows, jnp.float32), chain.init(jnp.ones(8)), **given)
+    np.testing.assert_allclose(updates, want, rtol=1e-5)
+    assert state.count == 0 and not state.present.any()
+
+
+def test_accumulate_refuses_what_it_cannot_average():
+    tx = grads.accumulate(grads.aggregate(grads.modo(), num_tasks=2), 2, num_tasks=2)
+    with pytest.raises(ValueError, match="accumulate takes no gram"):
+        tx.update(jnp.eye(2), tx.init(jnp.ones(2)), gram=jnp.eye(2))
+    with pytest.raises(ValueError, match="leading task axis of 2"):
+        tx.update(jnp.ones((1, 2)), tx.init(jnp.ones(2)))
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
+        grads.accumulate(tx, 0, num_tasks=2)
+
+
 def test_normalise():
     J = jacobians.jacobian("spread", 3, 8)
     tx = grads.aggregate(grads.normalize(grads.mgda()), num_tasks=3)
@@ -209,6 +238,54 @@ def test_lean_leaves_absent_tasks_out():
     np.testing.assert_allclose(flat(got), flat(want), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gls", "famo"])
+def test_lean_without_a_gram(name):
+    """A method that does not look at the Gram spares it, and FAMO hears of the losses after the step here, too."""
+    loss = lambda p, x: jnp.sum((p - x) ** 2)  # noqa: E731
+    batch, method = jnp.array([[1.0, 2.0], [0.5, 0.0]]), grads.get(name)
+    small, params = grads.lean(method, num_tasks=2), jnp.zeros(2)
+    losses, got, state = small.direction(loss, params, batch, small.init(params))
+    g = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+    tx = grads.aggregate(method, num_tasks=2)
+    want, other = tx.update(g, tx.init(params), losses=losses)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(losses, [5.0, 0.25], rtol=1e-6)
+    assert not state.gram.any()
+    if name == "famo":
+        after = losses * jnp.array([0.9, 0.5])
+        state, other = grads.observe(method, state, after), grads.observe(method, other, after)
+        np.testing.assert_allclose(state.inner.logits, other.inner.logits[0], rtol=1e-5)
+        assert state.inner.logits.any()
+
+
+def test_lean_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="mgda_ub needs a representation"):
+        grads.lean(grads.mgda_ub(), num_tasks=2)
+    small = grads.lean(grads.mgda(), num_tasks=2)
+    with pytest.raises(ValueError, match=r"leading task axis of 2; one has shape \(3, 2\)"):
+        small.direction(lambda p, x: p @ x, jnp.ones(2), jnp.ones((3, 2)), small.init(jnp.ones(2)))
+    small = grads.lean(grads.mgda(), num_tasks=2, shared=lambda path: path == "trunk")
+    with pytest.raises(ValueError, match=r"no leaf is shared; the paths are \['head'\]"):
+        small.direction(lambda p, x: p["head"] @ x, {"head": jnp.ones(2)}, jnp.eye(2), small.init(None))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: grads.aggregate(m, num_tasks=2), lambda m: grads.lean(m, num_tasks=2),
+             lambda m: grads.every_k(m, 2), grads.cr_mogm, grads.normalize],
+)  # fmt: skip
+def test_what_is_no_method(wrap):
+    """A factory that was not called, or a name: said where it was given, not by an AttributeError later."""
+    with pytest.raises(ValueError, match=r"takes a method, not the function that makes it: call it, grads.pcgrad\(\)"):
+        wrap(grads.pcgrad)
+    with pytest.raises(ValueError, match=r"takes a method such as grads.pcgrad\(\), not 'pcgrad'; grads.get"):
+        wrap("pcgrad")
+
+
+def test_observing_a_state_of_something_else():
+    with pytest.raises(ValueError, match="holds no AggregateState"):
+        grads.observe(grads.famo(), optax.adam(1e-3).init(jnp.ones(2)), jnp.ones(2))
+
+
 def test_missing_losses_and_bad_shapes():
     for name in ("gradnorm", "famo", "dwa", "gls", "stch", "imtl_l", "uncertainty", "db_mtl"):
         tx = grads.aggregate(grads.get(name), num_tasks=2)
@@ -221,6 +298,13 @@ def test_missing_losses_and_bad_shapes():
     tx = grads.aggregate(grads.mgda(), num_tasks=3)
     with pytest.raises(ValueError, match="leading task axis of 3"):
         tx.update(jnp.eye(2), tx.init(jnp.ones(2)))
+    for given, message in (
+        ({"losses": jnp.ones(2)}, r"losses must have shape \(3,\), not \(2,\)"),
+        ({"mask": jnp.ones((3, 1))}, r"mask must have shape \(3,\), not \(3, 1\)"),
+        ({"gram": jnp.eye(2)}, r"gram must have shape \(3, 3\), not \(2, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tx.update(jnp.eye(3), tx.init(jnp.ones(3)), **given)
 
 
 def test_specifications():
@@ -228,9 +312,37 @@ def test_specifications():
     for spec, hint in (
         ("pcgrd", r"did you mean pcgrad\(reduction='sum'\)"), ("cagrad(x=1)", "c=0.4, rescale=None"),
         ("__import__('os')", "no method"), ("mgda(open('x'))", "no method"), ("1 + 1", "not a method"),
+        ("PCGrad", r"did you mean pcgrad\("), ("IMTL-G", r"did you mean imtl_g\("), ("pcgrad(", "not a method"),
+        # A shell takes the quotes away.
+        ("rlw(dirichlet)", "text is quoted, 'dirichlet'"), ("pcgrad(mean)", "text is quoted, reduction='mean'"),
+        ("cagrad(c={[]: 1})", "not a literal"), ("cagrad(c='a')", "c must be a number, got 'a'"),
+        ("cagrad(c=True)", "c must be a number"), ("cagrad(c=1e999)", "c must be finite"),
+        ("dwa(0)", "temperature must be greater than 0"), ("dwa(window=0)", "window must be a whole number"),
+        ("nash_mtl(-1.0)", "max_norm must be greater than 0"), ("moco(beta=5.0)", "beta must be at most 1"),
+        ("trimmed_mean(1.5)", "trim must be a whole number"), ("every_k(mgda, 2.5)", "k must be a whole number"),
+        ("krum(1.5)", "byzantine must be"), ("graddrop(2.0)", "leak must be at most 1"),
+        ("cr_mogm(mgda, 1.5)", "alpha must be at most 1"), ("sdmgrad(steps=0)", "steps must be"),
+        ("uncertainty('adam')", "optimizer must be an optax transform"), ("cosine_gate(-1)", "main_task must be"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=hint):
             grads.get(spec)
+
+
+@pytest.mark.parametrize("spec", [name for name in ALL if name != "krum"] + ["cr_mogm(mgda)", "mgda_ub"])
+def test_every_method_can_be_tried_out(spec):
+    registry.try_out(spec, 3)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [("fixed((1, 2))", r"weights \(2,\) for 3 tasks"), ("cosine_gate(3)", "main_task 3 is not one of 3 tasks"),
+     ("upgrad((1, 2))", "preference has 2 numbers for 3 tasks"), ("aligned_mtl(preference=(1,))", "preference has 1"),
+     ("stch(ideal=(1, 2))", "ideal has 2"), ("graddrop((0.5, 0.5))", "leak has 2"), ("fixed('abc')", "'abc'"),
+     ("gradnorm(initial_losses=(1, 2))", "initial_losses has 2"), ("trimmed_mean(2)", "leaves nothing of 3 tasks")],
+)  # fmt: skip
+def test_what_does_not_fit_the_tasks_is_said_before_anything_compiles(spec, message):
+    with pytest.raises(ValueError, match=message):
+        registry.try_out(spec, 3)
 
 
 def test_conflict_measures():

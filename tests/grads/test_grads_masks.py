@@ -85,6 +85,13 @@ def test_a_task_that_leaves_comes_back_as_it_was(name):
         np.testing.assert_array_equal(a[~HERE], b[~HERE])
 
 
+def test_a_preference_of_zero_is_no_absence():
+    """Aligned-MTL makes all present gradients orthogonal, preferred or not: a mask of ones changes nothing."""
+    G = jnp.array([[2.0, -1.0, 0.5], [-1.0, 3.0, 0.2], [0.5, 0.2, 1.0]])
+    method = grads.aligned_mtl(preference=jnp.array([1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(method.update(G, (), mask=jnp.ones(3, bool))[0], method.update(G, ())[0], rtol=1e-5)
+
+
 def test_random_orders_of_the_present_tasks():
     """PCGrad and GradVac with a mask are those of the smaller problem, in the order that the present tasks have."""
     J = jacobians.jacobian("conflicting", T, P)

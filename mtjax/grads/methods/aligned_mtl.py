@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, stateless, uniform
+from mtjax.grads.base import Array, State, Weighting, preferred, presence, stateless
 
 
 def aligned_mtl(mode: str = "min", preference: Array | None = None) -> Weighting:
@@ -32,12 +32,10 @@ def aligned_mtl(mode: str = "min", preference: Array | None = None) -> Weighting
         raise ValueError(f'mode must be "min", "median" or "rmse", not {mode!r}')
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
-        pull = uniform(gram.shape[-1], mask, gram.dtype)
-        if preference is not None:
-            pull = jnp.where(pull > 0, jnp.asarray(preference, gram.dtype), 0)
+        pull = preferred(preference, gram, mask)
         top = jnp.max(jnp.diagonal(gram))
-        present = (pull[:, None] != 0) & (pull[None, :] != 0) if mask is not None else True
-        scaled = jnp.where(present, gram / jnp.where(top > 0, top, 1), 0)
+        here = presence(gram.shape[-1], mask) > 0
+        scaled = jnp.where(here[:, None] & here[None, :], gram / jnp.where(top > 0, top, 1), 0)
         return _align(scaled, pull, mode), state
 
     return Weighting(stateless, update)

@@ -13,10 +13,14 @@ from mtjax.grads.base import (
     State,
     Weighting,
     check_number,
+    check_optimizer,
+    check_whole,
     default_float,
     keep_absent,
     need_losses,
+    per_task,
     positive,
+    preferred,
     presence,
     stateless,
     uniform,
@@ -35,6 +39,7 @@ class LearnedScale(NamedTuple):
 def _learned(name: str, optimizer, gradient, weight) -> Weighting:
     """A balancer with one learnt scalar per task: weights weight(s), and ∂/∂s = gradient(s, L)."""
     optimizer = optimizer or optax.sgd(0.1)
+    check_optimizer(optimizer)
 
     def init(num_tasks: int) -> LearnedScale:
         scales = jnp.zeros(num_tasks, default_float())
@@ -147,6 +152,8 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
       >>> bool(weights[1] > weights[0])
       True
     """
+    check_number("temperature", temperature, above=0)
+    check_whole("window", window, low=1)
 
     def init(num_tasks: int) -> AveragesState:
         zero = jnp.zeros(num_tasks, default_float())
@@ -203,9 +210,9 @@ def rlw(distribution: str = "normal") -> Weighting:
 
     def update(gram, key, *, losses=None, mask=None):
         key, draw = jax.random.split(key)
-        sample = jax.random.normal if distribution == "normal" else jax.random.gumbel
-        logits = sample(draw, gram.shape[-1:], gram.dtype)
-        if distribution == "dirichlet":  # a flat Dirichlet is normalised exponentials
+        if distribution == "normal":
+            logits = jax.random.normal(draw, gram.shape[-1:], gram.dtype)
+        else:  # a flat Dirichlet is normalised exponentials
             logits = jnp.log(-jnp.log(jnp.clip(jax.random.uniform(draw, gram.shape[-1:]), 1e-7, 1 - 1e-7)))
         here = presence(gram.shape[-1], mask, gram.dtype)
         return jax.nn.softmax(jnp.where(here > 0, logits, -jnp.inf).astype(gram.dtype)), key
@@ -273,10 +280,8 @@ def stch(
     def update(gram, state, *, losses=None, mask=None):
         losses = need_losses("stch", losses).astype(gram.dtype)
         here = presence(gram.shape[-1], mask, gram.dtype)
-        weight = uniform(gram.shape[-1], mask, gram.dtype)
-        if preference is not None:
-            weight = here * jnp.asarray(preference, gram.dtype)
-        best = jnp.zeros_like(losses) if ideal is None else jnp.asarray(ideal, gram.dtype)
+        weight = preferred(preference, gram, mask)
+        best = per_task("ideal", 0.0 if ideal is None else ideal, gram.shape[-1], gram.dtype)
         big = jnp.finfo(gram.dtype).max / 16 * jnp.minimum(mu, 1.0)  # so that nothing overflows
         worth = jnp.clip(weight * (losses - best), -big, big) / mu
         return weight * jax.nn.softmax(jnp.where(here > 0, worth, -jnp.inf)), state

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, cosines, presence, stateless
+from mtjax.grads.base import Array, State, Weighting, check_whole, cosines, presence, stateless
 
 
 def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
@@ -28,10 +28,11 @@ def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
       >>> [float(w) for w in weights]
       [1.0, 0.5, 0.0]
     """
+    check_whole("main_task", main_task, low=0)
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         num_tasks = gram.shape[-1]
-        if not 0 <= main_task < num_tasks:
+        if main_task >= num_tasks:
             raise ValueError(f"main_task {main_task} is not one of {num_tasks} tasks")
         cosine = cosines(gram)[main_task]
         kept = jnp.maximum(cosine, 0) if weighted else (cosine >= 0).astype(gram.dtype)

@@ -11,6 +11,8 @@ from mtjax.grads.base import (
     Number,
     State,
     Weighting,
+    check_number,
+    check_optimizer,
     default_float,
     keep_absent,
     need_losses,
@@ -56,6 +58,8 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
       True
     """
     optimizer = optimizer or optax.sgd(0.025)
+    check_optimizer(optimizer)
+    check_number("gamma", gamma, low=0)
 
     def init(num_tasks: int) -> FamoState:
         logits = jnp.zeros(num_tasks, default_float())

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from mtjax.grads.base import Array, Transform, default_float, presence
+from mtjax.grads.base import Array, Transform, check_number, default_float, per_task, presence
 from mtjax.grads.gram import accumulator, constant_like
 
 
@@ -35,6 +36,8 @@ def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Ar
       >>> [float(u) for u in updates]
       [4.0, 6.0]
     """
+    for share in () if isinstance(leak, jax.core.Tracer) else np.ravel(leak).tolist():
+        check_number("leak", share, low=0, high=1)
 
     def init(num_tasks: int, params: list[Array]) -> Array:
         return jax.random.key(0)
@@ -60,7 +63,7 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
     Row by row: as reductions over the task axis XLA's CPU took ten times as long (10 × 1M).
     """
     dtype = accumulator(g)
-    passes = jnp.broadcast_to(jnp.asarray(leak, dtype), g.shape[:1])
+    passes = jnp.broadcast_to(per_task("leak", leak, g.shape[0], dtype), g.shape[:1])
 
     def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         up, down, *leaked = sums

@@ -12,10 +12,13 @@ from mtjax.grads.base import (
     Number,
     State,
     Weighting,
+    check_number,
+    check_optimizer,
     default_float,
     keep_absent,
     need_losses,
     norms,
+    per_task,
     positive,
     presence,
     safe_divide,
@@ -77,15 +80,17 @@ def gradnorm(
       >>> bool(weights[0] > weights[1]), round(float(weights.sum()), 4)
       (True, 2.0)
     """
+    check_number("alpha", alpha, low=0)
     optimizer = optimizer or optax.adam(0.025)
+    check_optimizer(optimizer)
     rectify = surrogate if callable(surrogate) else _SURROGATES.get(surrogate)
     if rectify is None:
         raise ValueError(f'surrogate must be None, "softplus" or a function, not {surrogate!r}')
 
     def init(num_tasks: int) -> GradNormState:
         weights = jnp.ones(num_tasks, default_float())
-        given = jnp.ones_like(weights) if initial_losses is None else initial_losses
-        first = jnp.broadcast_to(jnp.asarray(given, weights.dtype), weights.shape)
+        given = per_task("initial_losses", 1.0 if initial_losses is None else initial_losses, num_tasks, weights.dtype)
+        first = jnp.broadcast_to(given, weights.shape)
         started = jnp.full(num_tasks, initial_losses is not None)
         return GradNormState(weights, rectify(first), started, optimizer.init(weights))
 

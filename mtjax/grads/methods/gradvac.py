@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Number, Weighting, default_float, presence
+from mtjax.grads.base import Array, Number, Weighting, check_number, default_float, presence
 
 
 class GradVacState(NamedTuple):
@@ -41,6 +41,7 @@ def gradvac(beta: Number = 0.01) -> Weighting:
       >>> [float(w) for w in weights]
       [1.0, 1.0]
     """
+    check_number("beta", beta, low=0, high=1)
 
     def init(num_tasks: int) -> GradVacState:
         return GradVacState(jnp.zeros((num_tasks, num_tasks), default_float()), jax.random.key(0))

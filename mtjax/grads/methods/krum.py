@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, presence, stateless
+from mtjax.grads.base import Array, State, Weighting, check_whole, presence, stateless
 
 
 def krum(byzantine: int = 1, selected: int = 1) -> Weighting:
@@ -29,8 +29,8 @@ def krum(byzantine: int = 1, selected: int = 1) -> Weighting:
       >>> int(jnp.argmax(weights)) != 3
       True
     """
-    if byzantine < 0 or selected < 1:
-        raise ValueError(f"krum needs byzantine ≥ 0 and selected ≥ 1, got {byzantine}, {selected}")
+    check_whole("byzantine", byzantine, low=0)
+    check_whole("selected", selected, low=1)
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         num_tasks = gram.shape[-1]

@@ -32,6 +32,8 @@ def nash_mtl(max_norm: Number | None = None) -> Weighting:
       >>> [round(float(w), 3) for w in weights]
       [1.0, 0.5]
     """
+    if max_norm is not None:
+        check_number("max_norm", max_norm, above=0)
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         here = presence(gram.shape[-1], mask, gram.dtype)
@@ -63,6 +65,8 @@ def fairgrad(alpha: Number = 1.0, max_norm: Number | None = None) -> Weighting:
       [1.0, 0.5]
     """
     check_number("alpha", alpha, above=0)
+    if max_norm is not None:
+        check_number("max_norm", max_norm, above=0)
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         here = presence(gram.shape[-1], mask, gram.dtype)

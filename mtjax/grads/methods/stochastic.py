@@ -3,7 +3,17 @@
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Number, Weighting, default_float, presence, restrict, uniform
+from mtjax.grads.base import (
+    Array,
+    Number,
+    Weighting,
+    check_number,
+    check_whole,
+    default_float,
+    presence,
+    restrict,
+    uniform,
+)
 from mtjax.grads.solvers.simplex import project_simplex
 
 
@@ -44,6 +54,9 @@ def sdmgrad(lam: Number = 0.3, step_size: Number = 0.1, steps: int = 20) -> Weig
       >>> [float(w) for w in weights]
       [1.0, 1.0]
     """
+    check_number("lam", lam, low=0)
+    check_number("step_size", step_size, above=0)
+    check_whole("steps", steps, low=1)
 
     def update(gram: Array, state: Array, *, losses=None, mask=None) -> tuple[Array, Array]:
         here = presence(gram.shape[-1], mask, gram.dtype)
@@ -80,6 +93,8 @@ def modo(step_size: Number = 0.1, rho: Number = 0.0) -> Weighting:
       >>> bool(weights[0] > weights[1])
       True
     """
+    check_number("step_size", step_size, above=0)
+    check_number("rho", rho, low=0)
 
     def update(gram: Array, state: Array, *, losses=None, mask=None) -> tuple[Array, Array]:
         here = presence(gram.shape[-1], mask, gram.dtype)

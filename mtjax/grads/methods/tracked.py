@@ -11,6 +11,7 @@ from mtjax.grads.base import (
     Array,
     Number,
     Transform,
+    check_number,
     default_float,
     need_losses,
     positive,
@@ -76,6 +77,9 @@ def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transfor
       >>> [float(u) for u in updates]
       [0.5, 0.5]
     """
+    check_number("beta", beta, above=0, high=1)
+    check_number("gamma", gamma, low=0)
+    check_number("rho", rho, low=0)
 
     def init(num_tasks: int, params: list[Array]) -> TrackedState:
         return _zeros(num_tasks, params, 1 / num_tasks)
@@ -119,6 +123,8 @@ def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
       >>> [float(u) for u in updates]
       [5.0, 5.0]
     """
+    check_number("beta", beta, low=0, high=1)
+    check_number("beta_decay", beta_decay, low=0)
 
     def init(num_tasks: int, params: list[Array]) -> TrackedState:
         return _zeros(num_tasks, params, 1.0)
@@ -163,6 +169,7 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
       >>> [float(u) for u in updates]
       [0.5, 0.5]
     """
+    check_number("step_size", step_size, low=0)
 
     def init(num_tasks: int, params: list[Array]) -> tuple[TrackedState, Array]:
         # `weights` are logarithms here: a weight that underflows must be able to come back.

@@ -6,7 +6,7 @@ from functools import partial
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, State, Transform, default_float, presence, uniform
+from mtjax.grads.base import Array, State, Transform, check_whole, default_float, presence, uniform
 from mtjax.grads.gram import accumulator, by_columns, constant_like
 
 
@@ -34,8 +34,7 @@ def trimmed_mean(trim: int = 1) -> Transform:
       >>> float(updates[0])
       3.0
     """
-    if trim < 0:
-        raise ValueError(f"trim must not be negative, got {trim}")
+    check_whole("trim", trim, low=0)
 
     def init(num_tasks: int, params: list[Array]) -> State:
         if 2 * trim >= num_tasks:

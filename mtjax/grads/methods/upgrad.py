@@ -8,10 +8,10 @@ from mtjax.grads.base import (
     Weighting,
     cosines,
     norms,
+    preferred,
     presence,
     safe_divide,
     stateless,
-    uniform,
 )
 from mtjax.grads.solvers.cone import dual_cone
 
@@ -40,11 +40,11 @@ def upgrad(preference: Array | None = None) -> Weighting:
     """
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
-        pull = _preference(preference, gram, mask)
+        pull = preferred(preference, gram, mask)
         return jnp.sum(_project(gram, jnp.diag(pull), mask), axis=0), state
 
     def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
-        pulls = jnp.diag(_preference(preference, gram, mask))
+        pulls = jnp.diag(preferred(preference, gram, mask))
         apart = _project(gram, pulls, mask)  # the sum does not say how exact its terms are: solve again
         norm = norms(gram)
         far = jnp.max(jnp.abs(jnp.sum(apart, axis=0) - weights) * norm)
@@ -75,20 +75,13 @@ def dualproj(preference: Array | None = None) -> Weighting:
     """
 
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
-        pull = _preference(preference, gram, mask)
+        pull = preferred(preference, gram, mask)
         return _project(gram, pull[None], mask)[0], state
 
     def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
-        return _violation(gram, weights[None], _preference(preference, gram, mask)[None], mask)
+        return _violation(gram, weights[None], preferred(preference, gram, mask)[None], mask)
 
     return Weighting(stateless, update, residual=residual)
-
-
-def _preference(preference: Array | None, gram: Array, mask: Array | None) -> Array:
-    average = uniform(gram.shape[-1], mask, gram.dtype)
-    if preference is None:
-        return average
-    return jnp.asarray(preference, gram.dtype) * presence(gram.shape[-1], mask, gram.dtype)
 
 
 def _project(gram: Array, pulls: Array, mask: Array | None) -> Array:
