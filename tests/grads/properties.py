@@ -29,7 +29,7 @@ PROPERTIES = ("permutation", "homogeneous", "balanced", "linear", "non_conflicti
 # permutation, homogeneous, balanced, linear, non_conflicting, stationary
 CLAIMS = {
     "mean": "110101", "sum": "110101", "fixed": "010100", "pcgrad": "110100", "gradvac": "110100",
-    "mgda": "110011", "mgda_ub": "110011", "cagrad": "110001", "imtl_g": "110010", "config": "110111",
+    "mgda": "110011", "mgda_ub": "110011", "cagrad": "110001", "imtl_g": "110000", "config": "110111",
     "nash_mtl": "101111", "fairgrad": "101111", "fairgrad(alpha=2.0)": "100011", "aligned_mtl": "110001",
     "upgrad": "110111", "dualproj": "110011", "graddrop": "110000", "moco": "100001", "sdmgrad": "100000",
     "modo": "100001", "db_mtl": "110000", "excess_mtl": "110101", "cr_mogm": "110001", "cosine_gate": "010100",
@@ -62,12 +62,15 @@ def runner(name: str):
 
 
 def samples() -> np.ndarray:
-    """32 Jacobians [T, P]: iid, conflicting, with norms over 100, and with one task against all others."""
+    """34 Jacobians [T, P]: iid, conflicting, with norms over 100, with one task against all others, and with a short
+    gradient that lies nearly between two long ones."""
     kinds = ("iid", "conflicting", "spread", "correlated")
     J = np.stack([jacobians.jacobian(kind, T, SIZE, seed) for kind in kinds for seed in range(8)])
     J[16:24] /= np.linalg.norm(J[16:24], axis=2, keepdims=True) ** 0.5
     J[24:, 0] *= -1
-    return J
+    between = J[:2] / np.linalg.norm(J[:2], axis=2, keepdims=True)
+    between[:, 2] = 0.05 * (between[:, 0] + between[:, 1] + 0.3 * between[:, 2])
+    return np.concatenate([J, between])
 
 
 def error(got: np.ndarray, want: np.ndarray) -> float:
