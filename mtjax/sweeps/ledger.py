@@ -2,13 +2,14 @@
 
     {"time", "event": "opened", "launcher", "host", "pid"}
     {"time", "event": "started", "program", "attempt", "job"}
-    {"time", "event": "ended", "program", "attempt", "state", "error", "trials": {name: {"state", "error"}}}
+    {"time", "event": "ended", "program", "attempt", "state", "error", "trials": {name: {"state", "error"}}, "again"}
     {"time", "event": "halved", "program", "into"}      its trials are those of two other programs from now on
     {"time", "event": "closed", "why"}
 
 The launcher alone writes it, under a lock that dies with it. Every line is durable before what it announces
 happens; a last line that was torn by a kill is dropped. ``ended`` comes from the outcome that the program itself
-left, so a launcher that was away learns of it later.
+left, so a launcher that was away learns of it later; ``again`` in the same line says that a failed program has a retry
+left, which a launcher that comes later still owes it.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class Progress:
         state: one of STATES.
         attempt: how often it was started.
         failures: how many of these attempts failed.
+        again: it failed, and is owed another attempt (programs only).
         error: of the last attempt, if it failed or diverged.
         started, ended: seconds since 1970, of the last attempt.
         job: what the launcher calls the last attempt.
@@ -94,6 +96,7 @@ class Progress:
     state: str = WAITING
     attempt: int = 0
     failures: int = 0
+    again: bool = False
     error: str | None = None
     started: float | None = None
     ended: float | None = None
@@ -124,10 +127,11 @@ def fold(plan: Plan, events: Iterable[Mapping[str, Any]]) -> State:
         if event["event"] == "started":
             for item in (program, *members):
                 item.state, item.attempt, item.started = RUNNING, event["attempt"], event["time"]
-                item.ended, item.error, item.job = None, None, event.get("job")
+                item.ended, item.error, item.job, item.again = None, None, event.get("job"), False
         elif event["event"] == "ended":
             program.state, program.error, program.ended = event["state"], event.get("error"), event["time"]
             program.failures += event["state"] == FAILED
+            program.again = event.get("again", False)
             for name, outcome in event["trials"].items():
                 trial = trials[name]
                 trial.state, trial.error, trial.ended = outcome["state"], outcome.get("error"), event["time"]

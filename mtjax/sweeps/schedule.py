@@ -16,7 +16,7 @@ from mtjax.sweeps.plan import Plan, Program, halved, save
 from mtjax.training import lock
 
 POLL_SECONDS = 0.5
-MOST_INTERRUPTIONS = 100  # of one program by its machine, after which it counts as failed
+MOST_INTERRUPTIONS = 100  # attempts at one program, after which its machine's interruptions are failures
 
 
 class End(NamedTuple):
@@ -116,7 +116,7 @@ def run(
             schedule.take_over()
             schedule.loop(signals)
             plan, state = schedule.plan, schedule.state
-            if signals.count and any(p.state not in (DONE, FAILED) for p in state.programs.values()):
+            if signals.count and schedule.missing():
                 book.write("closed", why="signal")
                 raise Stopped(f"stopped; what was running has saved; continue with --resume={folder}")
             longer = None if signals.count else grow(plan, state)
@@ -139,6 +139,16 @@ class _Schedule:
     def state(self) -> State:
         return ledger.fold(self.plan, ledger.read(self.folder))
 
+    def missing(self) -> list[str]:
+        """Programs that are to be started, or started again, or halved."""
+        return [
+            name
+            for name, progress in self.state.programs.items()
+            if progress.state not in (DONE, FAILED)
+            or progress.again
+            or (progress.state == FAILED and self.plan.programs[name].packed)
+        ]
+
     def take_over(self) -> None:
         """Learn what happened since the last launcher died, and queue what is missing."""
         for name, progress in self.state.programs.items():
@@ -153,10 +163,11 @@ class _Schedule:
             else:
                 self._book(name, outcome or worker.interrupted(program, attempt))
         for name, progress in self.state.programs.items():
-            if progress.state == FAILED and self.plan.programs[name].packed and not self.policy.retry_failed:
+            again = progress.again or self.policy.retry_failed
+            if progress.state == FAILED and self.plan.programs[name].packed and not again:
                 self._halve(name)  # its launcher died before it could
         for name, progress in self.state.programs.items():
-            again = progress.state == FAILED and self.policy.retry_failed
+            again = progress.state == FAILED and (progress.again or self.policy.retry_failed)
             if again or (progress.state not in (DONE, FAILED) and name not in self.jobs):
                 self.queue.append(name)
         # What has been started is nearer its end.
@@ -201,17 +212,18 @@ class _Schedule:
         if outcome is None:
             forgiven = stopping or end.interrupted
             outcome = worker.interrupted(program, attempt) if forgiven else worker.killed(program, attempt, end.how)
+        if outcome.state == STOPPED and attempt >= MOST_INTERRUPTIONS and not stopping:
+            outcome = worker.killed(program, attempt, f"it was interrupted over and over, in attempt {attempt} again")
         self._settle(name, outcome, stopping=stopping)
 
     def _settle(self, name: str, outcome: worker.Outcome, *, stopping: bool) -> None:
         """Book an outcome, and queue the program again if it is to go on or to be tried again."""
-        self._book(name, outcome)
+        again = self._book(name, outcome)
         if stopping:
             return
-        if outcome.state == STOPPED and outcome.attempt < MOST_INTERRUPTIONS:
+        if outcome.state == STOPPED:
             self.queue.insert(0, name)  # its machine wanted the place: go on elsewhere, or later
-        elif outcome.state == FAILED and self.allowed[name] > 0:
-            self.allowed[name] -= 1
+        elif again:
             self.queue.append(name)
             self.report(f"{name} will be tried again")
         elif outcome.state == FAILED and self.plan.programs[name].packed:
@@ -226,14 +238,18 @@ class _Schedule:
         self.report(f"the trials of {name} will be tried again as {halves[0]} and {halves[1]}")
         return halves
 
-    def _book(self, name: str, outcome: worker.Outcome) -> None:
-        self.book.write("ended", program=name, **dataclasses.asdict(outcome))
+    def _book(self, name: str, outcome: worker.Outcome) -> bool:
+        """Write how an attempt ended, and whether there will be another because it failed, which is returned."""
+        again = outcome.state == FAILED and self.allowed[name] > 0
+        self.allowed[name] -= again
+        self.book.write("ended", program=name, **dataclasses.asdict(outcome), again=again)
         diverged = [f"{trial}: {end['error']}" for trial, end in outcome.trials.items() if end["state"] == DIVERGED]
         done = sum(end["state"] == DONE for end in outcome.trials.values())
         words = {DONE: f"done: {done} of {len(outcome.trials)} trials", STOPPED: "stopped and can go on"}
         self.report(f"{name} {words.get(outcome.state) or f'failed: {outcome.error}'}")
         for line in diverged:
             self.report(f"  {line}")
+        return again
 
     def _stop_all(self, *, kill: bool) -> None:
         verb = "killing" if kill else "saving and stopping"

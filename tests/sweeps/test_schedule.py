@@ -166,6 +166,59 @@ def test_retries_are_as_many_as_asked(made, tmp_path):
     assert states(state) == [DONE, DONE, FAILED, DONE]
 
 
+@pytest.mark.parametrize("died", ["after the end was booked", "before it was learnt of"])
+def test_a_retry_that_was_asked_for_survives_the_launcher(made, tmp_path, monkeypatch, died):
+    """The launcher was killed between a failure and the retry; who resumes still owes it, and does not halve a pack."""
+
+    class Killed(BaseException):
+        pass
+
+    def report(line):
+        if line.startswith("p001 failed"):
+            raise Killed
+
+    if died == "after the end was booked":
+        with pytest.raises(Killed):
+            first = FakeLauncher(tmp_path, p001=[FAILED])
+            schedule.run(tmp_path, made, first, schedule.Policy(retries=1), report=report)
+        retries = 0  # what was asked of the first launcher holds
+    else:
+        with ledger.Ledger(tmp_path) as book:
+            book.write("started", program="p001", attempt=1, job="process 1")
+        trials = {name: {"state": FAILED, "error": "x"} for name in made.programs["p001"].trials}
+        leave(tmp_path, made.programs["p001"], worker.Outcome(1, FAILED, "x", trials))
+        retries = 1
+    again = FakeLauncher(tmp_path, p001=[FAILED, DONE])
+    state, _ = run(made, again, retries=retries)
+    assert again.started == [("p001", 2), ("p002", 1), ("p003", 1)]
+    assert states(state) == [DONE] * 4 and state.programs["p001"].failures == 1
+
+
+def test_a_failure_while_stopping_is_not_the_end(made, tmp_path):
+    """A signal came and a program failed: the sweep says that it can be resumed, and then retries."""
+
+    class Failing(FakeLauncher):
+        def _start(self, program, attempt):
+            job = super()._start(program, attempt)
+            if (program.name, attempt) == ("p003", 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return job
+
+    with pytest.raises(schedule.Stopped):
+        run(made, Failing(tmp_path, p003=[FAILED]), retries=1)
+    again = FakeLauncher(tmp_path, p003=[FAILED, DONE])
+    assert states(run(made, again)[0]) == [DONE] * 4 and again.started == [("p003", 2)]
+
+
+def test_a_machine_that_interrupts_for_ever(made, tmp_path, monkeypatch):
+    """It counts as a failure in the end, and not as done."""
+    monkeypatch.setattr(schedule, "MOST_INTERRUPTIONS", 3)
+    launcher = FakeLauncher(tmp_path, p002=["preempted"])
+    state, _ = run(made, launcher)
+    assert states(state) == [DONE, DONE, FAILED, DONE] and launcher.started.count(("p002", 4)) == 0
+    assert "interrupted over and over" in state.programs["p002"].error
+
+
 def test_a_program_whose_machine_wants_the_place_goes_on(made, tmp_path):
     launcher = FakeLauncher(tmp_path, p001=[STOPPED, "preempted", DONE])
     state, _ = run(made, launcher)
