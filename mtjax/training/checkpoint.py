@@ -19,8 +19,9 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +55,23 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("absl").addFilter(_is_news)
+
+
+class Hushed:
+    """A ``sys.unraisablehook`` that does not tell of the threads which a failed save of Orbax's has left behind.
+
+    Each of its writes ends in a thread of C++, which then wakes an event loop; after one write has failed, Orbax has
+    closed that loop, and every other write that still ends (on a full disk: all of them) would print a traceback.
+    """
+
+    def __init__(self, told: Callable[[Any], None]):
+        self.told = told
+
+    def __call__(self, unraisable: Any) -> None:
+        trace = unraisable.exc_traceback
+        late = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
+            self.told(unraisable)
 
 
 def _reason(error: BaseException) -> str:
@@ -158,6 +176,8 @@ class Checkpointer:
         """Runs in the background: save the step, seal it with its manifest, and only then drop the oldest."""
         # Orbax wants a container, hence the dict around the state.
         args = ocp.args.Composite(state=ocp.args.StandardSave({"state": state}), host=ocp.args.JsonSave(host))
+        if not isinstance(sys.unraisablehook, Hushed):
+            sys.unraisablehook = Hushed(sys.unraisablehook)
         if not self._manager.save(step, args=args):
             raise CheckpointError(f"Orbax refused to save it in {self.folder}")
         write_manifest(self.folder / str(step), step, leaves)
