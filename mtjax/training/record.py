@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
 import time as clock
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -278,12 +279,13 @@ class _Board:
     """TensorBoard's view: aggregates in one group, tasks in another, so that 50 tasks bury nothing.
 
     It is written in the caller's thread: tensorboardX's own, once a full disk has ended it, would let the run wait
-    for ever. What cannot be written costs a warning and the rest of the view.
+    for ever. What cannot be written costs a warning and the rest of the view; tensorboardX's writer of events would
+    then leave a file open that says so once more at the end.
     """
 
     def __init__(self, run_dir: pathlib.Path, names: Sequence[str], last_step: int | None):
         # Here, because it takes a third of a second that --notensorboard need not pay.
-        from tensorboardX import event_file_writer, summary
+        from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2
 
         self._folder, self._names = run_dir / "tensorboard", tuple(names)
@@ -292,7 +294,9 @@ class _Board:
         self._writer: Any = None
         with self._forgiven():
             self._folder.mkdir(exist_ok=True)
-            self._writer = event_file_writer.EventsWriter(str(self._folder / "events"))
+            name = f"events.out.tfevents.{int(clock.time())}.{socket.gethostname()}"
+            self._writer = record_writer.RecordWriter(str(self._folder / name))
+            self._write(self._event(wall_time=clock.time(), file_version="brain.Event:2"))
             if last_step is not None:
                 # Hides what a killed run wrote after the checkpoint that this one resumes from.
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
@@ -331,7 +335,7 @@ class _Board:
         if self._writer is None:
             return
         with self._forgiven():
-            self._writer.write_event(event)
+            self._writer.write(event.SerializeToString())
             if clock.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._writer.flush()
                 self._flushed = clock.monotonic()

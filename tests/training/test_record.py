@@ -1,7 +1,9 @@
 """The record: what it loses, repeats or bends, every plot and table shows wrong."""
 
+import gc
 import json
 import os
+import sys
 import time
 
 import numpy as np
@@ -139,6 +141,21 @@ def test_tensorboard_shows_tasks_and_aggregates(tmp_path):
     assert scalars["learning/steps_per_second"] == [(20, 5.0)]
     assert scalars["evaluation_train_deterministic/return/median"] == [(20, 3.0)]
     assert not any(tag.startswith("learning_tasks") for tag in scalars)
+
+
+def test_a_full_disk_ends_the_view_with_one_warning(tmp_path, monkeypatch):
+    """And nothing is printed when the interpreter, at its end, comes across the file."""
+    from tensorboardX import record_writer
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))
+    monkeypatch.setattr(record, "FLUSH_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="tensorboard is not written any more: No space left on device") as warned:
+        write(tmp_path, [10, 20, 30], tensorboard=True)
+    gc.collect()
+    assert len(warned) == 1 and not told
+    assert steps_of(tmp_path) == [10, 20, 30]
 
 
 def test_fifty_tasks_are_written_fast(tmp_path):
