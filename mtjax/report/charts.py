@@ -166,8 +166,8 @@ def heat_map(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str
         return ""
     percent = measure.startswith("success")
     everything = np.stack(list(means.values()))
-    low = np.zeros(len(names)) if percent else np.nanmin(everything, axis=0)
-    high = np.ones(len(names)) if percent else np.nanmax(everything, axis=0)
+    low = np.zeros(len(names)) if percent else np.fmin.reduce(everything)
+    high = np.ones(len(names)) if percent else np.fmax.reduce(everything)
     shares = (everything - low) / np.where(high > low, high - low, 1.0)
     numbers = len(names) <= NAMED
     rows = []
@@ -277,7 +277,7 @@ def conflict(suite: Suite, looks: Mapping[str, Style]) -> str:
         svg.chart(cosines, title="Cosine between two tasks' gradients, mean over pairs", zero=True),
         svg.chart(shares, title="Share of pairs that conflict (cosine below zero)", percent=True),
     ]
-    limit = max(0.1, max(float(np.nanquantile(np.abs(_pairs(last)), 0.98)) for _, last in squares))
+    limit = max([0.1, *(float(np.quantile(_pairs(last), 0.98)) for _, last in squares)])
     limit = min(1.0, math.ceil(10 * limit) / 10)
     tiles = [
         f'<figure class="{looks[method.label].classes}">'
@@ -301,7 +301,7 @@ def sharing(suite: Suite, looks: Mapping[str, Style]) -> str:
         if line is not None and len(line.steps):
             entropies.append(Line(method.label, look, line))
         for name, last in measures.last_shares(method).items():
-            limit = 1.0 if name.startswith("routing") else float(np.nanmax(np.abs(last))) or 1.0
+            limit = 1.0 if name.startswith("routing") else float(np.fmax.reduce(np.abs(last), axis=None)) or 1.0
             title = f"{method.label}, {name}"
             picture = svg.matrix(last, suite.tasks.get("train", ()), title, limit=limit, square=False)
             tiles.append(
@@ -331,7 +331,9 @@ def embeddings(suite: Suite, looks: Mapping[str, Style]) -> str:
 
 
 def _pairs(matrix: np.ndarray) -> np.ndarray:
-    return matrix[~np.eye(len(matrix), dtype=bool)]
+    """What is known of pairs in [T, T], without its sign; 0 if nothing is."""
+    pairs = matrix[~np.eye(len(matrix), dtype=bool)]
+    return np.abs(pairs[np.isfinite(pairs)]) if np.isfinite(pairs).any() else np.zeros(1)
 
 
 def generalisation(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:

@@ -16,6 +16,7 @@ from mtjax.report.folder import SWEEP, kind_of
 from mtjax.sweeps import ledger, plan
 from mtjax.training import packing, record, series
 from mtjax.training.config import RunConfig, load_config
+from mtjax.training.results import SUITE
 from mtjax.training.series import Run, Series
 
 # Options that do not make another method: who was drawn, and how often somebody looked.
@@ -104,10 +105,10 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
     """Read runs and sweeps.
 
     Args:
-        folders: of runs or sweeps; they may still be at work.
+        folders: of runs or sweeps; they may still be at work. What is there twice counts once.
 
     Returns:
-        One Suite for every suite of tasks.
+        One Suite for every suite of tasks; for every version of one, too, whose tasks, rewards or horizons differ.
 
     Raises:
         ValueError: a folder is neither, or a record is broken.
@@ -115,10 +116,32 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
     entries: list[Entry] = []
     for folder in map(pathlib.Path, folders):
         entries += of_sweep(folder) if kind_of(folder) == SWEEP else [of_run(folder)]
-    by_suite: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_suite.setdefault(entry.config.suite, []).append(entry)
-    return [_suite(name, members) for name, members in by_suite.items()]
+    entries = list({entry.folder.resolve(): entry for entry in entries}.values())
+    by_suite: dict[str, dict[str, list[Entry]]] = {}
+    for entry in sorted(entries, key=lambda entry: not (entry.folder / SUITE).is_file()):
+        versions = by_suite.setdefault(entry.config.suite, {})
+        versions.setdefault(_version(entry, versions), []).append(entry)
+    found = []
+    for name, versions in by_suite.items():
+        for number, members in enumerate(versions.values(), start=1):
+            members.sort(key=entries.index)
+            found.append(_suite(name if len(versions) == 1 else f"{name} ({number} of {len(versions)})", members))
+    return found
+
+
+def _version(entry: Entry, others: Iterable[str]) -> str:
+    """What runs of one suite must have in common, for their numbers to be compared: tasks, rewards and horizon.
+
+    Of an entry that has not written that yet, what another one with its tasks has; of one that has said nothing,
+    what any has.
+    """
+    path = entry.folder / SUITE
+    if path.is_file():
+        suite = json.loads(path.read_text())
+        names = [info["name"] for info in suite["tasks"]["train"]]
+        return json.dumps([names, [suite["version"].get(part) for part in ("suite", "reward", "horizon")]])
+    names = list(record.task_names(entry.lines))
+    return next((other for other in others if not names or json.loads(other)[0] == names), json.dumps([names, None]))
 
 
 def of_run(folder: pathlib.Path) -> Entry:
@@ -177,8 +200,11 @@ def differences(configs: Sequence[RunConfig]) -> tuple[str, ...]:
     return tuple(name for name in names if any(values.get(name) != flat[0].get(name) for values in flat))
 
 
-def _labels(configs: Sequence[RunConfig], differing: Sequence[str]) -> list[str]:
-    """Short names: the values of what differs, with the option's name where the value does not speak for itself."""
+def _labels(configs: Sequence[RunConfig], differing: Sequence[str], *, short: bool = True) -> list[str]:
+    """Short names: the values of what differs, with the option's name where the value does not speak for itself.
+
+    ``short``: numbers have six digits; all of them where that would give two methods one name.
+    """
     if not differing:
         return [config.grads for config in configs]
     labels = []
@@ -186,12 +212,14 @@ def _labels(configs: Sequence[RunConfig], differing: Sequence[str]) -> list[str]
         flat = options.flatten(config)
         words = []
         for name in differing:
-            short, value = SHORT.get(name, name), flat.get(name)
+            prefix, value = SHORT.get(name, name), flat.get(name)
             if value is None:
                 continue
-            text = _short(value)
-            words.append(f"{short}={text}" if short else text)
+            text = _short(value) if short or not isinstance(value, float) else repr(value)
+            words.append(f"{prefix}={text}" if prefix else text)
         labels.append(" · ".join(words))
+    if len(set(labels)) < len(labels) and short:
+        return _labels(configs, differing, short=False)
     return labels
 
 
@@ -261,7 +289,7 @@ def _at(part: Series, steps: np.ndarray) -> np.ndarray:
 def _tasks(entries: Sequence[Entry], methods: Sequence[Method]) -> tuple[dict, dict, dict]:
     """Names by split, descriptions, and the suite's version, of the first run that has written them."""
     for entry in entries:
-        path = entry.folder / "suite.json"
+        path = entry.folder / SUITE
         if path.is_file():
             suite = json.loads(path.read_text())
             tasks = {split: [info["name"] for info in infos] for split, infos in suite["tasks"].items()}

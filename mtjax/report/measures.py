@@ -82,7 +82,7 @@ def common_scale(values: Mapping[str, np.ndarray], measure: str) -> dict[str, np
     if len(values) < 2:
         return {}
     everything = np.concatenate(list(values.values()))
-    low, high = np.nanmin(everything, axis=0), np.nanmax(everything, axis=0)
+    low, high = np.fmin.reduce(everything), np.fmax.reduce(everything)  # NaN where nothing else is
     return {label: (value - low) / np.where(high > low, high - low, 1.0) for label, value in values.items()}
 
 
@@ -130,13 +130,15 @@ def conflict(method: Method) -> tuple[Curve | None, Curve | None]:
 
 
 def last_cosine(method: Method) -> np.ndarray | None:
-    """[T, T] cosines between the tasks' gradients over the last tenth of training, averaged over seeds."""
+    """[T, T] cosines between the tasks' gradients over the last tenth of training, averaged over seeds; None if none
+    is known, as at the end of a run that has diverged."""
     cosine = method.run.train.get("grads/cosine")
     if not series.known(cosine) or cosine.values.ndim != 4 or cosine.values.shape[-1] < 2:
         return None
     tail = max(1, len(cosine.steps) // 10)
     last = cosine.values[-tail:].reshape(-1, *cosine.values.shape[2:])
-    return statistics.mean(np.moveaxis(last, 0, -1), skip_missing=True)
+    last = statistics.mean(np.moveaxis(last, 0, -1), skip_missing=True)
+    return last if np.isfinite(last).any() else None
 
 
 def last_shares(method: Method) -> dict[str, np.ndarray]:
@@ -148,7 +150,7 @@ def last_shares(method: Method) -> dict[str, np.ndarray]:
             tail = max(1, len(source.steps) // 10)
             last = np.moveaxis(source.values[-tail:, 0], 0, -1)  # [T, F, tail]
             found[f"{kind}, {network} network"] = statistics.mean(last, skip_missing=True)
-    return found
+    return {name: last for name, last in found.items() if np.isfinite(last).any()}
 
 
 def last_embeddings(method: Method) -> dict[str, np.ndarray]:

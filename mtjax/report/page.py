@@ -7,6 +7,7 @@ import datetime
 import html
 import os
 import pathlib
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -201,7 +202,7 @@ def _tasks(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str],
     rows = []
     for index, task in enumerate(names):
         columns = [values[label][:, index] for label in order]
-        best = max(column.mean() for column in columns)
+        best = np.fmax.reduce([column.mean() for column in columns])
         cells = []
         for column in columns:
             text = svg.number(float(column.mean()), percent)
@@ -268,7 +269,7 @@ def _video(path: pathlib.Path, folder: pathlib.Path, budget: list[float]) -> str
         budget[0] -= size
         source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
     else:
-        source = html.escape(os.path.relpath(path, folder), quote=True)
+        source = html.escape(urllib.parse.quote(os.path.relpath(path, folder)), quote=True)
     name = html.escape(path.stem)
     video = f'<video controls loop muted playsinline preload="metadata" src="{source}"></video>'
     return f"<figure>{video}<figcaption>{name}</figcaption></figure>"

@@ -200,6 +200,14 @@ def test_one_unfinished_run(tmp_path, has_success):
     assert "Return, mean of the tasks" in found.text
 
 
+def test_a_link_to_a_video_of_a_folder_with_any_name(tmp_path):
+    run = make_run(tmp_path / "50% #1")
+    (run / "videos").mkdir()
+    (run / "videos" / "reach.mp4").write_bytes(b"x" * 100)
+    text = page.write([run], tmp_path / "r.html", video_megabytes=0.0).read_text()
+    assert 'src="50%25%20%231/videos/reach.mp4"' in text
+
+
 def test_a_run_without_any_evaluation(tmp_path):
     folder = tmp_path / "run"
     make_run(folder)
@@ -248,6 +256,80 @@ def test_a_sweep_at_work(tmp_path):
     found = assert_offline(page.write([tmp_path / "s"], tmp_path / "r.html").read_text())
     assert "2 running" in found.text and "1 failed" in found.text and "1 waiting" in found.text
     assert "ValueError: <no>" in found.text
+
+
+def rewrite(folder, change):
+    """Change what a run's suite.json says."""
+    suite = json.loads((folder / "suite.json").read_text())
+    change(suite)
+    (folder / "suite.json").write_text(json.dumps(suite))
+    return folder
+
+
+def test_versions_of_a_suite_are_not_compared(tmp_path):
+    """Another reward or other tasks: sections of their own. A trial that has not said which belongs to its tasks."""
+    runs = [make_run(tmp_path / name, dataclasses.replace(BASE, grads=name)) for name in ("mean", "pcgrad", "mgda")]
+    rewrite(runs[1], lambda suite: suite["version"].update(reward="v2"))
+    (runs[2] / "suite.json").unlink()
+    suites = data.gather(runs)
+    assert [[m.config.grads for m in suite.methods] for suite in suites] == [["mean", "mgda"], ["pcgrad"]]
+    assert [suite.name for suite in suites] == ["some-suite (1 of 2)", "some-suite (2 of 2)"]
+
+    other = make_run(tmp_path / "other", dataclasses.replace(BASE, grads="upgrad"))
+    lines = (other / "metrics.jsonl").read_text().splitlines()
+    short = [json.loads(line) for line in lines]
+    for line in short:
+        line["tasks"] = line["tasks"][:2] if line["kind"] == "tasks" else line.get("tasks")
+        if line["kind"] == "evaluation" and line["split"] == "train":
+            line["values"] = {name: [row[:2] for row in value] for name, value in line["values"].items()}
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in short if line["kind"] != "train"))
+    rewrite(other, lambda suite: suite["tasks"].update(train=suite["tasks"]["train"][:2]))
+    Page(page.write([runs[0], other], tmp_path / "r.html").read_text())
+
+
+def test_a_run_that_is_named_twice_counts_once(three):
+    (suite,) = data.gather([three[1], three[1].parent / "." / "b", three[2]])
+    assert suite.methods[0].seeds == 3
+
+
+def test_methods_whose_numbers_look_alike_have_names_of_their_own(tmp_path):
+    configs = [options.replace(BASE, {"learning_rate": rate}) for rate in (0.0001234567, 0.0001234568)]
+    (suite,) = data.gather([make_run(tmp_path / str(n), config) for n, config in enumerate(configs)])
+    assert [m.label for m in suite.methods] == ["lr=0.0001234567", "lr=0.0001234568"]
+
+
+def missing(folder, kinds, tasks, after=0):
+    """Make values of a record null: of some tasks, in lines of these kinds, after a step."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] in kinds and line["step"] > after:
+            for name, value in line["values"].items():
+                array = np.array(value, dtype=object)
+                if array.ndim > 1 and array.shape[1] == 3:
+                    array[:, tasks] = None
+                    line["values"][name] = array.tolist()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize("has_success", [True, False])
+@pytest.mark.parametrize(
+    "kinds, tasks, after",
+    [
+        pytest.param(("train", "evaluation"), [1], 0, id="a task of which no episode has ended"),
+        pytest.param(("train",), [0, 1, 2], 800, id="nothing is known of the last tenth"),
+        pytest.param(("train", "evaluation"), [0, 1, 2], 0, id="nothing is known at all"),
+    ],
+)
+def test_missing_values(tmp_path, has_success, kinds, tasks, after):
+    """They are left out, without a word on stderr (warnings are errors here)."""
+    runs = []
+    for name in ("mean", "pcgrad"):
+        config = dataclasses.replace(BASE, grads=name, num_seeds=2)
+        run = make_run(tmp_path / name, config, has_success=has_success)
+        runs.append(missing(run, kinds, tasks, after))
+    found = assert_offline(page.write(runs, tmp_path / "r.html").read_text())
+    assert "nan" not in found.text.lower().split()
 
 
 def test_videos_are_inside_until_the_page_is_large_enough(tmp_path):
