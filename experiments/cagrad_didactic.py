@@ -24,6 +24,8 @@ _METHODS = flags.DEFINE_list(
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/cagrad_didactic", "Folder for the picture and the numbers.")
 
+flags.register_validator("methods", two_tasks.are_methods)
+
 STARTS = ((-8.5, 7.5), (-8.5, -5.0), (9.0, 9.0))
 
 

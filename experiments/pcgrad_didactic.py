@@ -23,6 +23,8 @@ _RATE = flags.DEFINE_float("rate", 1e-3, "Adam's rate.")
 _METHODS = flags.DEFINE_list("methods", ["sum", "pcgrad"], "Methods.")
 _OUTPUT = flags.DEFINE_string("output", "runs/pcgrad_didactic", "Folder for the picture and the numbers.")
 
+flags.register_validator("methods", two_tasks.are_methods)
+
 STARTS = ((0.5, -3.0), (-3.0, -3.0), (3.0, 3.0))
 
 

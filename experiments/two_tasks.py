@@ -9,8 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
 from mtjax import grads
+from mtjax.grads import registry
+
+
+def are_methods(specs: Sequence[str]) -> bool:
+    """A flag's validator: refuses names of no methods of two tasks, with the nearest one."""
+    for spec in specs:
+        try:
+            registry.try_out(spec, 2)
+        except ValueError as error:
+            raise flags.ValidationError(str(error)) from None
+    return True
 
 
 def descend(losses: Callable, spec: str, starts: Sequence, *, rate: float, steps: int, every: int) -> tuple:

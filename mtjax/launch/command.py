@@ -47,6 +47,7 @@ def launch(
     *,
     exits: Exits = no_exits,
     positional: bool = False,
+    interrupted: str = "",
 ) -> NoReturn:
     """Parse the command line and run the command in ``absl.app.run``; never returns.
 
@@ -56,6 +57,7 @@ def launch(
         argv: program name and arguments; ``sys.argv`` if None.
         exits: exit codes of exceptions that only this command knows.
         positional: ``run`` takes the arguments that are no flags, as a second argument.
+        interrupted: what can be done after Ctrl-C.
     """
     argv = list(sys.argv if argv is None else argv)
     program = os.path.basename(argv[0])
@@ -74,7 +76,7 @@ def launch(
             # ffmpeg is started by fork and exec at once, which is safe.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             warnings.showwarning = lambda message, *_: print(f"{program}: warning: {message}", file=sys.stderr)
-            return guard(program, lambda: run(values, *([rest] if positional else [])), exits)
+            return guard(program, lambda: run(values, *([rest] if positional else [])), exits, interrupted)
 
     app.run(main, argv=argv, flags_parser=parser)
     raise AssertionError("absl.app.run returned")
@@ -99,7 +101,9 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
             raise ValueError(f"a line of the flagfile is not a flag: {argument!r}; write --name=value")
     rest = values([argv[0], *from_files, *own])
     if rest[1:] and not positional:
-        raise ValueError(f"unexpected argument {rest[1]!r}; every option is a flag, written --name=value")
+        folder = "run_dir" in values and os.path.isdir(rest[1])
+        hint = f"; did you mean --run_dir={rest[1]}?" if folder else "; every option is a flag, written --name=value"
+        raise ValueError(f"unexpected argument {rest[1]!r}{hint}")
     return rest[1:]
 
 
@@ -136,7 +140,7 @@ def _refuse_repeated(values: FlagValues, arguments: Iterable[str]) -> None:
             raise ValueError(f"--{name} is given {'twice' if times == 2 else f'{times} times'}; give it once")
 
 
-def guard(program: str, work: Callable[[], int | None], exits: Exits = no_exits) -> int:
+def guard(program: str, work: Callable[[], int | None], exits: Exits = no_exits, interrupted: str = "") -> int:
     """Run ``work``; turn bad input and foreseen failures into one line on stderr and an exit.
 
     Exceptions that mtjax did not raise itself are defects and keep their traceback.
@@ -144,7 +148,7 @@ def guard(program: str, work: Callable[[], int | None], exits: Exits = no_exits)
     try:
         return work() or OK
     except KeyboardInterrupt:
-        fail(program, "interrupted; continue with the same command plus --resume", INTERRUPTED)
+        fail(program, "interrupted" + (f"; {interrupted}" if interrupted else ""), INTERRUPTED)
     except flags.Error as error:
         fail(program, f"{_reworded(error)}\nPass --help to see the flags.", BAD_INPUT)
     except Exception as error:

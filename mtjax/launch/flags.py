@@ -176,10 +176,13 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _agreed(notes: Mapping[str, str]) -> list[str]:
-    """A note that all kinds agree on, or one for each."""
-    if len(set(notes.values())) == 1:
-        return [note for note in list(notes.values())[:1] if note]
-    return [f"{note} with {kind}" for kind, note in notes.items() if note]
+    """A note that all kinds agree on, or each with the kinds that it is of."""
+    kinds: dict[str, list[str]] = {}
+    for kind, note in notes.items():
+        kinds.setdefault(note, []).append(kind)
+    if len(kinds) == 1:
+        return [note for note in kinds if note]
+    return [f"{note} with {', '.join(members)}" for note, members in kinds.items() if note]
 
 
 _BOUNDS = {"low": "at least", "above": "greater than", "high": "at most"}

@@ -248,7 +248,8 @@ def choose_folder(name: str, suite: str) -> Path:
         raise ValueError(f"--name={name}: use letters, digits and _ . = + -, with no dot at the beginning")
     if name:
         folder = SWEEPS / name
-        if folder.exists() and any(folder.iterdir()):
+        # A process that was killed while it wrote its first file leaves a hidden one.
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             remedy = f"--resume={folder}, or choose" if (folder / plan.MANIFEST).is_file() else "choose"
             raise ValueError(f"--name={name}: {folder} is not empty; {remedy} another name")
         return folder

@@ -217,7 +217,8 @@ def exits(error: BaseException) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    command.launch(define, run, argv, exits=exits)
+    remedy = "what was saved goes on with the same command plus --resume"
+    command.launch(define, run, argv, exits=exits, interrupted=remedy)
 
 
 if __name__ == "__main__":

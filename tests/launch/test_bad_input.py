@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtjax import options
-from mtjax.launch import evaluate, report, sweep, watch
+from mtjax.launch import evaluate, report, sweep, train, watch
 from mtjax.training.config import RunConfig
 
 PASS_HELP = "\nPass --help to see the flags."
@@ -83,6 +83,25 @@ def test_flags_are_refused_with_one_message(command, typed):
     result = command(*typed.split())
     assert (result.code, result.err) == (1, f"mtjax-train: {FLAGS[typed]}\n")
     assert result.out == ""
+
+
+@pytest.mark.parametrize("name, main", [("evaluate", evaluate.main), ("train", train.main)])
+def test_a_folder_without_its_flag(command, tmp_path, name, main):
+    """mtjax-report takes folders without one; these two say what the flag is."""
+    (tmp_path / "runs").mkdir()
+    result = command("runs", main=main, program=f"mtjax-{name}")
+    assert result.err == f"mtjax-{name}: unexpected argument 'runs'; did you mean --run_dir=runs?\n"
+
+
+def test_interrupted_where_nothing_can_be_resumed(command, training, monkeypatch):
+    """Only mtjax-train has something that --resume could go on with."""
+
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "kind_of", interrupt)
+    result = command("runs", main=report.main, program="mtjax-report")
+    assert (result.code, result.err) == (130, "mtjax-report: interrupted\n")
 
 
 def test_unknown_suite_names_the_nearest(command, training):

@@ -49,8 +49,8 @@ def test_help_says_whose_an_option_is(command):
     assert titles["polyak"] == "Options of --learner=sac and --learner=hipbmdp"
     assert titles["theta_size"] == "Hyper-parameters of HiP-BMDP (--learner=hipbmdp)"
     text = " ".join(command("--help").out.split())
-    assert "Adam's epsilon. (greater than 0; default 1e-05 with ppo; " in text
-    assert "default 1e-08 with sac; default 1e-08 with hipbmdp)" in text
+    assert "Adam's epsilon. (greater than 0; default 1e-05 with ppo, distral; default 1e-08 with" in text
+    assert "default 1e-08 with sac, hipbmdp)" in text
     assert "Options of --learner=sac and --learner=hipbmdp: --critic_learning_rate" in text
 
 

@@ -64,6 +64,17 @@ def test_mistakes_are_refused_in_one_line_and_leave_nothing(swept, typed, messag
     assert not pathlib.Path("sweeps").exists()
 
 
+def test_a_folder_whose_first_file_was_torn_is_free(swept):
+    """A launcher that was killed while it wrote sweep.json has left a hidden file, and no sweep."""
+    folder = pathlib.Path("sweeps/mine")
+    folder.mkdir(parents=True)
+    (folder / ".sweep.json.tmp").write_text("{")
+    assert sweep.choose_folder("mine", "") == folder
+    (folder / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match="is not empty; choose another name"):
+        sweep.choose_folder("mine", "")
+
+
 def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     typed = ("--sweep=grads=mean,pcgrad", "--sweep=learning_rate=log:1e-4:1e-2:3", "--num_seeds=10")
     result = swept(f"--suite={probe_suite}", *typed, "--total_steps=8192", "--name=mine", "--plan_only")

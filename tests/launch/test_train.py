@@ -328,7 +328,7 @@ def test_control_c_says_how_to_go_on(command, training):
     training.work = work
     result = command(PROBE)
     assert result.code == 130
-    assert result.err == "mtjax-train: interrupted; continue with the same command plus --resume\n"
+    assert result.err == "mtjax-train: interrupted; what was saved goes on with the same command plus --resume\n"
 
 
 def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
