@@ -58,6 +58,7 @@ METHODS = {
     "trimmed_mean": ("trimmed_mean(1)", "TrimmedMean(trim_number=1)"),
     "graddrop": ("graddrop", "GradDrop()"),
 }
+flags.register_validator("methods", lambda names: set(names) <= set(METHODS), f"methods are {', '.join(METHODS)}")
 ON_ROOT = ("nash_mtl",)  # its TorchJD class sees the Jacobian only through the Gram, but takes nothing else
 _ENVIRONMENT = dict(os.environ)  # before this side sets what it needs
 COLUMNS = (
