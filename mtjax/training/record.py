@@ -343,8 +343,9 @@ class _Board:
         except OSError as error:
             writer, self._writer = self._writer, None
             if writer is not None:
+                # Not its own `close`: that flushes first, and the file would stay open and complain at exit.
                 with contextlib.suppress(OSError):
-                    writer.close()
+                    writer._py_recordio_writer.close()
             warnings.warn(f"{self._folder} is not written any more: {error.strerror}", stacklevel=2)
 
     def _measure(self, group: str, name: str, step: int, value: np.ndarray, names: Sequence[str]) -> None:
