@@ -35,8 +35,8 @@ SMOKE = (
 
 
 # Where programs are compiled often and run once or twice: XLA's optimiser would take longer than what it saves. Not
-# for simulators, whose steps are many, and not for examples in docstrings, whose digits are compared.
-QUICK = ("launch", "learners", "networks", "training", "test_accelerator.py", "test_guides.py")
+# the suites, some of which are stepped for long, and not examples in docstrings, whose digits are compared.
+QUICK = ("envs", "launch", "learners", "networks", "training", "test_accelerator.py", "test_guides.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
