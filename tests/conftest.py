@@ -34,10 +34,26 @@ SMOKE = (
 )
 
 
+# Where programs are compiled often and run once or twice: XLA's optimiser would take longer than what it saves. Not
+# the suites, some of which are stepped for long, and not examples in docstrings, whose digits are compared.
+QUICK = ("envs", "launch", "learners", "networks", "training", "test_accelerator.py", "test_guides.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).as_posix().startswith(SMOKE):
             item.add_marker(pytest.mark.smoke)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast(request: pytest.FixtureRequest):
+    """Half the time of compiling, for programs that run slower; no number is promised at one level of optimisation."""
+    quick = request.path.relative_to(TESTS).as_posix().startswith(QUICK)
+    if quick:
+        jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    if quick:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

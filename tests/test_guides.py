@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -16,6 +17,21 @@ def guides():
 
 def test_there_are_guides():
     assert guides()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_kept(tmp_path_factory):
+    """A run that a guide repeats, evaluates or goes on with compiles nothing twice, as for a reader."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)

@@ -115,17 +115,6 @@ def test_the_citation_names_this_version():
     assert f"version: {mtjax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_grads_import_no_simulator():
-    """mtjax.grads is for use outside reinforcement learning too: it costs jax and optax only."""
-    code = """
-import sys, mtjax.grads
-heavy = {"flax", "mujoco", "brax", "orbax", "matplotlib", "scipy.stats", "gymnasium", "envpool"}
-print(sorted(heavy & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
 def test_no_host_and_no_path_of_a_machine_is_committed():
     """Such a file works on one machine or network only."""
     words = ["pypi" + ".org", "python" + "hosted", "index-" + "url", "find-" + "links", "." + "library"]

@@ -48,14 +48,6 @@ def _trained(num_seeds=1, seed=5):
     return trainer, state, metrics
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """These programs are compiled often and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _numbers(tree):
     """Every leaf as NumPy, keys as their data."""
     return jax.tree.map(
