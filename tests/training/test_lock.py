@@ -53,7 +53,7 @@ def test_tensorboard_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatc
         def refuse(event):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(recorder._board._writer, "write_event", refuse)
+        monkeypatch.setattr(recorder._board._writer, "write", refuse)
         with pytest.warns(UserWarning, match="tensorboard is not written any more: No space left"):
             recorder.train(1, 1, 0.1, {"return": np.ones((1, 1))})
         recorder.train(2, 2, 0.2, {"return": np.ones((1, 1))})
