@@ -222,10 +222,8 @@ class _PPO:
         observations = state.observations
         if self.config.normalize_observations:
             observations = normalization.update(observations, rollout.observation, axes=(0, 2))
-        learnt = None if batch.weight is None else batch.weight > 0
-        unexplained = (batch.target - batch.value).var(axis=1, where=learnt)
-        unexplained /= batch.target.var(axis=1, where=learnt) + 1e-8
-        metrics["explained_variance"] = 1.0 - unexplained
+        (_, missed), (_, total) = (_moments(x, batch.weight) for x in (batch.target - batch.value, batch.target))
+        metrics["explained_variance"] = 1.0 - (missed / (total + 1e-8))[:, 0]
         metrics["learning_rate"] = self._learning_rate(state)
         for part, network in (("policy", self.policy), ("value", self.value)):
             metrics |= diagnose(network, state.params[part], self.tasks, batch.observation, part)
@@ -268,7 +266,7 @@ class _PPO:
 
         detour = rollout.extras.get("detour")
         ended = rollout.truncated if detour is None else rollout.truncated | detours.before(detour)
-        learnt = None if detour is None else ~task_major(detour)
+        weight = None if detour is None else 1.0 - task_major(detour)
         advantage, target = generalized_advantages(
             reward,
             values,
@@ -280,8 +278,8 @@ class _PPO:
         )
         advantage = task_major(advantage)
         if config.normalize_advantages:
-            centred = advantage - advantage.mean(axis=1, keepdims=True, where=learnt)
-            advantage = centred / (advantage.std(axis=1, keepdims=True, where=learnt) + 1e-8)
+            mean, variance = _moments(advantage, weight)
+            advantage = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
         batch = Minibatch(
             observation=observation,
             raw_action=task_major(rollout.extras["raw_action"]),
@@ -290,7 +288,7 @@ class _PPO:
             advantage=advantage,
             target=task_major(target),
             value=value,
-            weight=None if learnt is None else learnt.astype(jnp.float32),
+            weight=weight,
         )
         return batch, returns, return_sums
 
@@ -480,6 +478,15 @@ def make_ppo(
 def _mean(x: Array, weight: Array | None) -> Array:
     """Mean [] of x [B], of what has a weight."""
     return x.mean() if weight is None else jnp.sum(x * weight) / jnp.maximum(weight.sum(), 1.0)
+
+
+def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Mean and variance [T, 1] of x [T, B], of what has a weight (and 0 where nothing has)."""
+    if weight is None:
+        return x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+    each = jax.vmap(_mean)
+    mean = each(x, weight)[:, None]
+    return mean, each(jnp.square(x - mean), weight)[:, None]
 
 
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -114,6 +114,15 @@ def test_what_is_learnt_is_what_the_other_steps_alone_teach():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient(True), gradient(False))
 
 
+def test_a_rollout_that_is_all_detour_teaches_nothing_and_breaks_nothing():
+    """A few environments and short rollouts: it happens. The mean of no advantages is NaN, if one is not careful."""
+    agent = _make(detour_share=0.2, entropy_cost=0.1)
+    state = agent.init(KEY)
+    after, metrics = agent.update(state, _rollout(agent, state, jnp.ones((H, T, E), bool)), KEY)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert all(np.isfinite(value).all() for value in metrics.values())
+
+
 def test_no_detours_no_difference():
     """A rollout in which none happened teaches what one teaches that could have none."""
     agent = _make()
