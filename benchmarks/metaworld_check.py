@@ -3,7 +3,7 @@
     python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --episodes=10
 
 Prints a table of success (at any step) and return (of 500 steps) of the two simulators and marks the tasks
-where they disagree; those belong into ``WARNINGS`` of `mtjax/suites/metaworld.py`.
+where they disagree; those belong into ``KNOWN_FAULTS`` of `mtjax/suites/metaworld.py`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,12 @@ class PPOConfig:
     value_clip: float = option(0.0, "Clip range of the value's change; 0 switches it off.", low=0)
     value_cost: float = option(0.5, "Weight of the value loss.", low=0)
     entropy_cost: float = option(1e-3, "Weight of the entropy bonus. [vmapped]", low=0)
+    bound_cost: float = option(
+        0.0,
+        "Weight of the squared excess of a Gaussian's mean over the actions' bounds. Beyond them actions are clipped: "
+        "noise changes nothing and nothing leads back. Without effect on squashed or discrete actions.",
+        low=0,
+    )
     kl_cost: float = option(0.0, "Weight of a penalty on KL(old policy, new policy).", low=0)
     target_kl: float = option(
         0.0, "Skip the rest of an update's minibatches once the KL exceeds 1.5 times this; 0 never does.", low=0
@@ -66,6 +72,14 @@ class PPOConfig:
     count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
     rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1)
     rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
+    detour_share: float = option(
+        0.0,
+        "Share of the steps of training spent on detours: one random action held for a while, from which the policy "
+        "learns where it leads, not what it was (temporally extended ε-greedy).",
+        low=0,
+        high=0.9,
+    )
+    detour_steps: int = option(40, "Steps of the longest detour; their lengths are uniform.", low=1)
     surgery: str = option(
         "separate",
         "What the gradient transform sees as one gradient: 'separate' (policy and value network each) or "

@@ -25,6 +25,7 @@ class Minibatch(NamedTuple):
     advantage: Array
     target: Array
     value: Array
+    weight: Array | None = None  # 0 for what is not to be learnt from; None: everything is
 
 
 def check_minibatches(config: PPOConfig, num_envs: int) -> None:

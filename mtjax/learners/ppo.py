@@ -8,6 +8,7 @@ averaging is the weighting 1/T, one agent per task is the arrangement that share
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mtjax import grads, spread
-from mtjax.learners import acting, normalization, popart
+from mtjax.learners import acting, detours, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.descent import clipped_adam, combine, over_steps
@@ -124,7 +125,8 @@ class _PPO:
 
     def learner(self) -> Learner:
         """These functions as a Learner."""
-        return Learner(self.init, self.act, self.update, self.evaluation_policy, self.generalises)
+        planned = self._plan_detours if self.config.detour_share else None
+        return Learner(self.init, self.act, self.update, self.evaluation_policy, self.generalises, detours=planned)
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -179,6 +181,18 @@ class _PPO:
         extras = {"raw_action": raw, "log_prob": log_prob}
         return family.to_action(raw), extras
 
+    def _plan_detours(self, key: Array, length: int) -> detours.Detours:
+        """Detours of a rollout of ``length`` steps."""
+        return detours.draw(
+            key,
+            self.masks,
+            self.spec.action,
+            share=self.config.detour_share,
+            longest=self.config.detour_steps,
+            length=length,
+            num_envs=self.num_envs,
+        )
+
     def evaluation_policy(
         self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
     ) -> Array:
@@ -208,8 +222,8 @@ class _PPO:
         observations = state.observations
         if self.config.normalize_observations:
             observations = normalization.update(observations, rollout.observation, axes=(0, 2))
-        unexplained = (batch.target - batch.value).var(axis=1) / (batch.target.var(axis=1) + 1e-8)
-        metrics["explained_variance"] = 1.0 - unexplained
+        (_, missed), (_, total) = (_moments(x, batch.weight) for x in (batch.target - batch.value, batch.target))
+        metrics["explained_variance"] = 1.0 - (missed / (total + 1e-8))[:, 0]
         metrics["learning_rate"] = self._learning_rate(state)
         for part, network in (("policy", self.policy), ("value", self.value)):
             metrics |= diagnose(network, state.params[part], self.tasks, batch.observation, part)
@@ -250,19 +264,22 @@ class _PPO:
             chosen = spread.divided(chosen, axis=1)
             return self._values(state.params["value"], self._normalize(state.observations, chosen))
 
+        detour = rollout.extras.get("detour")
+        ended = rollout.truncated if detour is None else rollout.truncated | detours.before(detour)
+        weight = None if detour is None else 1.0 - task_major(detour)
         advantage, target = generalized_advantages(
             reward,
             values,
             next_values(values, done, of_final),
             rollout.terminated,
-            rollout.truncated,
+            ended,
             discount=hyper.discount,
             gae_lambda=hyper.gae_lambda,
         )
         advantage = task_major(advantage)
         if config.normalize_advantages:
-            centred = advantage - advantage.mean(axis=1, keepdims=True)
-            advantage = centred / (advantage.std(axis=1, keepdims=True) + 1e-8)
+            mean, variance = _moments(advantage, weight)
+            advantage = (advantage - mean) / (jnp.sqrt(variance) + 1e-8)
         batch = Minibatch(
             observation=observation,
             raw_action=task_major(rollout.extras["raw_action"]),
@@ -271,6 +288,7 @@ class _PPO:
             advantage=advantage,
             target=task_major(target),
             value=value,
+            weight=weight,
         )
         return batch, returns, return_sums
 
@@ -375,15 +393,18 @@ class _PPO:
     ) -> tuple[Array, Mapping[str, Array]]:
         """The loss of ONE task on its minibatch [B, ...], and its parts by name."""
         config, family = self.config, self.policy.distribution
+        mean = functools.partial(_mean, weight=batch.weight)
         p = self.policy.apply(shared["policy"], private["policy"], task, batch.observation)
         log_ratio = family.log_prob(p, mask, batch.raw_action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)
-        surrogate = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
-        entropy = family.entropy(p, mask, key).mean()
+        surrogate = -mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
+        entropy = mean(family.entropy(p, mask, key))
         policy_loss = surrogate - hyper.entropy_cost * entropy
+        if config.bound_cost:
+            policy_loss += config.bound_cost * mean(family.excess(p, mask))
         if config.kl_cost:
-            policy_loss += config.kl_cost * family.kl(batch.distribution, p, mask).mean()
+            policy_loss += config.kl_cost * mean(family.kl(batch.distribution, p, mask))
         further, known = self._further_loss(shared, p, mask, batch, hyper)
         policy_loss += further
 
@@ -393,15 +414,15 @@ class _PPO:
         if config.value_clip:
             near = batch.value + unit * jnp.clip((value - batch.value) / unit, -config.value_clip, config.value_clip)
             error = jnp.maximum(error, jnp.square((near - batch.target) / unit))
-        value_loss = 0.5 * error.mean()
+        value_loss = 0.5 * mean(error)
         loss = policy_loss + config.value_cost * value_loss
         return loss, {
             "loss": loss,
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "entropy": entropy,
-            "kl": (ratio - 1.0 - log_ratio).mean(),
-            "clip_fraction": (jnp.abs(ratio - 1.0) > hyper.clip).mean(dtype=jnp.float32),
+            "kl": mean(ratio - 1.0 - log_ratio),
+            "clip_fraction": mean((jnp.abs(ratio - 1.0) > hyper.clip).astype(jnp.float32)),
             **known,
         }
 
@@ -452,6 +473,20 @@ def make_ppo(
     """
     check_minibatches(config, num_envs)
     return _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
+
+
+def _mean(x: Array, weight: Array | None) -> Array:
+    """Mean [] of x [B], of what has a weight."""
+    return x.mean() if weight is None else jnp.sum(x * weight) / jnp.maximum(weight.sum(), 1.0)
+
+
+def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Mean and variance [T, 1] of x [T, B], of what has a weight (and 0 where nothing has)."""
+    if weight is None:
+        return x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+    each = jax.vmap(_mean)
+    mean = each(x, weight)[:, None]
+    return mean, each(jnp.square(x - mean), weight)[:, None]
 
 
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:

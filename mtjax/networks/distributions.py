@@ -30,6 +30,7 @@ class Distribution(NamedTuple):
         entropy: (p, mask, key) -> [...]; one-sample estimate of the correction if squashed, exact otherwise.
         kl: (p, q, mask) -> [...], KL(p ‖ q).
         to_action: raw -> what the environment takes.
+        excess: (p, mask) -> [...], squared distance of the mode from what `to_action` leaves as it is.
     """
 
     sample: Callable[[Any, Array, Array], Array]
@@ -38,6 +39,7 @@ class Distribution(NamedTuple):
     entropy: Callable[[Any, Array, Array], Array]
     kl: Callable[[Any, Any, Array], Array]
     to_action: Callable[[Array], Array]
+    excess: Callable[[Any, Array], Array]
 
 
 class Normal(NamedTuple):
@@ -74,6 +76,12 @@ def gaussian(squash: bool) -> Distribution:
         distance = jnp.square((p.mean - q.mean) * jnp.exp(-q.log_scale))
         return jnp.sum((0.5 * (ratio + distance - 1.0) + q.log_scale - p.log_scale) * mask, axis=-1)
 
+    def excess(p: Normal, mask: Array) -> Array:
+        return jnp.sum(jnp.square(jax.nn.relu(jnp.abs(p.mean) - 1.0)) * mask, axis=-1)
+
+    def none(p: Normal, mask: Array) -> Array:
+        return jnp.zeros(p.mean.shape[:-1], p.mean.dtype)
+
     return Distribution(
         sample=sample,
         mode=lambda p, mask: p.mean * mask,
@@ -81,6 +89,7 @@ def gaussian(squash: bool) -> Distribution:
         entropy=entropy,
         kl=kl,
         to_action=jnp.tanh if squash else lambda raw: jnp.clip(raw, -1.0, 1.0),
+        excess=none if squash else excess,
     )
 
 
@@ -112,6 +121,7 @@ def categorical() -> Distribution:
         entropy=entropy,
         kl=kl,
         to_action=lambda raw: raw,
+        excess=lambda logits, mask: jnp.zeros(logits.shape[:-1], logits.dtype),
     )
 
 

@@ -113,7 +113,8 @@ def collect(act: Callable, step: Callable, carry: Carry, keys: Array, *, length:
     """Step every environment ``length`` times.
 
     Args:
-        act: (observation [S, T, E, obs], keys [S]) → (actions, extras): the policy, its state closed over.
+        act: (observation [S, T, E, obs], keys [S], index of the step) → (actions, extras): the policy, its state closed
+            over.
         step: (environment state, actions, keys [S]) → (environment state, Step).
         carry: where to start.
         keys: [S] typed keys, of this rollout alone.
@@ -125,7 +126,7 @@ def collect(act: Callable, step: Callable, carry: Carry, keys: Array, *, length:
 
     def advance(carry: Carry, index: Array) -> tuple[Carry, Transitions]:
         act_keys, env_keys = _two(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index))
-        actions, extras = act(carry.observation, act_keys)
+        actions, extras = act(carry.observation, act_keys, index)
         env_state, result = step(carry.env, actions, env_keys)
         running, finished = account(carry.running, carry.finished, result)
         transition = Transitions(

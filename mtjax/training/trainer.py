@@ -11,7 +11,7 @@ import numpy as np
 
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.envs.padding import on_host
-from mtjax.learners import registry, replay
+from mtjax.learners import detours, registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.descent import gradient_method
 from mtjax.suites import descriptions
@@ -135,11 +135,20 @@ class Trainer:
         """Step all environments for one rollout."""
         _, step = over_seeds(env)
 
-        def act(observation: Array, keys: Array):
-            return jax.vmap(self.learner.act)(state.learner, observation, keys)
-
+        length = self.config.hyper.rollout_length
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ROLLOUT), state.updates)
-        carry, rollout = collect(act, step, state.carry, keys, length=self.config.hyper.rollout_length)
+        planned = None  # its key is none of the steps'
+        if self.learner.detours:
+            planned = jax.vmap(lambda key: self.learner.detours(jax.random.fold_in(key, length), length))(keys)
+
+        def act(observation: Array, keys: Array, index: Array):
+            actions, extras = jax.vmap(self.learner.act)(state.learner, observation, keys)
+            if planned is not None:
+                actions, active = jax.vmap(detours.follow, in_axes=(0, None, 0))(planned, index, actions)
+                extras = {**extras, "detour": active}
+            return actions, extras
+
+        carry, rollout = collect(act, step, state.carry, keys, length=length)
         return state._replace(carry=carry), rollout
 
     def _update(self, state: TrainState, rollout: Transitions) -> tuple[TrainState, Mapping[str, Array]]:

@@ -282,6 +282,26 @@ def test_joint_and_separate_surgery():
         np.testing.assert_allclose(found[how][1], [3.0], atol=1e-6)
 
 
+def test_bound_cost_draws_means_back_to_the_bounds_and_no_further():
+    """Beyond a bound every action is the same one: without the cost nothing tells a mean of 3 from one of 30."""
+    agent = _make(bound_cost=0.1, entropy_cost=0.0)
+    state, rollout = _start(agent)
+    state.params["policy"].shared["head"]["params"]["Dense_0"]["bias"] = jnp.asarray([3.0, -0.9])
+    batch = _task(_batch(agent, state, rollout), 0)
+    batch = batch._replace(advantage=jnp.zeros_like(batch.advantage))
+    shared, private = ppo.split(state.params)
+
+    def loss(bias, agent=agent):
+        shared["policy"]["head"]["params"]["Dense_0"]["bias"] = bias
+        of_task = shared, _task(private, 0), _task(agent.tasks, 0), agent.masks[0], batch
+        return agent.task_loss(*of_task, state.hyper, KEY)[1]["loss/policy"]
+
+    bias = jnp.asarray([3.0, -0.9])
+    gradient = jax.grad(loss)(bias)
+    np.testing.assert_allclose(gradient, [0.1 * 2 * (3.0 - 1.0), 0.0], rtol=0.05)
+    np.testing.assert_allclose(jax.grad(functools.partial(loss, agent=_make(entropy_cost=0.0)))(bias), 0.0, atol=1e-7)
+
+
 def test_large_values_do_not_clip_the_policy():
     """A critic's gradient a thousand times as large leaves the policy's step as it is (one norm for both did not)."""
     policies = []

@@ -26,6 +26,13 @@ def test_gaussian_against_scipy():
     np.testing.assert_array_equal(family.to_action(jnp.asarray([-3.0, 0.5, 1.5])), [-1.0, 0.5, 1.0])
 
 
+def test_only_clipping_has_an_excess():
+    """Of real actions alone, beyond either bound; tanh and choices leave no action outside."""
+    np.testing.assert_allclose(gaussian(squash=False).excess(P, ALL), 0.2**2 + 1.0**2, rtol=1e-5)
+    np.testing.assert_allclose(gaussian(squash=False).excess(P, jnp.asarray([1.0, 1.0, 0.0])), 0.2**2, rtol=1e-5)
+    assert gaussian(squash=True).excess(P, ALL) == categorical().excess(LOGITS, ALL) == 0.0
+
+
 @pytest.mark.parametrize("squash", [False, True])
 def test_gaussian_kl_is_the_expected_log_ratio(squash):
     """KL(p ‖ q), not KL(q ‖ p); squashing both changes neither."""

@@ -16,7 +16,7 @@ def _experience():
     env = probe.Endless().vector_env(probe.tasks([1.0, 2.0, 3.0], terminates=[True, False, True]), E)
     reset, step = rollout.over_seeds(env)
 
-    def act(observation, keys):
+    def act(observation, keys, index):
         draw = jax.vmap(lambda key: jax.random.normal(key, (T, E)))(keys)
         return jnp.zeros((S, T, E), jnp.int32), {"draw": draw}
 

@@ -110,6 +110,32 @@ def test_a_method_that_does_not_exist_is_named():
         Trainer(dataclasses.replace(CONFIG, grads="pcgrat"), _suite())
 
 
+def test_environments_follow_detours_and_the_policy_elsewhere():
+    """What was done is read off a pendulum's speed: held on a detour, the policy's own action elsewhere."""
+    hyper = dataclasses.replace(CONFIG.hyper, rollout_length=64, detour_share=0.4, detour_steps=9)
+    config = dataclasses.replace(CONFIG, suite="control-pendulum", num_seeds=2, hyper=hyper)
+    trainer = Trainer(config, suites.make("control-pendulum"))
+    state, first = trainer.collect(trainer.env, trainer.init())
+    state, second = trainer.collect(trainer.env, state._replace(updates=state.updates + 1))
+    detours = np.stack([first.extras["detour"], second.extras["detour"]])[:, :, :, 0]  # of the usual pendulum
+    assert 0.25 < detours.mean() < 0.55
+    halves = detours.reshape(-1, *detours.shape[2:])
+    assert all((a != b).any() for i, a in enumerate(halves) for b in halves[:i])  # new ones for each rollout and seed
+
+    for rollout in (first, second):
+        before, after = (np.asarray(x[:, :, 0], np.float64) for x in (rollout.observation, rollout.final_observation))
+        torque = ((after - before)[..., 2] / 0.05 - 15.0 * before[..., 1]) / 3.0
+        free = np.abs(after[..., 2]) < 7.9  # of the speed's limit
+        detour = np.asarray(rollout.extras["detour"][:, :, 0])
+        own = 2.0 * np.clip(np.asarray(rollout.extras["raw_action"][:, :, 0, :, 0]), -1, 1)
+        np.testing.assert_allclose(torque[free & ~detour], own[free & ~detour], atol=1e-3)
+        assert np.abs(torque - own)[free & detour].mean() > 0.3
+        held = free & detour
+        held = held[:, 1:] & held[:, :-1]
+        same = np.abs(np.diff(torque, axis=1))[held] < 1e-3
+        assert 0.7 < same.mean() < 1.0  # one detour may follow another at once
+
+
 class _Pool:
     """A simulator on the host: N counters of one task; the observation is (task, environment, time)."""
 

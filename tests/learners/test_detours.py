@@ -1,0 +1,133 @@
+"""Detours: where they lead is learnt from, what they were is not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtjax import grads
+from mtjax.envs.base import continuous, discrete
+from mtjax.learners import detours, ppo
+from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.config import PPOConfig
+from mtjax.networks.config import NetworkConfig
+
+T, E, H, OBS = 2, 3, 16, 3
+KEY = jax.random.key(1)
+
+
+def _draw(action, *, share, longest, length=200, num_envs=50, sizes=None):
+    masks = jnp.ones((T, action.size)) if sizes is None else jnp.asarray(sizes)
+    draw = functools.partial(detours.draw, action=action, share=share, longest=longest, length=length)
+    return jax.tree.map(np.asarray, draw(KEY, masks, num_envs=num_envs))
+
+
+@pytest.mark.parametrize("share, longest", [(0.2, 40), (0.5, 7), (0.8, 1)])
+def test_share_is_that_of_every_step(share, longest):
+    """Also of the first: a detour may be under way when a rollout begins."""
+    active = _draw(discrete(2), share=share, longest=longest, length=60, num_envs=4000).active
+    np.testing.assert_allclose(active.mean(), share, atol=0.01)
+    np.testing.assert_allclose(active.mean(axis=(1, 2)), share, atol=0.04)
+
+
+def test_one_action_is_held_for_the_whole_detour():
+    plan = _draw(continuous(2), share=0.3, longest=8)
+    assert np.abs(plan.action).max() <= 1 and plan.action[plan.active].std() == pytest.approx(1 / 3**0.5, abs=0.02)
+    lengths = []
+    for t in range(T):
+        for e in range(plan.active.shape[2]):
+            active, action = plan.active[:, t, e], plan.action[:, t, e]
+            changes = np.any(action[1:] != action[:-1], axis=-1)
+            assert not changes[~active[1:]].any()  # a new action only where a detour begins
+            edges = np.flatnonzero(np.concatenate([[True], changes | (active[1:] != active[:-1]), [True]]))
+            lengths += [b - a for a, b in zip(edges[1:-2], edges[2:-1], strict=True) if active[a]]
+    assert sorted(set(lengths)) == list(range(1, 9))
+    np.testing.assert_allclose(np.mean(lengths), 4.5, atol=0.2)
+
+
+def test_only_real_actions():
+    assert not _draw(continuous(2), share=0.5, longest=3, sizes=[[1, 1], [1, 0]]).action[:, 1, :, 1].any()
+    choices = _draw(discrete(3), share=0.5, longest=3, sizes=[[1, 1, 1], [1, 1, 0]])
+    held = [set(choices.action[:, t][choices.active[:, t]]) for t in range(T)]
+    assert held == [{0, 1, 2}, {0, 1}]
+
+
+def _make(**options):
+    config = PPOConfig(
+        rollout_length=H, num_epochs=1, num_minibatches=1, max_grad_norm=0.0, return_scaling="none", **options
+    )
+    network = NetworkConfig(arrangement="independent", hidden_sizes=(8,))
+    return ppo._PPO(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E, num_updates=10)
+
+
+def _rollout(agent, state, active=None):
+    draw = np.random.default_rng(0)
+    observation = jnp.asarray(draw.normal(size=(H + 1, T, E, OBS)), jnp.float32)
+    _, extras = jax.vmap(agent.act, in_axes=(None, 0, 0))(state, observation[:-1], jax.random.split(KEY, H))
+    nothing = jnp.zeros((H, T, E), bool)
+    return Transitions(
+        observation=observation[:-1],
+        reward=jnp.asarray(draw.normal(size=(H, T, E)), jnp.float32),
+        terminated=nothing,
+        truncated=nothing,
+        final_observation=observation[1:],
+        extras=extras if active is None else {**extras, "detour": active},
+    )
+
+
+def test_rewards_of_a_detour_change_nothing():
+    """Neither its own steps learn from them, nor the steps before it; rewards after it do count."""
+    agent = _make(detour_share=0.2)
+    state = agent.init(KEY)
+    active = jnp.zeros((H, T, E), bool).at[5:9, 0, 1].set(True)
+    rollout, update = _rollout(agent, state, active), jax.jit(agent.update)
+    want, _ = update(state, rollout, KEY)
+
+    def moved(steps):
+        reward = rollout.reward.at[steps, 0, 1].add(100.0)
+        return update(state, rollout._replace(reward=reward), KEY)[0].params
+
+    jax.tree.map(np.testing.assert_array_equal, moved(slice(5, 9)), want.params)
+    for steps in (4, 9):
+        leaves = zip(jax.tree.leaves(moved(steps)), jax.tree.leaves(want.params), strict=True)
+        assert any(np.any(a != b) for a, b in leaves), steps
+
+
+def test_what_is_learnt_is_what_the_other_steps_alone_teach():
+    """Weight 0 is the same as not being there: a batch of two environments, one of them all on a detour."""
+    agent = _make(detour_share=0.2, normalize_observations=False)
+    state = agent.init(KEY)
+    rollout = _rollout(agent, state, jnp.zeros((H, T, E), bool).at[:, :, 1:].set(True))
+    shared, private = ppo.split(state.params)
+
+    def gradient(weighted):
+        batch, _, _ = agent._targets(state, rollout)
+        if not weighted:  # only the steps of the first environment, by hand
+            kept = np.flatnonzero(np.asarray(batch.weight[0]))
+            batch = jax.tree.map(lambda x: x[:, kept], batch._replace(weight=None))
+        loss = jax.grad(agent.task_loss, argnums=1, has_aux=True)
+        one = functools.partial(jax.tree.map, lambda x: x[0])
+        return loss(shared, one(private), one(agent.tasks), agent.masks[0], one(batch), state.hyper, KEY)[0]
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient(True), gradient(False))
+
+
+def test_a_rollout_that_is_all_detour_teaches_nothing_and_breaks_nothing():
+    """A few environments and short rollouts: it happens. The mean of no advantages is NaN, if one is not careful."""
+    agent = _make(detour_share=0.2, entropy_cost=0.1)
+    state = agent.init(KEY)
+    after, metrics = agent.update(state, _rollout(agent, state, jnp.ones((H, T, E), bool)), KEY)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert all(np.isfinite(value).all() for value in metrics.values())
+
+
+def test_no_detours_no_difference():
+    """A rollout in which none happened teaches what one teaches that could have none."""
+    agent = _make()
+    state = agent.init(KEY)
+    plain = agent.update(state, _rollout(agent, state), KEY)[0]
+    none = agent.update(state, _rollout(agent, state, jnp.zeros((H, T, E), bool)), KEY)[0]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), plain.params, none.params)
+    assert agent.learner().detours is None and _make(detour_share=0.1).learner().detours
