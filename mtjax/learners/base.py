@@ -121,8 +121,8 @@ class Learner(NamedTuple):
         replay: the replay that its state holds, or None: who runs it states its memory before it is taken.
         adaptation: how it infers an unseen task's dynamics, or None.
         fine_tuning: how it learns on in an unseen task, or None.
-        detours: (key, H) -> Detours [H, T, E, ...] of a rollout, which the environments follow in place of ``act``;
-            a rollout's extras then hold "detour" [H, T, E] bool. None: there are none.
+        detours: (state, key, H) -> Detours [H, T, E, ...] of a rollout, which the environments follow in place of
+            ``act``; a rollout's extras then hold "detour" [H, T, E] bool. None: there are none.
     """
 
     init: Callable[[Array], Any]
@@ -133,7 +133,7 @@ class Learner(NamedTuple):
     replay: Buffer | None = None
     adaptation: Adaptation | None = None
     fine_tuning: FineTuning | None = None
-    detours: Callable[[Array, int], Any] | None = None
+    detours: Callable[[Any, Array, int], Any] | None = None
 
 
 def action_masks(spec: TaskSpec) -> Array:

@@ -79,6 +79,11 @@ class PPOConfig:
         low=0,
         high=0.9,
     )
+    detour_schedule: str = option(
+        "constant",
+        "How the share of detours changes over the run, from detour_share on.",
+        choices=("constant", "linear", "cosine"),
+    )
     detour_steps: int = option(40, "Steps of the longest detour; their lengths are uniform.", low=1)
     surgery: str = option(
         "separate",

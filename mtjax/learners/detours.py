@@ -32,7 +32,7 @@ class Detours(NamedTuple):
 
 
 def draw(
-    key: Array, masks: Array, action: ActionSpec, *, share: float, longest: int, length: int, num_envs: int
+    key: Array, masks: Array, action: ActionSpec, *, share: Array | float, longest: int, length: int, num_envs: int
 ) -> Detours:
     """Detours of one rollout, each environment's own: lengths uniform in 1 … ``longest``, actions uniform.
 

@@ -181,13 +181,13 @@ class _PPO:
         extras = {"raw_action": raw, "log_prob": log_prob}
         return family.to_action(raw), extras
 
-    def _plan_detours(self, key: Array, length: int) -> detours.Detours:
+    def _plan_detours(self, state: PPOState, key: Array, length: int) -> detours.Detours:
         """Detours of a rollout of ``length`` steps."""
         return detours.draw(
             key,
             self.masks,
             self.spec.action,
-            share=self.config.detour_share,
+            share=self.config.detour_share * self._remaining(state, self.config.detour_schedule),
             longest=self.config.detour_steps,
             length=length,
             num_envs=self.num_envs,
@@ -433,13 +433,17 @@ class _PPO:
         return 0.0, {}
 
     def _learning_rate(self, state: PPOState) -> Array:
+        remaining = self._remaining(state, self.config.learning_rate_schedule)
+        return state.hyper.learning_rate * state.rate_factor * remaining
+
+    def _remaining(self, state: PPOState, schedule: str) -> Array | float:
+        """What a schedule leaves at this update of what it began with."""
         progress = state.updates.astype(jnp.float32) / self.num_updates
-        remaining = {
+        return {
             "constant": lambda: 1.0,
             "linear": lambda: jnp.maximum(1.0 - progress, 0.0),
             "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0))),
-        }[self.config.learning_rate_schedule]()
-        return state.hyper.learning_rate * state.rate_factor * remaining
+        }[schedule]()
 
     def _adapt(self, factor: Array, kl: Array) -> Array:
         """Lower the learning rate after a large KL, raise it after a small one (ratio 1.5, within 1/30..30)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -139,7 +140,8 @@ class Trainer:
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ROLLOUT), state.updates)
         planned = None  # its key is none of the steps'
         if self.learner.detours:
-            planned = jax.vmap(lambda key: self.learner.detours(jax.random.fold_in(key, length), length))(keys)
+            plan = functools.partial(self.learner.detours, length=length)
+            planned = jax.vmap(plan)(state.learner, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, length))
 
         def act(observation: Array, keys: Array, index: Array):
             actions, extras = jax.vmap(self.learner.act)(state.learner, observation, keys)

@@ -62,6 +62,20 @@ def _make(**options):
     return ppo._PPO(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E, num_updates=10)
 
 
+def test_share_follows_its_schedule():
+    """From detour_share at the first update to nothing at the last."""
+
+    def share(updates, **options):
+        agent = _make(detour_share=0.4, detour_steps=2, **options)
+        state = jax.jit(agent.init)(KEY)._replace(updates=jnp.asarray(updates, jnp.int32))
+        plan = jax.jit(jax.vmap(lambda key: agent.learner().detours(state, key, H).active.mean()))
+        return float(plan(jax.random.split(KEY, 200)).mean())
+
+    assert share(9) == pytest.approx(0.4, abs=0.02) == share(0, detour_schedule="linear")
+    assert share(5, detour_schedule="linear") == pytest.approx(0.2, abs=0.02)
+    assert share(10, detour_schedule="linear") == 0.0
+
+
 def _rollout(agent, state, active=None):
     draw = np.random.default_rng(0)
     observation = jnp.asarray(draw.normal(size=(H + 1, T, E, OBS)), jnp.float32)
