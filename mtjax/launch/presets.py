@@ -161,7 +161,7 @@ PRESETS = (
             "return_scaling": "none",
             "reward_scale": 0.1,
             "max_grad_norm": 0.0,  # as the hour in the README was trained
-            "bound_cost": 0.1,  # the drawer needs it and the detours: `experiments/exploration.py`
+            "bound_cost": 0.1,  # this and the detours for the drawer: `experiments/exploration.py`
             "detour_share": 0.2,
         },
     ),
