@@ -3,9 +3,9 @@
     python experiments/exploration.py --output=runs/exploration      # needs the extra `metaworld`
 
 Meta-World's drawer is opened from behind its handle; the straight way leads before it, where half of the reward is had
-and every further push is worth nothing. An unsquashed Gaussian finds this place and stays: what its noise does, the next
-action takes back (`detour_share`: random actions that are held), and its mean may grow beyond the actions' bounds,
-where noise changes nothing (`bound_cost` keeps it within). A study that was stopped goes on.
+and every further push is worth nothing. An unsquashed Gaussian finds this place and stays: what its noise does, the
+next action takes back (`detour_share`: random actions that are held), and its mean may grow beyond the actions'
+bounds, where noise changes nothing (`bound_cost` keeps it within). A study that was stopped goes on.
 """
 
 from __future__ import annotations
