@@ -13,6 +13,7 @@ from mtjax import spread
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners.base import Learner, Unseen, masks_of
 from mtjax.suites.base import Suite
+from mtjax.training import simulators
 from mtjax.training.meshes import Placement
 from mtjax.training.rollout import over_seeds, traceable
 
@@ -73,6 +74,12 @@ class Evaluator:
             for index in range(rounds)
         ]
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
+
+    def close(self) -> None:
+        """Free the simulators on the host; the next evaluation makes new ones."""
+        for env in self._envs.values():
+            simulators.close(env)
+        self._envs.clear()
 
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:

@@ -81,6 +81,11 @@ class Session:
 
     # ----------------------------------------------------------------------------------------- start
 
+    def close(self) -> None:
+        """Free the simulators: this process may train another run."""
+        simulators.close(self.trainer.env)
+        self.evaluator.close()
+
     def open(self, *, resume: bool, tensorboard: bool, stack: contextlib.ExitStack) -> None:
         """Restore or start, and compile."""
         if self.trainer.learner.replay:
@@ -359,6 +364,7 @@ def at_work(
         bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=shown))
         stop = stack.enter_context(stop_signals())
         session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
+        stack.callback(session.close)
         with simulators.watched(run_dir, session.simulator_failed):
             session.open(resume=resume, tensorboard=tensorboard, stack=stack)
             yield session

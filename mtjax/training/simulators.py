@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -15,6 +16,13 @@ FILE = "simulator_error.txt"  # in a run's folder: the traceback of a simulator 
 
 class SimulatorFailed(RuntimeError):
     """A simulator on the host raised, or its process died; the message names task and checkpoint."""
+
+
+def close(env: Any) -> None:
+    """Free an environment's simulators on the host, some 15 MB each for Meta-World; one on the device has none."""
+    for part in getattr(env, "groups", (env,)):
+        if isinstance(part, host.HostVectorEnv):
+            part.close()
 
 
 @contextlib.contextmanager
