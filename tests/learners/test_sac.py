@@ -380,7 +380,10 @@ def test_nothing_is_learnt_before_the_warm_start_is_over():
     kept = lambda s: (s.params, s.targets, s.descent, s.log_temperature)  # noqa: E731
     _close(kept(state), kept(start))
     assert state.seen == state.replay.size == metrics["replay/size"] == 8 and state.observations.count[0] == 8
-    state, _ = update(state, rollout(state), KEY)
+    said = {"replay/size", "learning_rate", "finite"}  # of steps that were not kept nothing is: they are no news
+    assert all(np.isfinite(v).all() if name in said else np.isnan(v).all() for name, v in metrics.items())
+    state, metrics = update(state, rollout(state), KEY)
+    assert all(np.isfinite(v).all() for v in metrics.values())
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start.params)
     assert all(jax.tree.leaves(moved)) and state.updates == 2
     action, _ = agent.act(state, jnp.zeros((T, 500, OBS)), KEY)
@@ -402,7 +405,8 @@ def test_an_emptied_replay_is_filled_before_learning_goes_on():
 def test_metrics():
     agent, update, rollout = _update(**USUAL)
     state = _start(agent)
-    state, metrics = update(state, rollout(state), KEY)
+    for _ in range(2):  # the first only fills the replay
+        state, metrics = update(state, rollout(state), KEY)
     for name in ("loss", "loss/policy", "loss/value", "value", "entropy", "temperature", "finite"):
         assert metrics[name].shape == (T,)
     assert metrics["finite"].dtype == bool and metrics["finite"].all() and metrics["learning_rate"] == jnp.float32(1e-2)
