@@ -106,8 +106,6 @@ def test_snapshots_are_of_what_is_known():
     shown = plots.snapshots(series, 3)
     np.testing.assert_allclose(shown.values[:, 0], [50.5, 74.5, 98.5])
     np.testing.assert_allclose(shown.steps, shown.values[:, 0])
-    series.values[50:] = np.nan
-    assert np.isnan(plots.snapshots(series, 3).values).all()
 
 
 def test_an_old_checkpoint_that_is_evaluated_late_is_drawn_in_its_place(tmp_path):
