@@ -422,6 +422,21 @@ def test_a_nan_is_blamed_on_the_task_that_brought_it():
     np.testing.assert_array_equal(update(state, sick, KEY)[1]["finite"], [True, False, True])
 
 
+@pytest.mark.parametrize("method", ["fixed(weights=(1, 2, 3))", "cosine_gate(2)", "trimmed_mean"])
+def test_fine_tuning_needs_no_method_of_all_tasks(method):
+    """Weights of three tasks, or a main one among them, say nothing of the one task that an agent learns on in."""
+    agent = _make(method=grads.get(method))
+    tuning, unseen = agent.learner().fine_tuning, Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
+
+    def tune(state):
+        seen, zeros, never = jnp.zeros((H, 1, 1, OBS)), jnp.zeros((H, 1, 1)), jnp.zeros((H, 1, 1), bool)
+        rollout = Transitions(seen, zeros, never, never, seen, {"action": zeros.astype(jnp.int32)})
+        return tuning.update(tuning.start(state, KEY), unseen, rollout, KEY)[0]
+
+    tuned = jax.eval_shape(tune, jax.eval_shape(agent.init, KEY))
+    assert tuned.log_temperature.shape == (1,)
+
+
 def test_choices_that_are_none_are_never_made():
     """Padded choices: neither at random, nor by the policy, nor in the expectation of the losses."""
     agent = _make(sizes=(3, 2, 1), initial_temperature=0.3)
