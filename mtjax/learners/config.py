@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from mtjax.options import option
+
+
+def _refuse_unused(config: Any, used: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse options that were set and change nothing: a misunderstanding. Raises ValueError with one line.
+
+    Args:
+        config: a configuration dataclass.
+        used: by option, whether something reads it, and what would.
+    """
+    for field in dataclasses.fields(config):
+        value, (takes, where) = getattr(config, field.name), used.get(field.name, (True, ""))
+        if value != field.default and not takes:
+            raise ValueError(f"{field.name}: {value!r} has no effect; it belongs to {where}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +102,7 @@ class PPOConfig:
     detour_part: float = option(
         1.0,
         "Probability of each dimension of a continuous action to be taken on a detour; the others stay the policy's: "
-        "a hand may be led elsewhere with what it holds.",
+        "a hand may be led elsewhere with what it holds. Without effect on discrete actions.",
         above=0.0,
         high=1.0,
     )
@@ -100,12 +115,25 @@ class PPOConfig:
     )
 
     def check(self) -> None:
-        """Refuse options of a bonus that is not given. Raises ValueError with one line."""
-        owners = {"count_bins": "counts", "count_resolution": "counts", "rnd_sizes": "rnd", "rnd_learning_rate": "rnd"}
-        for field in dataclasses.fields(self):
-            value, owner = getattr(self, field.name), owners.get(field.name)
-            if owner and value != field.default and self.exploration != owner:
-                raise ValueError(f"{field.name}: {value!r} has no effect without exploration={owner}")
+        """Refuse options without effect. Raises ValueError with one line."""
+        counts = self.exploration == "counts", "exploration=counts"
+        rnd = self.exploration == "rnd", "exploration=rnd"
+        detours = self.detour_share, "detour_share above 0"
+        _refuse_unused(
+            self,
+            {
+                "exploration_bonus": (self.exploration != "none", "exploration=counts or rnd"),
+                "count_bins": counts,
+                "count_resolution": counts,
+                "rnd_sizes": rnd,
+                "rnd_learning_rate": rnd,
+                "detour_schedule": detours,
+                "detour_part": detours,
+                "detour_steps": detours,
+                "popart_step": (self.return_scaling == "popart", "return_scaling=popart"),
+                "observation_clip": (self.normalize_observations, "normalize_observations"),
+            },
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +257,22 @@ class SACConfig:
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
 
     def check(self) -> None:
-        """Refuse what has no meaning. Raises ValueError with one line."""
+        """Refuse what has no meaning, and options without effect. Raises ValueError with one line."""
         if self.return_scaling == "range" and self.discount >= 1:
             raise ValueError(f"return_scaling: 'range' needs a discount below 1, not {self.discount}")
+        categorical = self.critic_head == "categorical"
+        _refuse_unused(
+            self,
+            {
+                "num_atoms": (categorical, "critic_head=categorical"),
+                "value_range": (
+                    categorical or self.return_scaling == "range",
+                    "critic_head=categorical and return_scaling=range",
+                ),
+                "temperature_learning_rate": (self.learn_temperature, "learn_temperature"),
+                "observation_clip": (self.normalize_observations, "normalize_observations"),
+            },
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +329,4 @@ class HiPBMDPConfig(SACConfig):
             "transition_members": (self.transition_model == "ensemble", "transition_model=ensemble"),
             "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and a loss to admit"),
         }
-        for field in dataclasses.fields(self):
-            value, (takes, where) = getattr(self, field.name), used.get(field.name, (True, ""))
-            if value != field.default and not takes:
-                raise ValueError(f"{field.name}: {value!r} has no effect; it belongs to {where}")
+        _refuse_unused(self, used)

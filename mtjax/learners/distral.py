@@ -27,7 +27,7 @@ from mtjax.learners import acting
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.learners.minibatches import Minibatch, check_minibatches, task_major, time_major
-from mtjax.learners.ppo import _PPO, PPOState
+from mtjax.learners.ppo import _PPO, PPOState, _mean
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import MAX_LOG_SCALE, MIN_LOG_SCALE, Normal
@@ -86,7 +86,7 @@ class _Distral(_PPO):
     ) -> tuple[Array, Mapping[str, Array]]:
         """c_KL · KL(π_i ‖ π₀), of which only π₀ is moved: the maximum likelihood of what the task does."""
         prior = self.prior(shared["policy"], batch.observation)
-        divergence = self.policy.distribution.kl(jax.lax.stop_gradient(p), prior, mask).mean()
+        divergence = _mean(self.policy.distribution.kl(jax.lax.stop_gradient(p), prior, mask), batch.weight)
         return self.config.distral_kl_cost * divergence, {"kl/prior": divergence}
 
     def evaluation_policy(

@@ -51,6 +51,7 @@ class _HiPBMDP(_SAC):
         sizes = {"observation_size": spec.observation_size, "action": spec.action, "num_tasks": spec.num_tasks}
         self.world = make_world(config, **sizes, encoder=_image_encoder(config, network, spec))
         network = dataclasses.replace(network, image_shape=(), conv_channels=NetworkConfig().conv_channels)
+        network.check()  # again: images have an encoder of their own, so that options of another one are without effect
         super().__init__(config, network, method, spec, num_envs=num_envs)
 
     # -------------------------------------------------------------------------------------- networks
@@ -287,7 +288,7 @@ def make_hipbmdp(
         num_updates: updates of the whole run; unused.
 
     Raises:
-        ValueError: as make_sac.
+        ValueError: as make_sac; or options of a network that the state encoder of images makes useless.
     """
     del num_updates
     return _HiPBMDP(config, network, method, spec, num_envs=num_envs).learner()

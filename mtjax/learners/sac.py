@@ -322,7 +322,10 @@ class _SAC:
         )
 
     def _learn(self, state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
-        """Make the gradient steps that follow a rollout; none is kept before the warm start is over."""
+        """Make the gradient steps that follow a rollout.
+
+        Before the warm start is over none is kept: what they measured is NaN, and nothing that was not finite counts.
+        """
         replay, config = state.replay, self.config
         ready = replay.size >= min(config.warm_start, self.buffer.capacity)
 
@@ -334,7 +337,10 @@ class _SAC:
         before = state._replace(replay=None)  # of which the loop needs no copy
         after, metrics = jax.lax.scan(visit, before, jax.random.split(key, self.num_steps))
         state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), after, before)
-        return state._replace(replay=replay), over_steps(metrics)
+        found = over_steps(metrics)
+        finite = found.pop("finite") | ~ready
+        found = {name: jnp.where(ready, metric, jnp.nan) for name, metric in found.items()}
+        return state._replace(replay=replay), {**found, "finite": finite}
 
     def _prepare(self, state: SACState, sample: Sample) -> Batch:
         """Normalise and scale raw transitions with the statistics of now."""

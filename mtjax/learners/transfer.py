@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from mtjax import grads
 from mtjax.learners import acting
 from mtjax.learners.base import FineTuning, Transitions, Unseen
 from mtjax.learners.descent import Descent
@@ -67,7 +68,8 @@ def of_one_task(agent: _SAC) -> _SAC:
     one.num_envs, one.arriving = NUM_ENVS, agent.config.rollout_length * NUM_ENVS
     one.num_steps = max(1, round(agent.config.update_to_data * one.arriving))
     one.buffer = Buffer(one.spec, capacity=agent.config.replay_capacity, arriving=one.arriving)
-    one.descent = {part: Descent(d.method, 1, d.optimizer) for part, d in agent.descent.items()}
+    # One task has nothing to conflict with, and a method may be one of all training tasks, e.g. their weights.
+    one.descent = {part: Descent(grads.mean(), 1, d.optimizer) for part, d in agent.descent.items()}
     return one
 
 

@@ -139,7 +139,9 @@ class NetworkConfig:
         choices=("free", "state"),
     )
     initial_log_scale: float = option(-0.5, "Logarithm of the Gaussian policy's scale at the start.", low=-5, high=2)
-    squash: bool = option(False, "Squash continuous actions with tanh (log-probabilities corrected).")
+    squash: bool = option(
+        False, "Squash continuous actions with tanh (log-probabilities corrected). SAC and HiP-BMDP always do."
+    )
 
     # ---------------------------------------------------------------------------- what follows from them
 
@@ -245,7 +247,11 @@ class NetworkConfig:
     def _check_unused(self) -> None:
         """An option that changes nothing is a misunderstanding: say where it belongs."""
         parts, name = self.parts, self.arrangement
+        normalised = parts.encoder != "none" or name == "care" or (self.head_sizes and name not in COMPOSED)
+        trunks, elsewhere = (self.trunk, self.of_value().trunk), "trunk=mlp, encoders and head_sizes"
         used = {
+            "layer_norm": (normalised or "mlp" in trunks, elsewhere),
+            "value_layer_norm": (normalised or trunks[1] == "mlp", elsewhere),
             "embedding_size": (parts.told == "embedding", "task_input=embedding"),
             "unit_norm_embedding": (parts.told == "embedding", "task_input=embedding"),
             "context_sizes": (parts.told == "context", "task_input=context"),

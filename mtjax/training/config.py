@@ -60,6 +60,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         options.fill(self)
 
+    def check(self) -> None:
+        """Refuse seeds beyond the greatest. Raises ValueError with one line."""
+        if self.seed + self.num_seeds > 2**31:
+            raise ValueError(f"seed: {self.num_seeds} seeds from {self.seed} on go beyond the greatest, {2**31 - 1}")
+
     def validate(self) -> None:
         """Check every option. Raises ValueError with one line that names option, value and expectation."""
         for part in (self, self.hyper, self.network):

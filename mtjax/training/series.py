@@ -84,7 +84,10 @@ def thin(series: Series, points: int = POINTS) -> Series:
 
 
 def snapshots(series: Series, times: int) -> Series:
-    """The series at that many even times from first to last, each averaged over a twentieth of the run."""
+    """The series at that many even times from the first to the last that is known, each averaged over a twentieth."""
+    there = np.isfinite(series.values).reshape(len(series.steps), -1).any(axis=1)
+    if there.any():  # nothing is before SAC's warm start is over
+        series = Series(series.steps[there], series.values[there])
     total = len(series.steps)
     width = max(1, total // 20)
     starts = np.unique(np.linspace(0, total - width, times).astype(int))

@@ -27,6 +27,7 @@ FLAGS = {
     "--num_envs=inf": "flag --num_envs=inf: 'inf' is not a whole number" + PASS_HELP,
     "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,
     "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647" + PASS_HELP,
+    "--seed=2147483647 --num_seeds=2": "seed: 2 seeds from 2147483647 on go beyond the greatest, 2147483647",
     "--hidden_sizes=64,x": "flag --hidden_sizes=64,x: 'x' is not a whole number" + PASS_HELP,
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "

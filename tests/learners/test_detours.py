@@ -9,9 +9,9 @@ import pytest
 
 from mtjax import grads
 from mtjax.envs.base import continuous, discrete
-from mtjax.learners import detours, ppo
+from mtjax.learners import detours, distral, ppo
 from mtjax.learners.base import TaskSpec, Transitions
-from mtjax.learners.config import PPOConfig
+from mtjax.learners.config import DistralConfig, PPOConfig
 from mtjax.networks.config import NetworkConfig
 
 T, E, H, OBS = 2, 3, 16, 3
@@ -72,12 +72,16 @@ def test_only_real_actions():
     assert held == [{0, 1, 2}, {0, 1}]
 
 
-def _make(**options):
-    config = PPOConfig(
+LEARNERS = {"ppo": (ppo._PPO, PPOConfig), "distral": (distral._Distral, DistralConfig)}
+
+
+def _make(learner="ppo", **options):
+    kind, config = LEARNERS[learner]
+    config = config(
         rollout_length=H, num_epochs=1, num_minibatches=1, max_grad_norm=0.0, return_scaling="none", **options
     )
     network = NetworkConfig(arrangement="independent", hidden_sizes=(8,))
-    return ppo._PPO(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E, num_updates=10)
+    return kind(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E, num_updates=10)
 
 
 def test_share_follows_its_schedule():
@@ -127,9 +131,10 @@ def test_rewards_of_a_detour_change_nothing():
         assert any(np.any(a != b) for a, b in leaves), steps
 
 
-def test_what_is_learnt_is_what_the_other_steps_alone_teach():
-    """Weight 0 is the same as not being there: a batch of two environments, one of them all on a detour."""
-    agent = _make(detour_share=0.2, normalize_observations=False)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_what_is_learnt_is_what_the_other_steps_alone_teach(learner):
+    """Weight 0 is the same as not being there: a batch of three environments, two of them all on a detour."""
+    agent = _make(learner, detour_share=0.2, normalize_observations=False)
     state = agent.init(KEY)
     rollout = _rollout(agent, state, jnp.zeros((H, T, E), bool).at[:, :, 1:].set(True))
     shared, private = ppo.split(state.params)
@@ -139,7 +144,7 @@ def test_what_is_learnt_is_what_the_other_steps_alone_teach():
         if not weighted:  # only the steps of the first environment, by hand
             kept = np.flatnonzero(np.asarray(batch.weight[0]))
             batch = jax.tree.map(lambda x: x[:, kept], batch._replace(weight=None))
-        loss = jax.grad(agent.task_loss, argnums=1, has_aux=True)
+        loss = jax.grad(agent.task_loss, argnums=(0, 1), has_aux=True)
         one = functools.partial(jax.tree.map, lambda x: x[0])
         return loss(shared, one(private), one(agent.tasks), agent.masks[0], one(batch), state.hyper, KEY)[0]
 

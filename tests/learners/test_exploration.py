@@ -12,7 +12,7 @@ from mtjax import grads, options
 from mtjax.envs.base import continuous
 from mtjax.learners import exploration, ppo
 from mtjax.learners.base import TaskSpec, Transitions
-from mtjax.learners.config import PPOConfig
+from mtjax.learners.config import DistralConfig, HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 
 H, T, E, OBS = 5, 2, 3, 4
@@ -155,13 +155,44 @@ def test_ppo_learns_from_reward_and_bonus():
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "config, message",
     [
-        ({"count_bins": 8}, "count_bins: 8 has no effect without exploration=counts"),
-        ({"exploration": "counts", "rnd_sizes": (8,)}, "rnd_sizes: (8,) has no effect without exploration=rnd"),
+        (PPOConfig(count_bins=8), "count_bins: 8 has no effect; it belongs to exploration=counts"),
+        (
+            PPOConfig(exploration="counts", rnd_sizes=(8,)),
+            "rnd_sizes: (8,) has no effect; it belongs to exploration=rnd",
+        ),
+        (
+            PPOConfig(exploration_bonus=0.5),
+            "exploration_bonus: 0.5 has no effect; it belongs to exploration=counts or rnd",
+        ),
+        (DistralConfig(detour_steps=8), "detour_steps: 8 has no effect; it belongs to detour_share above 0"),
+        (
+            DistralConfig(detour_schedule="linear"),
+            "detour_schedule: 'linear' has no effect; it belongs to detour_share above 0",
+        ),
+        (PPOConfig(detour_part=0.5), "detour_part: 0.5 has no effect; it belongs to detour_share above 0"),
+        (PPOConfig(popart_step=0.5), "popart_step: 0.5 has no effect; it belongs to return_scaling=popart"),
+        (
+            PPOConfig(observation_clip=5.0, normalize_observations=False),
+            "observation_clip: 5.0 has no effect; it belongs to normalize_observations",
+        ),
+        (SACConfig(observation_clip=5.0), "observation_clip: 5.0 has no effect; it belongs to normalize_observations"),
+        (
+            HiPBMDPConfig(num_atoms=51, return_scaling="range"),
+            "num_atoms: 51 has no effect; it belongs to critic_head=categorical",
+        ),
+        (
+            SACConfig(value_range=5.0),
+            "value_range: 5.0 has no effect; it belongs to critic_head=categorical and return_scaling=range",
+        ),
+        (
+            SACConfig(temperature_learning_rate=1e-3, learn_temperature=False),
+            "temperature_learning_rate: 0.001 has no effect; it belongs to learn_temperature",
+        ),
     ],
 )
-def test_options_of_another_bonus_are_refused(changes, message):
+def test_options_without_effect_are_refused(config, message):
     with pytest.raises(ValueError) as caught:
-        options.validate(PPOConfig(**changes))
+        options.validate(config)
     assert str(caught.value) == message

@@ -254,6 +254,8 @@ def test_images_are_encoded_by_convolutions():
     same = HiPBMDPConfig(**SMALL, state_encoder="identity")
     with pytest.raises(ValueError, match="no effect with state_encoder=identity"):
         hipbmdp._HiPBMDP(same, _network(**image), grads.mean(), spec, num_envs=E)
+    with pytest.raises(ValueError, match=r"encoder_sizes: \(8,\) has no effect"):
+        hipbmdp._HiPBMDP(config, _network(encoder_sizes=(8,), **image), grads.mean(), spec, num_envs=E)
 
 
 def test_policy_and_critics_see_embeddings_in_units_of_their_spread():

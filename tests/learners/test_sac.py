@@ -380,7 +380,10 @@ def test_nothing_is_learnt_before_the_warm_start_is_over():
     kept = lambda s: (s.params, s.targets, s.descent, s.log_temperature)  # noqa: E731
     _close(kept(state), kept(start))
     assert state.seen == state.replay.size == metrics["replay/size"] == 8 and state.observations.count[0] == 8
-    state, _ = update(state, rollout(state), KEY)
+    said = {"replay/size", "learning_rate", "finite"}  # of steps that were not kept nothing is: they are no news
+    assert all(np.isfinite(v).all() if name in said else np.isnan(v).all() for name, v in metrics.items())
+    state, metrics = update(state, rollout(state), KEY)
+    assert all(np.isfinite(v).all() for v in metrics.values())
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start.params)
     assert all(jax.tree.leaves(moved)) and state.updates == 2
     action, _ = agent.act(state, jnp.zeros((T, 500, OBS)), KEY)
@@ -402,7 +405,8 @@ def test_an_emptied_replay_is_filled_before_learning_goes_on():
 def test_metrics():
     agent, update, rollout = _update(**USUAL)
     state = _start(agent)
-    state, metrics = update(state, rollout(state), KEY)
+    for _ in range(2):  # the first only fills the replay
+        state, metrics = update(state, rollout(state), KEY)
     for name in ("loss", "loss/policy", "loss/value", "value", "entropy", "temperature", "finite"):
         assert metrics[name].shape == (T,)
     assert metrics["finite"].dtype == bool and metrics["finite"].all() and metrics["learning_rate"] == jnp.float32(1e-2)
@@ -416,6 +420,21 @@ def test_a_nan_is_blamed_on_the_task_that_brought_it():
     sick = rollout(state)
     sick = sick._replace(reward=sick.reward.at[3, 1, 1].set(jnp.nan))
     np.testing.assert_array_equal(update(state, sick, KEY)[1]["finite"], [True, False, True])
+
+
+@pytest.mark.parametrize("method", ["fixed(weights=(1, 2, 3))", "cosine_gate(2)", "trimmed_mean"])
+def test_fine_tuning_needs_no_method_of_all_tasks(method):
+    """Weights of three tasks, or a main one among them, say nothing of the one task that an agent learns on in."""
+    agent = _make(method=grads.get(method))
+    tuning, unseen = agent.learner().fine_tuning, Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
+
+    def tune(state):
+        seen, zeros, never = jnp.zeros((H, 1, 1, OBS)), jnp.zeros((H, 1, 1)), jnp.zeros((H, 1, 1), bool)
+        rollout = Transitions(seen, zeros, never, never, seen, {"action": zeros.astype(jnp.int32)})
+        return tuning.update(tuning.start(state, KEY), unseen, rollout, KEY)[0]
+
+    tuned = jax.eval_shape(tune, jax.eval_shape(agent.init, KEY))
+    assert tuned.log_temperature.shape == (1,)
 
 
 def test_choices_that_are_none_are_never_made():

@@ -24,6 +24,11 @@ REFUSED = {
     "task_embeddings: 'my.npz' has no effect": {"task_embeddings": "my.npz"},
     "encoder_sizes: (8,) has no effect": {"encoder_sizes": (8,)},
     "modules: 'deep' has no effect": {"modules": "deep"},
+    "layer_norm: True has no effect with arrangement 'one_hot'; it belongs to trunk=mlp, encoders and head_sizes": {
+        "trunk": "residual",
+        "layer_norm": True,
+    },
+    "value_layer_norm: True has no effect": {"value_trunk": "residual", "value_layer_norm": True},
     "clusters: (0, 1) has no effect": {"arrangement": "experts", "clusters": (0, 1)},
     "clusters: selection=cluster needs the expert of every task": {"arrangement": "experts", "selection": "cluster"},
     "clusters: expert 4 does not exist; num_experts is 4": {

@@ -99,6 +99,15 @@ def test_thinning_keeps_the_mean_and_skips_holes():
     assert plots.thin(series, 1000) is series
 
 
+def test_snapshots_are_of_what_is_known():
+    """Of an off-policy learner that first fills its replay, the earliest one is not empty."""
+    series = plots.Series(np.arange(100.0), np.arange(100.0)[:, None])
+    series.values[:50] = np.nan
+    shown = plots.snapshots(series, 3)
+    np.testing.assert_allclose(shown.values[:, 0], [50.5, 74.5, 98.5])
+    np.testing.assert_allclose(shown.steps, shown.values[:, 0])
+
+
 def test_an_old_checkpoint_that_is_evaluated_late_is_drawn_in_its_place(tmp_path):
     with Recorder(tmp_path, ["a"], tensorboard=False) as recorder:
         for step in (100, 200, 50):
