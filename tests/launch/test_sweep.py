@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     assert "learning_rate 0.0001, 0.001, 0.01 rows of a program" in lines
     assert "p002 3 30 245,760 grads=pcgrad learning_rate=*" in lines
     assert not pathlib.Path("sweeps").exists()
+
+
+def test_the_guide_prints_the_plan_of_its_first_command(swept):
+    """A newcomer who types it must see what the guide shows, or will look for a mistake."""
+    guide = (ROOT / "docs" / "guides" / "sweep.md").read_text(encoding="utf-8")
+    typed = guide.split("$ mtjax-sweep ", 1)[1].split("\n$", 1)[0].replace("\\\n", " ")
+    shown = guide.split("```text\n", 1)[1].split("```", 1)[0]
+    result = swept(*shlex.split(typed), "--plan_only")
+    assert result.code == 0, result.err
+    assert result.out == shown
 
 
 def test_constants_of_a_method_are_planned_as_one_program(swept, probe_suite):
