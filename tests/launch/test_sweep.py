@@ -89,6 +89,11 @@ def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     assert not pathlib.Path("sweeps").exists()
 
 
+def test_help_says_what_a_sweep_is_in_whole_sentences(swept):
+    text = " ".join(swept("--help").out.split())
+    assert "May be given for several options. --name" in text
+
+
 def test_the_guide_prints_the_plan_of_its_first_command(swept):
     """A newcomer who types it must see what the guide shows, or will look for a mistake."""
     guide = (ROOT / "docs" / "guides" / "sweep.md").read_text(encoding="utf-8")
