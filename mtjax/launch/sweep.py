@@ -195,6 +195,8 @@ def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str
         resolved = resolve.resolve(values, preset=recipe["preset"], config_from=recipe["config_from"] or None)
         trials.append((change, resolved.config))
     environment.choose_platform("cpu")  # planning keeps off the devices of the programs
+    import mtjax.suites  # noqa: F401 - which imports the user's own modules: they may add methods
+
     for text in dict.fromkeys(config.grads for _, config in trials):
         grads.get(text)  # says so before a suite is built
     inspect = plan.inspector(recipe["memory"])

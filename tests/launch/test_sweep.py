@@ -127,9 +127,20 @@ def test_a_preset_follows_the_suite_that_is_swept(swept):
 
 def start(*arguments: str, folder: pathlib.Path) -> subprocess.Popen:
     environ = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environ |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    environ |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, "-m", "mtjax.launch.sweep", *arguments]
     return subprocess.Popen(command, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_method_of_ones_own_can_be_swept(tmp_path, monkeypatch):
+    """The launcher checks methods before it needs a suite; it must have seen the user's modules by then."""
+    (tmp_path / "own.py").write_text(
+        "from mtjax import grads\nfrom mtjax.grads import registry\nregistry.METHODS['own'] = grads.mean\n"
+    )
+    monkeypatch.setenv("MTJAX_SUITES", "own")
+    launcher = start("--suite=gridworld-two-rooms", "--sweep=grads=mean,own", "--plan_only", folder=tmp_path)
+    out, err = launcher.communicate()
+    assert launcher.returncode == 0 and "grads=own" in out, err
 
 
 def test_a_sweep_whose_launcher_is_killed_loses_nothing(tmp_path):
