@@ -48,7 +48,7 @@ def variants() -> dict[str, RunConfig]:
 
 
 def conflict(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(steps [N], share of conflicting pairs [N, S], last cosines of the tasks' policy gradients [T, T]).
+    """(steps [N], share of conflicting pairs [N, S], cosines of the tasks' policy gradients, mean over the run [T, T]).
 
     Empty where nothing is shared, so that nothing can conflict.
     """
@@ -65,7 +65,7 @@ def main(argv):
     folder = pathlib.Path(_OUTPUT.value)
     configs = variants()
     results = study.compare(configs, folder, "return")
-    figure, (curves, tasks, conflicts, matrix) = study.figure(4, height=4.2)
+    figure, (curves, tasks, conflicts, matrix) = study.figure(2, height=4.2, rows=2)
     study.draw_curves(curves, results, "return, mean over tasks")
     study.draw_tasks(tasks, results, "return")
     for name, colour in zip(results, study.COLOURS, strict=False):
@@ -74,7 +74,9 @@ def main(argv):
             continue
         conflicts.plot(steps, share.mean(axis=1), color=colour, label=name)
         if configs[name].grads == "mean":
-            image = matrix.imshow(cosine, cmap="RdBu", vmin=-1, vmax=1)
+            pairs = np.where(np.eye(len(cosine), dtype=bool), np.nan, cosine)  # with itself a task always agrees
+            largest = np.nanmax(np.abs(pairs))
+            image = matrix.imshow(pairs, cmap="RdBu", vmin=-largest, vmax=largest)
             names = results[name].tasks
             matrix.set_xticks(range(len(names)), names, rotation=45, ha="right")
             matrix.set_yticks(range(len(names)), names)

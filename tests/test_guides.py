@@ -1,14 +1,19 @@
 """The guides and the README are run as they are printed: a reader who copies a block must not meet an error."""
 
+import importlib
 import pathlib
 import re
+import shlex
 
 import jax
 import pytest
+from absl import flags as absl_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 GUIDES = ROOT / "docs" / "guides"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CONSOLE = re.compile(r"^```(?:console|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:mtjax-|\./start (?:--with \w+ )?)(train|evaluate|sweep|watch|report)\b(.*)")
 
 
 def guides():
@@ -17,6 +22,39 @@ def guides():
 
 def test_there_are_guides():
     assert guides()
+
+
+def commands():
+    """(page, "train", its arguments) of every command of mtjax that a page prints."""
+    for path in guides():
+        for block in CONSOLE.findall(path.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                found = COMMAND.search(re.sub(r"\$\(.*?\)|…", "", line))  # what a shell fills in, what a reader adds
+                if found:
+                    yield path.stem, found[1], tuple(shlex.split(found[2], comments=True))
+
+
+@pytest.mark.parametrize("page, name, arguments", list(commands()), ids=lambda value: str(value)[:60])
+def test_every_command_of_a_guide_is_accepted(page, name, arguments, tmp_path, monkeypatch):
+    """A flag that was renamed, or a mesh that does not divide the seeds, would be a newcomer's first error."""
+    from mtjax import suites
+    from mtjax.launch import command, flags, train
+    from mtjax.training import meshes
+
+    monkeypatch.chdir(tmp_path)
+    needed = ("--flagfile", "--config_from", "--resume")  # a run that is there
+    if name == "train":
+        arguments = [argument for argument in arguments if not argument.startswith(needed)]
+    values = absl_flags.FlagValues()
+    importlib.import_module(f"mtjax.launch.{name}").define(values)
+    command.parse(values, [f"mtjax-{name}", *arguments], positional=name in ("watch", "report"))
+    if name == "train":
+        given = {key: value for key, value in flags.given(values, train.RunConfig()).items() if value != train.AUTO}
+        asked = train.Command(**flags.given(values, train.Command()))
+        config = train.make_plan(asked, given).resolved.config
+        layout = meshes.parse(asked.mesh)
+        if layout.size > 1:
+            meshes.check(layout, config, suites.make(config.suite), devices=layout.size)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -88,13 +88,10 @@ PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # kept in t
 
 def define(values: command.FlagValues) -> None:
     """Define the command's flags and one for every option of a run."""
-    absl_flags.DEFINE_multi_string(
-        "sweep",
-        [],
-        "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. May be given for several options.",
-        flag_values=values,
-        module_name=next(iter(flags.sections(Command()))),
-    )
+    text = "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. May be given for several options."
+    section = next(iter(flags.sections(Command())))
+    absl_flags.DEFINE_multi_string("sweep", [], text, flag_values=values, module_name=section)
+    values["sweep"].help = text  # without what absl appends
     flags.define_options(values, Command())
     flags.define_options(values, RunConfig())
     flags.define_help(values, USAGE)
@@ -198,6 +195,8 @@ def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str
         resolved = resolve.resolve(values, preset=recipe["preset"], config_from=recipe["config_from"] or None)
         trials.append((change, resolved.config))
     environment.choose_platform("cpu")  # planning keeps off the devices of the programs
+    import mtjax.suites  # noqa: F401 - which imports the user's own modules: they may add methods
+
     for text in dict.fromkeys(config.grads for _, config in trials):
         grads.get(text)  # says so before a suite is built
     inspect = plan.inspector(recipe["memory"])

@@ -30,6 +30,7 @@ STYLES = {
     ledger.WAITING: "dim",
 }
 FRAME = 8  # lines of the screen that are not trials
+WIDE = 110  # columns of a screen that has room for bars beside the trials' names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +55,15 @@ def run(values: command.FlagValues, folders: Sequence[str] = ()) -> int:
     console = rich.console.Console()
     now = status.look(folders[0])
     if asked.once or not console.is_terminal:
-        console.print(draw(now, len(now.rows)))
+        console.print(draw(now, len(now.rows), console.size.width))
         return command.OK
-    with rich.live.Live(draw(now, _room(console)), console=console, auto_refresh=False) as live:
+    first = draw(now, _room(console), console.size.width)
+    with rich.live.Live(first, console=console, auto_refresh=False) as live:
         try:
             while now.launcher or any(row.state == ledger.RUNNING for row in now.rows):
                 time.sleep(asked.interval)
                 now = status.look(folders[0])
-                live.update(draw(now, _room(console)), refresh=True)
+                live.update(draw(now, _room(console), console.size.width), refresh=True)
         except KeyboardInterrupt:
             pass
     return command.OK
@@ -71,13 +73,15 @@ def _room(console: rich.console.Console) -> int:
     return max(3, console.size.height - FRAME)
 
 
-def draw(now: status.Status, most: int) -> rich.table.Table:
+def draw(now: status.Status, most: int, width: int = WIDE) -> rich.table.Table:
     """The table of a sweep.
 
     Args:
         now: the sweep.
         most: trials that there is room for.
+        width: of the screen, in columns. A narrow one has no bars, or the trials' names would be cut to pieces.
     """
+    wide = width >= WIDE
     counts = ", ".join(f"{number} {state}" for state, number in now.state.count().items() if number)
     times = f"{clock(now.elapsed)} so far" + (f", about {clock(now.left)} left" if now.left else "")
     idle = "" if now.launcher or not any(r.state != ledger.DONE for r in now.rows) else " · no launcher is at work"
@@ -90,20 +94,22 @@ def draw(now: status.Status, most: int) -> rich.table.Table:
         header_style="dim",
     )
     measure = next((row.measure for row in now.rows if row.measure), "")
-    for name, justify in (("trial", "left"), ("program", "left"), ("state", "left"), ("done", "left"), ("", "right")):
-        table.add_column(name, justify=justify, no_wrap=name != "trial", overflow="fold")
+    for name in ("trial", "program", "state"):
+        table.add_column(name, no_wrap=name != "trial", overflow="fold")
+    for name, justify in (("done", "left"), ("", "right")) if wide else (("done", "right"),):
+        table.add_column(name, justify=justify, no_wrap=True)
     for name in (f"{measure} (mean)", "(worst)", "steps/s"):
         table.add_column(name.strip() if measure or name == "steps/s" else "", justify="right", no_wrap=True)
     for row in now.rows[:most]:
         style = STYLES[row.state]
-        bar = rich.progress_bar.ProgressBar(total=1.0, completed=row.share, width=16)
+        bar = [rich.progress_bar.ProgressBar(total=1.0, completed=row.share, width=16)] if wide else []
         cells = [figure(row.measures.get(name), row.measure) for name in ("mean", "worst")]
         speed = f"{row.speed:,.0f}" if row.speed else ""
         trial = rich.text.Text(row.trial)
         if row.error:
             trial.append(f"\n{row.error}", style="red")
         state = rich.text.Text(row.state, style=style)
-        table.add_row(trial, row.program, state, bar, f"{row.share:.0%}", *cells, speed)
+        table.add_row(trial, row.program, state, *bar, f"{row.share:.0%}", *cells, speed)
     if len(now.rows) > most:
         table.add_row(f"… and {len(now.rows) - most} more", style="dim")
     return table

@@ -99,13 +99,6 @@ class PPOConfig:
         "How the share of detours changes over the run, from detour_share on.",
         choices=("constant", "linear", "cosine"),
     )
-    detour_part: float = option(
-        1.0,
-        "Probability of each dimension of a continuous action to be taken on a detour; the others stay the policy's: "
-        "a hand may be led elsewhere with what it holds. Without effect on discrete actions.",
-        above=0.0,
-        high=1.0,
-    )
     detour_steps: int = option(40, "Steps of the longest detour; their lengths are uniform.", low=1)
     surgery: str = option(
         "separate",
@@ -128,7 +121,6 @@ class PPOConfig:
                 "rnd_sizes": rnd,
                 "rnd_learning_rate": rnd,
                 "detour_schedule": detours,
-                "detour_part": detours,
                 "detour_steps": detours,
                 "popart_step": (self.return_scaling == "popart", "return_scaling=popart"),
                 "observation_clip": (self.normalize_observations, "normalize_observations"),

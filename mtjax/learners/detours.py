@@ -24,25 +24,15 @@ class Detours(NamedTuple):
 
     Attributes:
         active: [H, T, E] bool.
-        taken: bool, shaped like ``action``: where it replaces the policy's.
-        action: [H, T, E, A] float32 within [-1, 1], or [H, T, E] int32; meaningless where not taken.
+        action: [H, T, E, A] float32 within [-1, 1], or [H, T, E] int32; meaningless where not active.
     """
 
     active: Array
-    taken: Array
     action: Array
 
 
 def draw(
-    key: Array,
-    masks: Array,
-    action: ActionSpec,
-    *,
-    share: Array | float,
-    longest: int,
-    length: int,
-    num_envs: int,
-    part: float = 1.0,
+    key: Array, masks: Array, action: ActionSpec, *, share: Array | float, longest: int, length: int, num_envs: int
 ) -> Detours:
     """Detours of one rollout, each environment's own: lengths uniform in 1 … ``longest``, actions uniform.
 
@@ -54,46 +44,38 @@ def draw(
         longest: steps.
         length: H.
         num_envs: E.
-        part: probability of each dimension of a continuous action to be taken; where none would be, all are.
     """
     # A detour may be under way when the rollout begins, so that every step has the same share: `longest` earlier steps.
     shape = (longest + length, masks.shape[0], num_envs)
-    begin_key, steps_key, action_key, part_key = jax.random.split(key, 4)
+    begin_key, steps_key, action_key = jax.random.split(key, 3)
     mean = (1 + longest) / 2
     begins = jax.random.bernoulli(begin_key, share / (share + mean * (1 - share)), shape)
     steps = jax.random.randint(steps_key, shape, 1, longest + 1, jnp.int32)
     if action.kind == "continuous":
         actions = jax.random.uniform(action_key, (*shape, action.size), jnp.float32, -1, 1) * masks[:, None]
-        taken = jax.random.bernoulli(part_key, part, actions.shape) & (masks[:, None] > 0)
-        taken |= ~taken.any(axis=-1, keepdims=True)
     else:
         logits = jnp.where(masks > 0, 0.0, -jnp.inf)[:, None]
         actions = jax.random.categorical(action_key, logits, shape=shape).astype(jnp.int32)
-        taken = jnp.ones(shape, bool)
 
-    def advance(carry: tuple[Array, tuple], step: tuple[Array, Array, tuple]):
+    def advance(carry: tuple[Array, Array], step: tuple[Array, Array, Array]):
         left, held = carry
         begin, number, new = step
         begin &= left == 0
         left = jnp.where(begin, number, left)
-        held = jax.tree.map(lambda x, old: jnp.where(_like(begin, x), x, old), new, held)
-        return (jnp.maximum(left - 1, 0), held), Detours(left > 0, held[0] & _like(left > 0, held[0]), held[1])
+        held = jnp.where(begin.reshape(begin.shape + (1,) * (held.ndim - begin.ndim)), new, held)
+        return (jnp.maximum(left - 1, 0), held), Detours(left > 0, held)
 
-    start = jnp.zeros(shape[1:], jnp.int32), (jnp.zeros_like(taken[0]), jnp.zeros_like(actions[0]))
-    _, detours = jax.lax.scan(advance, start, (begins, steps, (taken, actions)))
+    start = jnp.zeros(shape[1:], jnp.int32), jnp.zeros_like(actions[0])
+    _, detours = jax.lax.scan(advance, start, (begins, steps, actions))
     return jax.tree.map(lambda x: x[longest:], detours)
 
 
 def follow(detours: Detours, index: Array, action: Array) -> tuple[Array, Array]:
     """(what is done at step ``index`` in place of the policy's ``action`` [T, E, ...], active [T, E])."""
-    return jnp.where(detours.taken[index], detours.action[index], action), detours.active[index]
+    active, other = detours.active[index], detours.action[index]
+    return jnp.where(active.reshape(active.shape + (1,) * (action.ndim - active.ndim)), other, action), active
 
 
 def before(active: Array) -> Array:
     """[H, T, E] bool: the next step is on a detour, so that no advantage reaches over it."""
     return jnp.concatenate([active[1:], jnp.zeros_like(active[:1])])
-
-
-def _like(x: Array, action: Array) -> Array:
-    """[T, E] made to broadcast over an action [T, E, ...]."""
-    return x.reshape(x.shape + (1,) * (action.ndim - x.ndim))

@@ -189,7 +189,6 @@ class _PPO:
             self.spec.action,
             share=self.config.detour_share * self._remaining(state, self.config.detour_schedule),
             longest=self.config.detour_steps,
-            part=self.config.detour_part,
             length=length,
             num_envs=self.num_envs,
         )

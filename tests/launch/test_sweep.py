@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -88,6 +89,21 @@ def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     assert not pathlib.Path("sweeps").exists()
 
 
+def test_help_says_what_a_sweep_is_in_whole_sentences(swept):
+    text = " ".join(swept("--help").out.split())
+    assert "May be given for several options. --name" in text
+
+
+def test_the_guide_prints_the_plan_of_its_first_command(swept):
+    """A newcomer who types it must see what the guide shows, or will look for a mistake."""
+    guide = (ROOT / "docs" / "guides" / "sweep.md").read_text(encoding="utf-8")
+    typed = guide.split("$ mtjax-sweep ", 1)[1].split("\n$", 1)[0].replace("\\\n", " ")
+    shown = guide.split("```text\n", 1)[1].split("```", 1)[0]
+    result = swept(*shlex.split(typed), "--plan_only")
+    assert result.code == 0, result.err
+    assert result.out == shown
+
+
 def test_constants_of_a_method_are_planned_as_one_program(swept, probe_suite):
     typed = ("--sweep=grads=cagrad(c=0.2),cagrad(c=0.4)", "--total_steps=8192", "--name=mine", "--plan_only")
     result = swept(f"--suite={probe_suite}", *typed)
@@ -111,9 +127,20 @@ def test_a_preset_follows_the_suite_that_is_swept(swept):
 
 def start(*arguments: str, folder: pathlib.Path) -> subprocess.Popen:
     environ = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environ |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    environ |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "XDG_CACHE_HOME": str(folder / "cache")}
     command = [sys.executable, "-m", "mtjax.launch.sweep", *arguments]
     return subprocess.Popen(command, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_method_of_ones_own_can_be_swept(tmp_path, monkeypatch):
+    """The launcher checks methods before it needs a suite; it must have seen the user's modules by then."""
+    (tmp_path / "own.py").write_text(
+        "from mtjax import grads\nfrom mtjax.grads import registry\nregistry.METHODS['own'] = grads.mean\n"
+    )
+    monkeypatch.setenv("MTJAX_SUITES", "own")
+    launcher = start("--suite=gridworld-two-rooms", "--sweep=grads=mean,own", "--plan_only", folder=tmp_path)
+    out, err = launcher.communicate()
+    assert launcher.returncode == 0 and "grads=own" in out, err
 
 
 def test_a_sweep_whose_launcher_is_killed_loses_nothing(tmp_path):

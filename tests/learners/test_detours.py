@@ -18,9 +18,9 @@ T, E, H, OBS = 2, 3, 16, 3
 KEY = jax.random.key(1)
 
 
-def _draw(action, *, share, longest, length=200, num_envs=50, sizes=None, part=1.0):
+def _draw(action, *, share, longest, length=200, num_envs=50, sizes=None):
     masks = jnp.ones((T, action.size)) if sizes is None else jnp.asarray(sizes)
-    draw = functools.partial(detours.draw, action=action, share=share, longest=longest, length=length, part=part)
+    draw = functools.partial(detours.draw, action=action, share=share, longest=longest, length=length)
     return jax.tree.map(np.asarray, draw(KEY, masks, num_envs=num_envs))
 
 
@@ -45,24 +45,6 @@ def test_one_action_is_held_for_the_whole_detour():
             lengths += [b - a for a, b in zip(edges[1:-2], edges[2:-1], strict=True) if active[a]]
     assert sorted(set(lengths)) == list(range(1, 9))
     np.testing.assert_allclose(np.mean(lengths), 4.5, atol=0.2)
-
-
-def test_a_part_of_the_action_is_taken():
-    """Half of the dimensions on average, the same ones for the whole detour, at least one real one; then all."""
-    real = np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
-    plan = _draw(continuous(4), share=0.3, longest=8, part=0.5, sizes=real)
-    taken = plan.taken[plan.active & (np.arange(T) == 0)[:, None]]  # of the first task
-    counts = np.bincount(taken.sum(axis=-1), minlength=5) / len(taken)
-    np.testing.assert_allclose(counts, np.array([0, 4, 6, 4, 2]) / 16, atol=0.03)
-    assert not plan.taken[~plan.active].any() and plan.taken[plan.active].any(axis=-1).all()
-    assert (plan.taken & (real[:, None] > 0)).any(axis=-1)[plan.active].all()
-    same = np.all(plan.action[1:] == plan.action[:-1], axis=-1) & plan.active[1:] & plan.active[:-1]
-    np.testing.assert_array_equal(plan.taken[1:][same], plan.taken[:-1][same])
-    policy = jnp.full((T, 50, 4), 7.0)
-    done, active = detours.follow(jax.tree.map(jnp.asarray, plan), jnp.int32(3), policy)
-    np.testing.assert_array_equal(done, np.where(plan.taken[3], plan.action[3], 7.0))
-    np.testing.assert_array_equal(active, plan.active[3])
-    assert _draw(continuous(4), share=0.3, longest=8).taken.all(axis=-1).sum() == plan.active.sum()
 
 
 def test_only_real_actions():

@@ -171,7 +171,6 @@ def test_ppo_learns_from_reward_and_bonus():
             DistralConfig(detour_schedule="linear"),
             "detour_schedule: 'linear' has no effect; it belongs to detour_share above 0",
         ),
-        (PPOConfig(detour_part=0.5), "detour_part: 0.5 has no effect; it belongs to detour_share above 0"),
         (PPOConfig(popart_step=0.5), "popart_step: 0.5 has no effect; it belongs to return_scaling=popart"),
         (
             PPOConfig(observation_clip=5.0, normalize_observations=False),

@@ -75,6 +75,11 @@ def test_the_command_without_a_terminal_prints_once(sweep, capsys, monkeypatch):
     assert not stopped.value.code
     for words in ("1 done, 2 running, 1 waiting, 1 failed", "success (mean)", "80%", "ValueError: no", "no launcher"):
         assert words in printed, printed
+    monkeypatch.setenv("COLUMNS", "80")  # as terminals open
+    with pytest.raises(SystemExit):
+        watch.main(["mtjax-watch", str(sweep)])
+    narrow = capsys.readouterr().out
+    assert "002_learning_rate=0.01" in narrow and "80%" in narrow, narrow  # the name in one piece
     with pytest.raises(SystemExit) as stopped:
         watch.main(["mtjax-watch"])
     assert stopped.value.code == 1 and "name the folder of one sweep" in capsys.readouterr().err
