@@ -204,7 +204,9 @@ class SACConfig:
         "Save the replay in checkpoints. Without it they are small, but a resumed run fills it anew: not bit for bit.",
     )
     warm_start: int = option(
-        1000, "Transitions of each task by uniformly random actions before anything is learnt.", low=0
+        1000,
+        "Transitions of each task by uniformly random actions before anything is learnt; at most a full replay.",
+        low=0,
     )
     num_critics: int = option(2, "Critics of one ensemble.", low=1)
     critic_reduction: str = option(

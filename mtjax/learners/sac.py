@@ -255,8 +255,13 @@ class _SAC:
         keys = jax.random.split(key, (2, self.spec.num_tasks))
         drawn = family.to_action(jax.vmap(family.sample)(distribution, self.masks, keys[0]))
         anything = jax.vmap(self._any_action, in_axes=(0, 0, None))(keys[1], self.masks, observation.shape[1])
-        action = jnp.where(state.seen < self.config.warm_start, anything, drawn)
+        action = jnp.where(state.seen < self._warm_start, anything, drawn)
         return action, {"action": action}
+
+    @property
+    def _warm_start(self) -> int:
+        """Transitions of each task before anything is learnt: a smaller replay is full before."""
+        return min(self.config.warm_start, self.buffer.capacity)
 
     def _any_action(self, key: Array, mask: Array, number: int) -> Array:
         """Uniformly random actions [number, ...] of one task."""
@@ -327,7 +332,7 @@ class _SAC:
         Before the warm start is over none is kept: what they measured is NaN, and nothing that was not finite counts.
         """
         replay, config = state.replay, self.config
-        ready = replay.size >= min(config.warm_start, self.buffer.capacity)
+        ready = replay.size >= self._warm_start
 
         def visit(state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
             sample_key, step_key = jax.random.split(key)

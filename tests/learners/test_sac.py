@@ -392,6 +392,15 @@ def test_nothing_is_learnt_before_the_warm_start_is_over():
     assert state.seen == 2**31 - 1  # not negative, as if nothing had been seen yet
 
 
+def test_a_warm_start_ends_with_a_full_replay():
+    """One longer than the replay is: the random actions end where learning begins."""
+    agent = _make(**USUAL | {"warm_start": 1000})
+    state, seen = _start(agent), jnp.zeros((T, 500, OBS))
+    for number, random in ((agent.buffer.capacity - 1, True), (agent.buffer.capacity, False)):
+        action, _ = agent.act(state._replace(seen=jnp.asarray(number, jnp.int32)), seen, KEY)
+        assert (action[0].std() > 0.55) == random, number
+
+
 def test_an_emptied_replay_is_filled_before_learning_goes_on():
     """After a resume without the replay, nothing may be drawn from zeros."""
     agent, update, rollout = _update(**USUAL)
