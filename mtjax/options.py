@@ -78,6 +78,36 @@ def validate(config: Any) -> None:
         config.check()
 
 
+class Unused(ValueError):
+    """An option was set that nothing reads.
+
+    Attributes:
+        option: its name.
+    """
+
+    def __init__(self, option: str, message: str):
+        super().__init__(message)
+        self.option = option
+
+
+def refuse_unused(config: Any, used: Mapping[str, tuple[Any, str]], beside: str = "") -> None:
+    """Refuse options that were set and change nothing: a misunderstanding.
+
+    Args:
+        config: a configuration dataclass.
+        used: by option, whether something reads it, and what would.
+        beside: for the message, the choice for which nothing reads it, e.g. "with arrangement 'one_hot'".
+
+    Raises:
+        Unused: one line with the option, its value and where it belongs.
+    """
+    for field in dataclasses.fields(config):
+        value, (takes, where) = getattr(config, field.name), used.get(field.name, (True, ""))
+        if value != field.default and not takes:
+            why = f"has no effect {beside}".rstrip()
+            raise Unused(field.name, f"{field.name}: {value!r} {why}; it belongs to {where}")
+
+
 def explain(field: dataclasses.Field, value: Any) -> str | None:
     """Say what is wrong with ``value`` for this option, or None if nothing is."""
     bounds = field.metadata

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtjax import options
-from mtjax.training.config import RunConfig
+from mtjax.training.config import RunConfig, settle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,6 +455,4 @@ def configure(suite: str, *, preset: str = "auto", **changes: Any) -> RunConfig:
     learner = changes.get("learner", RunConfig().learner)
     chosen = find(suite, learner, preset)
     settings = {**(chosen.options if chosen else {}), **changes, "suite": suite}
-    config = options.replace(RunConfig(), settings)
-    config.validate()
-    return config
+    return settle(settings, changes)

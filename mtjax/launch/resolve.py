@@ -10,7 +10,7 @@ from typing import Any
 from mtjax import options
 from mtjax.launch import presets
 from mtjax.options import as_text
-from mtjax.training.config import CONFIG, RunConfig, load_config
+from mtjax.training.config import CONFIG, RunConfig, load_config, settle
 
 FLAGS = "flags.txt"
 
@@ -30,7 +30,13 @@ class Resolved:
     sources: Mapping[str, str]
 
 
-def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str | None = None) -> Resolved:
+def resolve(
+    given: Mapping[str, Any],
+    *,
+    preset: str = "auto",
+    config_from: str | None = None,
+    own: Mapping[str, Any] | None = None,
+) -> Resolved:
     """Combine what the user gave with the preset of the suite, or with a saved run.
 
     Args:
@@ -39,11 +45,14 @@ def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str 
         config_from: folder of a run whose configuration holds where ``given`` does not say otherwise. It
             says everything, so that no preset is applied besides. If ``given`` names another learner, that one's
             own options have their defaults.
+        own: of a sweep, what this trial alone has. What was given for all and changes nothing beside it takes its
+            default; without it, such an option is refused.
 
     Raises:
         ValueError: an unknown option or preset, a value out of bounds, a folder that is not a run.
     """
-    chosen, base = None, {}
+    chosen, base, said = None, {}, given if own is None else own
+    given = {**given, **(own or {})}
     if config_from:
         if preset not in ("auto", "none"):
             raise ValueError("--preset has no effect beside --config_from: a saved run sets every option")
@@ -57,8 +66,7 @@ def resolve(given: Mapping[str, Any], *, preset: str = "auto", config_from: str 
         base = chosen.options if chosen else {}
     source = "config_from" if config_from else "preset"
     sources = {**dict.fromkeys(base, source), **dict.fromkeys(given, "flag")}
-    config = options.replace(RunConfig(), {**base, **given})
-    config.validate()
+    config = settle({**base, **given}, said)
     return Resolved(config, chosen, sources)
 
 

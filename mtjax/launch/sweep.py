@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import os
 import re
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from mtjax import options
 from mtjax.launch import command, environment, flags, presets, resolve, show
 from mtjax.options import option
 from mtjax.sweeps import ledger, plan, schedule, space, suggest
@@ -189,11 +191,12 @@ def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str
     """
     from mtjax import grads
 
-    trials = []
-    for change in changes:
-        values = {**recipe["given"], **change}
-        resolved = resolve.resolve(values, preset=recipe["preset"], config_from=recipe["config_from"] or None)
-        trials.append((change, resolved.config))
+    settle = functools.partial(resolve.resolve, preset=recipe["preset"], config_from=recipe["config_from"] or None)
+    given = recipe["given"]
+    trials = [(change, settle(given, own=change).config) for change in changes]
+    used = [options.flatten(config) for _, config in trials]
+    if not rest.get("search") and any(all(found.get(name) != given[name] for found in used) for name in given):
+        settle({**given, **changes[0]})  # what no trial reads is refused, as in a run; a search may get there yet
     environment.choose_platform("cpu")  # planning keeps off the devices of the programs
     import mtjax.suites  # noqa: F401 - which imports the user's own modules: they may add methods
 

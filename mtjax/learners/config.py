@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from mtjax.options import option
-
-
-def _refuse_unused(config: Any, used: Mapping[str, tuple[Any, str]]) -> None:
-    """Refuse options that were set and change nothing: a misunderstanding. Raises ValueError with one line.
-
-    Args:
-        config: a configuration dataclass.
-        used: by option, whether something reads it, and what would.
-    """
-    for field in dataclasses.fields(config):
-        value, (takes, where) = getattr(config, field.name), used.get(field.name, (True, ""))
-        if value != field.default and not takes:
-            raise ValueError(f"{field.name}: {value!r} has no effect; it belongs to {where}")
+from mtjax.options import option, refuse_unused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +97,7 @@ class PPOConfig:
         counts = self.exploration == "counts", "exploration=counts"
         rnd = self.exploration == "rnd", "exploration=rnd"
         detours = self.detour_share, "detour_share above 0"
-        _refuse_unused(
+        refuse_unused(
             self,
             {
                 "exploration_bonus": (self.exploration != "none", "exploration=counts or rnd"),
@@ -255,7 +240,7 @@ class SACConfig:
         if self.return_scaling == "range" and self.discount >= 1:
             raise ValueError(f"return_scaling: 'range' needs a discount below 1, not {self.discount}")
         categorical = self.critic_head == "categorical"
-        _refuse_unused(
+        refuse_unused(
             self,
             {
                 "num_atoms": (categorical, "critic_head=categorical"),
@@ -323,4 +308,4 @@ class HiPBMDPConfig(SACConfig):
             "transition_members": (self.transition_model == "ensemble", "transition_model=ensemble"),
             "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and a loss to admit"),
         }
-        _refuse_unused(self, used)
+        refuse_unused(self, used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from mtjax.options import option
+from mtjax.options import option, refuse_unused
 
 
 class Parts(NamedTuple):
@@ -270,10 +270,4 @@ class NetworkConfig:
             "routing": (name == "soft_modular", "arrangement=soft_modular"),
             "hyper_size": (name == "hypernetwork", "arrangement=hypernetwork"),
         }
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            takes, where = used.get(field.name, (True, ""))
-            if value != field.default and not takes:
-                raise ValueError(
-                    f"{field.name}: {value!r} has no effect with arrangement {name!r}; it belongs to {where}"
-                )
+        refuse_unused(self, used, f"with arrangement {name!r}")

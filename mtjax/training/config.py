@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,30 @@ class RunConfig:
         """Check every option. Raises ValueError with one line that names option, value and expectation."""
         for part in (self, self.hyper, self.network):
             validate(part)
+
+
+def settle(values: Mapping[str, Any], said: Collection[str]) -> RunConfig:
+    """The configuration with these values, validated.
+
+    Args:
+        values: options that differ from their defaults, by name.
+        said: those of them that this run was given by name. One of them that nothing reads is refused; any other
+            (a preset's, a saved run's, a sweep's for its other trials) takes its default, so that the same run is
+            the same configuration.
+
+    Raises:
+        ValueError: an unknown option, a value out of bounds, an option without effect.
+    """
+    values = dict(values)
+    while True:
+        config = options.replace(RunConfig(), values)
+        try:
+            config.validate()
+            return config
+        except options.Unused as unused:
+            if unused.option in said or unused.option not in values:
+                raise
+            del values[unused.option]
 
 
 def load_config(run_dir: str | os.PathLike) -> RunConfig:

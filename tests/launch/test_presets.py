@@ -71,6 +71,20 @@ def test_flags_beat_the_preset_and_the_preset_beats_defaults():
     assert resolved.sources["activation"] == "preset"
 
 
+def test_what_a_preset_brings_in_vain_takes_its_default(monkeypatch):
+    """A flag may switch off what reads it; only what was typed in vain is refused."""
+    brings = presets.Preset("gridworld-*", "", {"arrangement": "experts", "num_experts": 8})
+    monkeypatch.setattr(presets, "PRESETS", (brings,))
+    assert presets.configure("gridworld-two-rooms").network.num_experts == 8
+    for config in (
+        presets.configure("gridworld-two-rooms", arrangement="film"),
+        resolve.resolve({"suite": "gridworld-two-rooms", "arrangement": "film"}).config,
+    ):
+        assert (config.network.arrangement, config.network.num_experts) == ("film", 4)
+    with pytest.raises(ValueError, match="num_experts: 8 has no effect"):
+        presets.configure("gridworld-two-rooms", arrangement="film", num_experts=8)
+
+
 def test_no_preset_leaves_the_defaults():
     resolved = resolve.resolve({"suite": "gridworld-maze"}, preset="none")
     assert resolved.config == RunConfig(suite="gridworld-maze")

@@ -53,6 +53,11 @@ def swept(command):
         (["--retry_failed"], "--retry_failed goes with --resume"),
         (["--platform=gpu"], "--platform=gpu: this machine shows no NVIDIA GPU"),
         (["--max_runs=2", "--sweep=seed=1,2,3"], "more than --max_runs=2"),
+        (
+            ["--sweep=arrangement=one_hot,film", "--num_experts=8"],
+            "num_experts: 8 has no effect with arrangement 'one_hot'",
+        ),
+        (["--sweep=arrangement=film,experts", "--sweep=num_experts=2,8"], "num_experts: 2 has no effect"),
         (["--launcher=slrm"], "did you mean 'slurm'?"),
     ],
 )
@@ -123,6 +128,15 @@ def test_a_preset_follows_the_suite_that_is_swept(swept):
     configs = [trial.config for trial in made.trials.values()]
     assert configs == [resolve.resolve({"suite": config.suite}).config for config in configs]
     assert configs[0] != configs[1]
+
+
+def test_what_some_trials_do_not_read_takes_its_default_there(swept):
+    """A baseline without a bonus has no use for the bonus's weight; it must not forbid the sweep."""
+    given = {"suite": "gridworld-two-rooms", "num_experts": 8, "exploration_bonus": 0.5}
+    made, _ = sweep.make(sweep.Command(), given, ["arrangement=one_hot,experts", "exploration=none,counts"])
+    configs = [trial.config for trial in made.trials.values()]
+    assert [config.network.num_experts for config in configs] == [4, 4, 8, 8]
+    assert [config.hyper.exploration_bonus for config in configs] == [0.1, 0.5, 0.1, 0.5]
 
 
 def start(*arguments: str, folder: pathlib.Path) -> subprocess.Popen:
