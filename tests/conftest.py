@@ -56,6 +56,21 @@ def compile_fast(request: pytest.FixtureRequest):
         jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(autouse=True)
+def registries():
+    """What a test or a guide registers is forgotten after it."""
+    from mtjax.grads import registry
+    from mtjax.networks import arrangements, config
+    from mtjax.suites import base
+
+    tables = [registry.METHODS, base._REGISTRY, arrangements.BODIES, config.ARRANGEMENTS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """One key for tests that need any."""

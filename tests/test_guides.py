@@ -72,27 +72,6 @@ def compiled_programs_are_kept(tmp_path_factory):
         jax.config.update(name, value)
 
 
-@pytest.fixture(autouse=True)
-def registry(monkeypatch):
-    """Suites that a guide registers are forgotten after it."""
-    from mtjax.suites import base
-
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-
-
-@pytest.fixture(autouse=True)
-def arrangements():
-    """Arrangements that a guide adds are forgotten after it."""
-    from mtjax.networks import arrangements, config
-
-    tables = [arrangements.BODIES, config.ARRANGEMENTS]
-    before = [dict(table) for table in tables]
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
-
-
 @pytest.mark.parametrize("path", guides(), ids=lambda path: path.stem)
 def test_every_python_block_of_a_guide_runs(path, tmp_path, monkeypatch):
     """All blocks of a file share one namespace, in order, in an empty folder."""
