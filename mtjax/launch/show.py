@@ -89,6 +89,12 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
         schedule = options.flatten(config).get("learning_rate_schedule", "constant")
         if schedule != "constant":
             lines.append(f"warning: the {schedule} learning-rate schedule is stretched")
+    warm_start = options.flatten(config).get("warm_start", 0) * suite.num_tasks
+    if config.total_steps < warm_start:
+        lines.append(
+            f"warning: nothing is learnt in {config.total_steps:,} steps: --warm_start takes the first {warm_start:,}, "
+            f"of all {suite.num_tasks} tasks"
+        )
     lines += notes
     verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
     return "\n".join([*lines, f"{verb}: {plan.run_dir}"])

@@ -215,6 +215,20 @@ def test_resume_extends_a_run(command, training):
     assert (config.total_steps, config.log_every) == (200, 5)
 
 
+@pytest.mark.parametrize("steps, learns", [(8_000, False), (8_999, False), (9_000, True)])
+def test_a_run_that_ends_in_its_warm_start_is_warned_of(command, training, steps, learns):
+    """Nine tasks, a warm start of 1,000 steps each: SAC would draw at random to the end and report a policy."""
+    result = command(
+        "--suite=control-pendulum",
+        "--learner=sac",
+        "--warm_start=1000",
+        f"--total_steps={steps}",
+        "--run_dir=runs/short",
+    )
+    assert ("warning: nothing is learnt in" in result.out) is not learns
+    assert ("--warm_start takes the first 9,000, of all 9 tasks" in result.out) is not learns
+
+
 def test_resume_does_not_shorten_a_run(command, training):
     command(PROBE, "--run_dir=run", "--total_steps=100")
     result = command("--run_dir=run", "--resume", "--total_steps=50")
