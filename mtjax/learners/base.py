@@ -123,6 +123,8 @@ class Learner(NamedTuple):
         fine_tuning: how it learns on in an unseen task, or None.
         detours: (state, key, H) -> Detours [H, T, E, ...] of a rollout, which the environments follow in place of
             ``act``; a rollout's extras then hold "detour" [H, T, E] bool. None: there are none.
+        cut: state -> the state after all running episodes were lost: what the next step earns belongs to a new one.
+            None: the state holds nothing of running episodes.
     """
 
     init: Callable[[Array], Any]
@@ -134,6 +136,7 @@ class Learner(NamedTuple):
     adaptation: Adaptation | None = None
     fine_tuning: FineTuning | None = None
     detours: Callable[[Any, Array, int], Any] | None = None
+    cut: Callable[[Any], Any] | None = None
 
 
 def action_masks(spec: TaskSpec) -> Array:

@@ -126,7 +126,9 @@ class _PPO:
     def learner(self) -> Learner:
         """These functions as a Learner."""
         planned = self._plan_detours if self.config.detour_share else None
-        return Learner(self.init, self.act, self.update, self.evaluation_policy, self.generalises, detours=planned)
+        return Learner(
+            self.init, self.act, self.update, self.evaluation_policy, self.generalises, detours=planned, cut=self.cut
+        )
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -153,6 +155,9 @@ class _PPO:
             updates=jnp.zeros((), jnp.int32),
             exploration=self.exploration.init(jax.random.fold_in(key, 3)) if self.exploration else None,
         )
+
+    def cut(self, state: PPOState) -> PPOState:
+        return state._replace(return_sums=jnp.zeros_like(state.return_sums))
 
     def _parts(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The trees that each have a Gram matrix of their own: policy and value, or both as one."""

@@ -200,6 +200,7 @@ class _SAC:
             self.buffer,
             self.adaptation(),
             fine_tuning(self) if self.generalises else None,
+            cut=self.cut,
         )
 
     def adaptation(self) -> Adaptation | None:
@@ -229,6 +230,9 @@ class _SAC:
             hyper=Hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hyper._fields)),
             updates=jnp.zeros((), jnp.int32),
         )
+
+    def cut(self, state: SACState) -> SACState:
+        return state._replace(rewards=self.rewards.cut(state.rewards))
 
     def _normalize(self, statistics: normalization.Statistics, observation: Array) -> Array:
         if not self.config.normalize_observations:

@@ -42,11 +42,13 @@ class RewardScaling(NamedTuple):
             discount []) -> RewardScale.
         apply: (RewardScale, reward [T, B], bonus [T], discount []) -> scaled reward [T, B]. ``bonus`` is the
             temperature times the entropy that a step is expected to earn on top of its reward, as a size.
+        cut: RewardScale -> RewardScale without the running episodes, which were lost.
     """
 
     init: Callable[[int, int], RewardScale]
     update: Callable[..., RewardScale]
     apply: Callable[[RewardScale, Array, Array, Array], Array]
+    cut: Callable[[RewardScale], RewardScale]
 
 
 def in_deviations(returns: normalization.Statistics, reward: Array) -> Array:
@@ -72,12 +74,17 @@ def make_reward_scaling(kind: str, *, value_range: float) -> RewardScaling:
         endless = 0.5 * bonus / jnp.maximum(1.0 - discount, 1e-3)
         return reward * (value_range / jnp.maximum(scale.largest + endless, SMALLEST))[:, None]
 
-    return RewardScaling(_init, _update, apply)
+    return RewardScaling(_init, _update, apply, _cut)
 
 
 def _init(num_tasks: int, num_envs: int) -> RewardScale:
     sums, totals, lengths = (jnp.zeros((num_tasks, num_envs), jnp.float32) for _ in range(3))
     return RewardScale(sums, totals, lengths, normalization.init(num_tasks), jnp.zeros((num_tasks,), jnp.float32))
+
+
+def _cut(scale: RewardScale) -> RewardScale:
+    nothing = jnp.zeros_like(scale.sums)
+    return scale._replace(sums=nothing, totals=nothing, lengths=nothing)
 
 
 def _update(scale: RewardScale, reward: Array, ended: Array, truncated: Array, discount: Array) -> RewardScale:

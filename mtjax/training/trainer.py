@@ -115,7 +115,8 @@ class Trainer:
         env_state, observation = jax.jit(reset)(keys)
         running = init_running(state.carry.running.returns.shape)
         carry = state.carry._replace(env=env_state, observation=observation, running=running)
-        return state._replace(carry=carry)
+        learner = jax.vmap(self.learner.cut)(state.learner) if self.learner.cut else state.learner
+        return state._replace(carry=carry, learner=learner)
 
     def _init(self, env: VectorEnv, numbers: Array) -> TrainState:
         keys = jax.vmap(jax.random.key)(numbers)

@@ -47,6 +47,17 @@ def test_the_largest_return_by_hand(pieces):
     np.testing.assert_allclose(state.returns.variance, [np.var(x) for x in samples], rtol=1e-4)
 
 
+def test_lost_episodes_are_not_glued_to_the_next():
+    """Five steps of 3 that were lost with their simulator, then an episode of five: no return is larger than its."""
+    lost = np.zeros((5, 1, 1), bool)
+    ended = lost.copy()
+    ended[-1] = True
+    scaling, state = _seen("range", np.full((5, 1, 1), 3.0, np.float32), lost, lost)
+    after = scaling.update(scaling.cut(state), jnp.full((5, 1, 1), 3.0), jnp.asarray(ended), jnp.asarray(lost), GAMMA)
+    np.testing.assert_allclose(after.largest, 3.0 * (1 - GAMMA**5) / (1 - GAMMA), rtol=1e-5)
+    assert (after.lengths == 0).all() and (after.returns.count == 2 * state.returns.count).all()
+
+
 def test_a_constant_reward_fills_the_range():
     """The value of an endless stream of r is r / (1 − γ): scaled, it is the largest value that a critic can say."""
     shape = (5, 1, 1)

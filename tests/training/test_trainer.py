@@ -205,8 +205,11 @@ def test_a_simulator_on_the_host(num_seeds):
     np.testing.assert_array_equal(values["return"], [[54 / 12, 2 * 54 / 12]] * num_seeds)
     np.testing.assert_array_equal(values["success"], [[1.0, 1.0]] * num_seeds)
 
+    assert (state.learner.return_sums > 0).any()
+    learnt = jax.tree.map(jnp.copy, state.learner)
     state = trainer.restart(state)  # as after a resume: the simulators' episodes are gone, the learner is not
     assert (state.carry.running.length == 0).all() and (state.carry.observation[..., 2] == 0).all()
+    chex.assert_trees_all_equal(state.learner, learnt._replace(return_sums=jnp.zeros_like(learnt.return_sums)))
     state, rollout = trainer.collect(trainer.env, state)
     assert trainer.collect._cache_size() == 1
 
