@@ -89,7 +89,7 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
         schedule = options.flatten(config).get("learning_rate_schedule", "constant")
         if schedule != "constant":
             lines.append(f"warning: the {schedule} learning-rate schedule is stretched")
-    warm_start = options.flatten(config).get("warm_start", 0) * suite.num_tasks
+    warm_start = steps_of_warm_start(config) * suite.num_tasks
     if config.total_steps < warm_start:
         lines.append(
             f"warning: nothing is learnt in {config.total_steps:,} steps: --warm_start takes the first {warm_start:,}, "
@@ -98,6 +98,12 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
     lines += notes
     verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
     return "\n".join([*lines, f"{verb}: {plan.run_dir}"])
+
+
+def steps_of_warm_start(config: RunConfig) -> int:
+    """Of each task; it ends with a full replay at the latest. 0 for learners without one."""
+    values = options.flatten(config)
+    return min(values["warm_start"], values["replay_capacity"]) if "warm_start" in values else 0
 
 
 def differences(config: RunConfig, sources: Mapping[str, str]) -> list[tuple[str, str, str, str]]:

@@ -215,13 +215,22 @@ def test_resume_extends_a_run(command, training):
     assert (config.total_steps, config.log_every) == (200, 5)
 
 
-@pytest.mark.parametrize("steps, learns", [(8_000, False), (8_999, False), (9_000, True)])
-def test_a_run_that_ends_in_its_warm_start_is_warned_of(command, training, steps, learns):
+@pytest.mark.parametrize(
+    "warm_start, replay, steps, learns",
+    [
+        (1_000, 10_000, 8_999, False),
+        (1_000, 10_000, 9_000, True),
+        (5_000, 1_000, 8_999, False),
+        (5_000, 1_000, 9_000, True),
+    ],
+)
+def test_a_run_that_ends_in_its_warm_start_is_warned_of(command, training, warm_start, replay, steps, learns):
     """Nine tasks, a warm start of 1,000 steps each: SAC would draw at random to the end and report a policy."""
     result = command(
         "--suite=control-pendulum",
         "--learner=sac",
-        "--warm_start=1000",
+        f"--warm_start={warm_start}",
+        f"--replay_capacity={replay}",
         f"--total_steps={steps}",
         "--run_dir=runs/short",
     )

@@ -6,7 +6,6 @@ import pytest
 
 from mtjax import suites
 from mtjax.envs import Step, VectorEnv, continuous
-from mtjax.suites import base
 
 pytestmark = pytest.mark.smoke
 VERSION = suites.Version(suite="1", simulator="none", reward="1", horizon=7)
@@ -33,13 +32,7 @@ def split(*starts, names=None):
 ONE = split(1.0).infos
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """A registry of the test's own."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-
-
-def test_from_env_makes_a_working_suite(registry):
+def test_from_env_makes_a_working_suite():
     made = suites.from_env("drift", Drift(), {"train": split(1.0, 2.0)}, version=VERSION)
     suites.register("drift")(lambda: made)
     suite = suites.make("drift")
@@ -94,7 +87,7 @@ def test_a_name_like_no_other_lists_all():
         suites.make("zzzzzzzz")
 
 
-def test_a_name_is_taken_once_unless_replaced(registry):
+def test_a_name_is_taken_once_unless_replaced():
     make = suites.register("taken")(lambda: None)
     with pytest.raises(ValueError, match="'taken' is already registered"):
         suites.register("taken")(make)
@@ -102,7 +95,7 @@ def test_a_name_is_taken_once_unless_replaced(registry):
     assert "taken" in suites.names() and suites.names() == sorted(suites.names())
 
 
-def test_a_suite_must_bear_the_name_it_is_registered_by(registry):
+def test_a_suite_must_bear_the_name_it_is_registered_by():
     made = suites.from_env("drift", Drift(), {"train": split(1.0)}, version=VERSION)
     suites.register("other")(lambda: made)
     with pytest.raises(ValueError, match="registered as 'other' calls itself 'drift'"):
@@ -118,7 +111,6 @@ def test_stack_names_the_task_that_differs():
 
 def test_suites_of_ones_own_are_known_to_every_process(tmp_path, monkeypatch):
     """A sweep's programs know of a suite only what the environment says."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_suites.py").write_text(
         "import dataclasses\nfrom mtjax import suites\n\n"

@@ -36,7 +36,7 @@ class Frail(test_trainer._Pool):
 def test_a_simulator_that_dies(tmp_path, monkeypatch, caplog):
     """In training, after two of eight updates; and in an evaluation."""
     monkeypatch.setattr(test_trainer, "_Pool", Frail)
-    monkeypatch.setitem(base._REGISTRY, "trainer-host", test_trainer._host_suite)
+    base._REGISTRY["trainer-host"] = test_trainer._host_suite
     monkeypatch.setattr(Frail, "dies_after", 20)
     place = tmp_path / "run"
     step = 2 * test_run.STEPS
@@ -65,7 +65,7 @@ def test_runs_free_their_simulators(tmp_path, monkeypatch):
             alive.add(self)
 
     monkeypatch.setattr(test_trainer, "_Pool", Counted)
-    monkeypatch.setitem(base._REGISTRY, "trainer-host", test_trainer._host_suite)
+    base._REGISTRY["trainer-host"] = test_trainer._host_suite
     run.train(CONFIG, tmp_path / "run", **QUIET)
     gc.collect()
     assert not alive
