@@ -146,7 +146,10 @@ def draw_curves(axes: plt.Axes, results: Mapping[str, Result], label: str) -> No
             axes.fill_between(result.steps, *np.transpose(ends), color=colour, alpha=0.15, linewidth=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(title="learning curves", xlabel="environment steps", ylabel=label)
-    axes.legend(frameon=True, framealpha=0.8, edgecolor="none")  # readable where it lies on a curve
+    if len(results) > 8:  # many names would hide the curves
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axes.legend(frameon=True, framealpha=0.8, edgecolor="none")  # readable where it lies on a curve
 
 
 def draw_tasks(axes: plt.Axes, results: Mapping[str, Result], label: str) -> None:
