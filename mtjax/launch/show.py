@@ -86,9 +86,10 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
     lines += [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
     if plan.extended_from:
         lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
-        schedule = options.flatten(config).get("learning_rate_schedule", "constant")
-        if schedule != "constant":
-            lines.append(f"warning: the {schedule} learning-rate schedule is stretched")
+        schedules = {name: value for name, value in options.flatten(config).items() if name.endswith("_schedule")}
+        for name, schedule in schedules.items():
+            if schedule != "constant":
+                lines.append(f"warning: --{name}={schedule} is stretched")
     warm_start = steps_of_warm_start(config) * suite.num_tasks
     if config.total_steps < warm_start:
         lines.append(

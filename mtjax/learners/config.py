@@ -6,6 +6,8 @@ import dataclasses
 
 from mtjax.options import option, refuse_unused
 
+SCHEDULES = ("constant", "linear", "cosine")  # from all to nothing at the end of the run, but for the first
+
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
@@ -15,7 +17,7 @@ class PPOConfig:
     learning_rate_schedule: str = option(
         "constant",
         "How the learning rate changes over the run.",
-        choices=("constant", "linear", "cosine"),
+        choices=SCHEDULES,
     )
     adam_epsilon: float = option(1e-5, "Adam's epsilon.", above=0)
     max_grad_norm: float = option(
@@ -32,6 +34,11 @@ class PPOConfig:
     value_clip: float = option(0.0, "Clip range of the value's change; 0 switches it off.", low=0)
     value_cost: float = option(0.5, "Weight of the value loss.", low=0)
     entropy_cost: float = option(1e-3, "Weight of the entropy bonus. [vmapped]", low=0)
+    entropy_schedule: str = option(
+        "constant",
+        "How the weight of the entropy bonus changes over the run, from entropy_cost on.",
+        choices=SCHEDULES,
+    )
     bound_cost: float = option(
         0.0,
         "Weight of the squared excess of a Gaussian's mean over the actions' bounds. Beyond them actions are clipped: "
@@ -82,7 +89,7 @@ class PPOConfig:
     detour_schedule: str = option(
         "constant",
         "How the share of detours changes over the run, from detour_share on.",
-        choices=("constant", "linear", "cosine"),
+        choices=SCHEDULES,
     )
     detour_steps: int = option(40, "Steps of the longest detour; their lengths are uniform.", low=1)
     surgery: str = option(
@@ -97,6 +104,7 @@ class PPOConfig:
         counts = self.exploration == "counts", "exploration=counts"
         rnd = self.exploration == "rnd", "exploration=rnd"
         detours = self.detour_share, "detour_share above 0"
+        entropy = self.entropy_cost, "entropy_cost above 0"
         refuse_unused(
             self,
             {
@@ -105,6 +113,7 @@ class PPOConfig:
                 "count_resolution": counts,
                 "rnd_sizes": rnd,
                 "rnd_learning_rate": rnd,
+                "entropy_schedule": entropy,
                 "detour_schedule": detours,
                 "detour_steps": detours,
                 "popart_step": (self.return_scaling == "popart", "return_scaling=popart"),

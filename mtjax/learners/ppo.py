@@ -343,9 +343,11 @@ class _PPO:
     def _step(self, state: PPOState, minibatch: Minibatch, key: Array):
         """One loss per task, one gradient per task, one update."""
         shared, private = split(state.params)
+        remaining = self._remaining(state, self.config.entropy_schedule)
+        hyper = state.hyper._replace(entropy_cost=state.hyper.entropy_cost * remaining)
         value_and_grad = jax.value_and_grad(self.task_loss, argnums=(0, 1), has_aux=True)
         (_, aux), (shared_grads, private_grads) = jax.vmap(value_and_grad, in_axes=(None, 0, 0, 0, 0, None, None))(
-            shared, private, self.tasks, self.masks, minibatch, state.hyper, key
+            shared, private, self.tasks, self.masks, minibatch, hyper, key
         )
         direction, grads_state, diagnostics = self._combine(state.grads, shared, shared_grads, aux)
         step, shared_optimizer = self.optimizer.update(direction, state.shared_optimizer, shared)

@@ -206,11 +206,14 @@ def test_resume_refuses_other_options_with_a_diff(command, training):
 
 
 def test_resume_extends_a_run(command, training):
-    command(PROBE, "--run_dir=run", "--total_steps=100", "--learning_rate_schedule=linear")
+    command(PROBE, "--run_dir=run", "--total_steps=100", "--learning_rate_schedule=linear", "--entropy_schedule=cosine")
     result = command("--run_dir=run", "--resume", "--total_steps=200", "--log_every=5")
     assert result.code == 0
     assert "total_steps extended from 100 to 200\n" in result.out
-    assert "warning: the linear learning-rate schedule is stretched\n" in result.out
+    stretched = [line for line in result.out.splitlines() if line.endswith("is stretched")]
+    assert stretched == [
+        f"warning: --{name} is stretched" for name in ("learning_rate_schedule=linear", "entropy_schedule=cosine")
+    ]
     config = training.calls[1][0]
     assert (config.total_steps, config.log_every) == (200, 5)
 

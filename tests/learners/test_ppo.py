@@ -418,6 +418,21 @@ def test_the_learning_rate_is_used():
     assert 0 < max(jax.tree.leaves(steps)) < 1e-2 * 4 * 1.5  # four steps of Adam
 
 
+def test_the_entropy_cost_follows_its_schedule():
+    """An update at half of the run is one at half of the cost; at its end, one at none; and the cost matters."""
+
+    def updated(done, **options):
+        agent = _make(updates=10, **options)
+        state, rollout = _start(agent)
+        new, metrics = jax.jit(agent.update)(state._replace(updates=jnp.asarray(done, jnp.int32)), rollout, KEY)
+        return new.params, metrics["loss/policy"]
+
+    falling = {"entropy_cost": 0.5, "entropy_schedule": "linear"}
+    for done, cost in ((0, 0.5), (5, 0.25), (10, 0.0)):
+        chex.assert_trees_all_equal(updated(done, **falling), updated(done, entropy_cost=cost))
+    assert np.abs(updated(0, **falling)[1] - updated(10, **falling)[1]).min() > 0.1
+
+
 def test_adaptive_kl():
     """Lower after a large KL, higher after a small one, within bounds."""
     agent = _make(adaptive_kl=0.01)
