@@ -148,6 +148,33 @@ def on_host(env: VectorEnv, task_names: Sequence[str] = (), **changes: Any) -> V
     return Grouped(tuple(on_host(group, names, **changes) for group, names in zip(env.groups, own, strict=True)))
 
 
+def cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
+    """The environment with episodes of at most ``horizon`` steps, truncated there.
+
+    Raises:
+        ValueError: none of its episodes is longer; or it is of a kind that has no ``horizon`` to change.
+    """
+    longest = _horizon(env)
+    if horizon >= longest:
+        raise ValueError(f"training_horizon: episodes have {longest} steps and are not cut short by {horizon}")
+    return _cut_short(env, horizon)
+
+
+def _horizon(env: VectorEnv) -> int:
+    """Steps of the longest episode."""
+    if isinstance(env, Grouped):
+        return max(map(_horizon, env.groups))
+    if not (dataclasses.is_dataclass(env) and hasattr(env, "horizon")):
+        raise ValueError(f"training_horizon: {type(env).__name__} has no horizon that could be changed")
+    return env.horizon
+
+
+def _cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
+    if isinstance(env, Grouped):
+        return Grouped(tuple(_cut_short(group, horizon) for group in env.groups))
+    return dataclasses.replace(env, horizon=min(env.horizon, horizon))
+
+
 def pad_observation(observation: Array, size: int) -> Array:
     """[..., n] to [..., size] with zeros at the end."""
     widths = [(0, 0)] * (jnp.ndim(observation) - 1) + [(0, size - jnp.shape(observation)[-1])]

@@ -145,13 +145,14 @@ PRESETS = (
     ),
     Preset(
         "metaworld-*",
-        "Meta-World by PPO: short rollouts, so that the policy moves often; one head and one scale a task",
+        "Meta-World by PPO: episodes cut at 200 steps, large batches; one head and one scale a task",
         {
             "num_envs": 16,
             "total_steps": 20_000_000,
-            "rollout_length": 64,
+            "training_horizon": 200,
+            "rollout_length": 256,
             "num_epochs": 5,
-            "num_minibatches": 4,
+            "num_minibatches": 16,
             "learning_rate": 5e-4,
             "entropy_cost": 5e-3,
             "arrangement": "multi_head",
@@ -163,6 +164,7 @@ PRESETS = (
             "max_grad_norm": 0.0,  # as the hour in the README was trained
             "bound_cost": 0.1,  # this and the detours for the drawer: `experiments/exploration.py`
             "detour_share": 0.2,
+            "detour_part": 0.2,  # a grasp does not survive one
         },
     ),
     Preset(

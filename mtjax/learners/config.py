@@ -88,8 +88,15 @@ class PPOConfig:
     )
     detour_schedule: str = option(
         "constant",
-        "How the share of detours changes over the run, from detour_share on.",
+        "How the share of detours changes over the part of the run that has them, from detour_share on.",
         choices=SCHEDULES,
+    )
+    detour_part: float = option(
+        1.0,
+        "The part of the run, from its start, that has detours. They lead to what noise does not find, and undo what "
+        "is delicate (a grasp, say).",
+        above=0,
+        high=1,
     )
     detour_steps: int = option(40, "Steps of the longest detour; their lengths are uniform.", low=1)
     surgery: str = option(
@@ -116,6 +123,7 @@ class PPOConfig:
                 "entropy_schedule": entropy,
                 "detour_schedule": detours,
                 "detour_steps": detours,
+                "detour_part": detours,
                 "popart_step": (self.return_scaling == "popart", "return_scaling=popart"),
                 "observation_clip": (self.normalize_observations, "normalize_observations"),
             },

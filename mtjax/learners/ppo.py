@@ -192,7 +192,8 @@ class _PPO:
             key,
             self.masks,
             self.spec.action,
-            share=self.config.detour_share * self._remaining(state, self.config.detour_schedule),
+            share=self.config.detour_share
+            * self._remaining(state, self.config.detour_schedule, part=self.config.detour_part),
             longest=self.config.detour_steps,
             length=length,
             num_envs=self.num_envs,
@@ -443,11 +444,11 @@ class _PPO:
         remaining = self._remaining(state, self.config.learning_rate_schedule)
         return state.hyper.learning_rate * state.rate_factor * remaining
 
-    def _remaining(self, state: PPOState, schedule: str) -> Array | float:
-        """What a schedule leaves at this update of what it began with."""
-        progress = state.updates.astype(jnp.float32) / self.num_updates
+    def _remaining(self, state: PPOState, schedule: str, part: float = 1.0) -> Array | float:
+        """What a schedule leaves at this update of what it began with; it ends, with 0, after this part of the run."""
+        progress = state.updates.astype(jnp.float32) / (part * self.num_updates)
         return {
-            "constant": lambda: 1.0,
+            "constant": lambda: 1.0 if part == 1.0 else jnp.where(progress < 1.0, 1.0, 0.0),
             "linear": lambda: jnp.maximum(1.0 - progress, 0.0),
             "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0))),
         }[schedule]()

@@ -42,6 +42,12 @@ class RunConfig:
         10_000_000, "Environment steps of one seed, summed over its tasks and environments.", low=1
     )
     num_envs: int = option(32, "Parallel environments of each task.", low=1)
+    training_horizon: int = option(
+        0,
+        "Steps after which an episode of training is cut short (as a truncation: values reach beyond it); 0 means the "
+        "suite's own horizon. Evaluations play whole episodes. Shorter ones are more new starts for the same steps.",
+        low=0,
+    )
     num_seeds: int = option(1, "Agents trained in one program, each from its own seed.", low=1)
     seed: int = option(
         0, "What everything random is derived from; seeds are numbered from here.", low=0, high=2**31 - 1

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import Array, VectorEnv
-from mtjax.envs.padding import on_host
+from mtjax.envs.padding import cut_short, on_host
 from mtjax.learners import detours, registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.descent import gradient_method
@@ -72,6 +72,8 @@ class Trainer:
             self.learner.replay.require_memory(config.num_seeds // place.layout.seed)
         # Simulators on the host are slow: episodes of one length would otherwise all end at once.
         env = on_host(suite.vector_env(config.num_envs, seed=config.seed), stagger=True)
+        if config.training_horizon:
+            env = cut_short(env, config.training_horizon)
         self.env: VectorEnv = place.place(traceable(env), place.everywhere)
         self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)
         state, rollout, metrics = self.shardings, place.rollout, place.everywhere

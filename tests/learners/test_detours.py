@@ -80,6 +80,21 @@ def test_share_follows_its_schedule():
     assert share(10, detour_schedule="linear") == 0.0
 
 
+def test_share_ends_with_its_part_of_the_run():
+    """A grasp does not survive a detour: what is delicate is learnt after them."""
+    agent = {kind: _make(detour_share=0.4, detour_part=0.5, detour_schedule=kind) for kind in ("constant", "linear")}
+    states = {kind: jax.jit(agent[kind].init)(KEY) for kind in agent}
+
+    def share(kind, updates):
+        return float(agent[kind]._remaining(states[kind]._replace(updates=jnp.int32(updates)), kind, part=0.5))
+
+    assert [share("constant", n) for n in (0, 4, 5, 9)] == [1.0, 1.0, 0.0, 0.0]
+    np.testing.assert_allclose([share("linear", n) for n in (0, 4, 5, 9)], [1.0, 0.2, 0.0, 0.0], atol=1e-6)
+    learner, state = agent["constant"].learner(), states["constant"]
+    plan = jax.jit(lambda n: learner.detours(state._replace(updates=n), KEY, H).active)
+    assert plan(jnp.int32(4)).any() and not plan(jnp.int32(5)).any()
+
+
 def _rollout(agent, state, active=None):
     draw = np.random.default_rng(0)
     observation = jnp.asarray(draw.normal(size=(H + 1, T, E, OBS)), jnp.float32)

@@ -220,6 +220,36 @@ def test_a_simulator_on_the_host(num_seeds):
     np.testing.assert_array_equal(values["success_last"], [[0.0, 0.0]] * num_seeds)
 
 
+def test_training_horizon_cuts_episodes_of_training_alone():
+    """On the host, on the device, and in groups; an evaluation's episodes stay whole, and values reach beyond a cut."""
+    host, device = _host_suite(), _suite()
+    both = combine("both", [host, dataclasses.replace(host, name="other", horizon=4)])
+    for suite, tasks in ((host, 2), (device, device.num_tasks), (both, 4)):
+        config = dataclasses.replace(CONFIG, suite=suite.name, training_horizon=3)
+        trainer = Trainer(config, suite)
+        state, rollout = trainer.collect(trainer.env, trainer.init())
+        ended = np.asarray(rollout.truncated)[0]
+        assert not rollout.terminated.any() and ended.shape[1] == tasks
+        for t in range(tasks):
+            ends = np.flatnonzero(ended[:, t, 0])
+            np.testing.assert_array_equal(ends, np.arange(2, len(ended), 3))
+        evaluator = Evaluator(trainer.learner, suite, episodes=2, num_seeds=config.num_seeds, seed=0)
+        values = evaluator(state.learner, key=jax.random.key(0), rounds=1)
+        np.testing.assert_array_equal(values["length"], np.full((config.num_seeds, tasks), suite.horizon))
+
+
+def test_a_training_horizon_that_cuts_nothing_is_refused():
+    with pytest.raises(ValueError, match="training_horizon: episodes have 5 steps and are not cut short by 5"):
+        Trainer(dataclasses.replace(CONFIG, suite="trainer-host", training_horizon=5), _host_suite())
+
+    class Own:
+        on_device, num_envs = True, 4
+
+    suite = dataclasses.replace(_suite(), make_vector_env=lambda split, num_envs, seed: Own())
+    with pytest.raises(ValueError, match="training_horizon: Own has no horizon that could be changed"):
+        Trainer(dataclasses.replace(CONFIG, training_horizon=3), suite)
+
+
 def test_simulators_of_several_suites_are_staggered_and_named_too():
     suite = combine("both", [_host_suite(), dataclasses.replace(_host_suite(), name="other")])
     env = Trainer(dataclasses.replace(CONFIG, suite="both"), suite).env
