@@ -20,7 +20,7 @@ from mtjax.training import record, run
 from mtjax.training.config import load_config
 
 _OUTPUT = flags.DEFINE_string("output", "runs/metaworld-mt10", "The run's folder.")
-_STEPS = flags.DEFINE_integer("total_steps", 15_000_000, "Environment steps.")
+_STEPS = flags.DEFINE_integer("total_steps", 20_000_000, "Environment steps.")
 _ARRANGEMENT = flags.DEFINE_string("arrangement", "independent", "What the tasks share, e.g. multi_head.")
 _SEED = flags.DEFINE_integer("seed", 0, "The run's seed.")
 MINUTES = (5, 10, 20, 40)  # at which the training policy's success is told
@@ -77,7 +77,6 @@ def main(argv):
             "metaworld-mt10",
             grads="mean",
             arrangement=_ARRANGEMENT.value,
-            learning_rate_schedule="linear",
             total_steps=_STEPS.value,
             seed=_SEED.value,
         )

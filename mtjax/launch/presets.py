@@ -154,6 +154,7 @@ PRESETS = (
             "num_epochs": 5,
             "num_minibatches": 16,
             "learning_rate": 5e-4,
+            "learning_rate_schedule": "linear",
             "entropy_cost": 5e-3,
             "arrangement": "multi_head",
             "hidden_sizes": (256, 256),
@@ -162,9 +163,10 @@ PRESETS = (
             "return_scaling": "none",
             "reward_scale": 0.1,
             "max_grad_norm": 0.0,  # as the hour in the README was trained
-            "bound_cost": 0.1,  # this and the detours for the drawer: `experiments/exploration.py`
+            # For the drawer these, and an end of the detours for the grasp: experiments/exploration.py.
+            "bound_cost": 0.1,
             "detour_share": 0.2,
-            "detour_part": 0.2,  # a grasp does not survive one
+            "detour_part": 0.2,
         },
     ),
     Preset(
