@@ -1,15 +1,22 @@
 """Meta-World MT10 by PPO: one agent, ten tasks, the simulator inside the compiled loop.
 
-    python experiments/metaworld_mt10.py --output=runs/mt10          # about an hour on two cores
+    python experiments/metaworld_mt10.py --output=runs/mt10          # an hour
 
-The table has every task's success by the deterministic policy over 50 fresh goals; the picture has the success of
-the training policy against wall-clock time. Both are read from the run's folder: a run that was stopped goes on, one
-that is finished (by this script or by `mtjax-train`) is only shown. Needs the extra `metaworld`.
+After an hour of training, whatever it has reached by then, the agent is evaluated. The table has every task's success
+by the deterministic policy over 50 fresh goals; the picture has the success of the training policy against wall-clock
+time. Both are read from the run's folder: a run that was stopped goes on, one that has had its time or is finished (by
+this script or by `mtjax-train`) is only evaluated and shown. Needs the extra `metaworld`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import study
@@ -21,6 +28,7 @@ from mtjax.training.config import load_config
 
 _OUTPUT = flags.DEFINE_string("output", "runs/metaworld-mt10", "The run's folder.")
 _STEPS = flags.DEFINE_integer("total_steps", 20_000_000, "Environment steps.")
+_MINUTES = flags.DEFINE_float("minutes", 60, "Training ends after so long, if it is not over by then; 0: never.")
 _ARRANGEMENT = flags.DEFINE_string("arrangement", "independent", "What the tasks share, e.g. multi_head.")
 _SEED = flags.DEFINE_integer("seed", 0, "The run's seed.")
 MINUTES = (5, 10, 20, 40)  # at which the training policy's success is told
@@ -35,13 +43,44 @@ def training_curve(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.asarray([line["time"] for line in lines]), np.asarray([line["step"] for line in lines]), smooth
 
 
+def evaluated(run_dir: pathlib.Path) -> Mapping[str, Any] | None:
+    """The newest evaluation of the deterministic policy over as many goals as a finished run's; None without one."""
+    least = load_config(run_dir).final_evaluation_episodes
+    lines = [line for line in record.read(run_dir) if line["kind"] == "evaluation" and line["mode"] == "deterministic"]
+    return next((line for line in reversed(lines) if line["split"] == "train" and line["episodes"] >= least), None)
+
+
+def train(run_dir: pathlib.Path) -> None:
+    """Train until the run is over or has had its time."""
+    config = presets.configure(
+        "metaworld-mt10",
+        grads="mean",
+        arrangement=_ARRANGEMENT.value,
+        total_steps=_STEPS.value,
+        seed=_SEED.value,
+    )
+    environment.prepare()
+    environment.keep_compiled_programs("auto")
+    begun = (run_dir / "config.json").exists()
+    spent = max((line["time"] for line in record.read(run_dir) if "time" in line), default=0.0) if begun else 0.0
+    left = 60 * _MINUTES.value - spent
+    if _MINUTES.value and left <= 0:
+        return
+    timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    if _MINUTES.value:
+        timer.start()
+    with contextlib.suppress(run.Interrupted):  # saved, and as trained as it gets
+        run.train(config, run_dir, resume=begun)
+    timer.cancel()
+
+
 def table(run_dir: pathlib.Path) -> str:
     """Success of every task at the end, and of all over time, in Markdown."""
-    final = study.read(run_dir, "success_any")
-    last = study.read(run_dir, "success_last").final.mean(axis=0)
-    reached = final.final.mean(axis=0)
+    names, values = record.task_names(record.read(run_dir)), evaluated(run_dir)["values"]
+    reached, last = (np.asarray(values[key]).mean(axis=0) for key in ("success_any", "success_last"))
     rows = ["| task | success at any step | at the last step |", "| --- | --- | --- |"]
-    rows += [f"| {name} | {a:.2f} | {b:.2f} |" for name, a, b in zip(final.tasks, reached, last, strict=True)]
+    rows += [f"| {name} | {a:.2f} | {b:.2f} |" for name, a, b in zip(names, reached, last, strict=True)]
     rows.append(f"| **mean** | **{reached.mean():.2f}** | **{last.mean():.2f}** |")
     seconds, steps, success = training_curve(run_dir)
     mean = success.mean(axis=1)
@@ -73,16 +112,9 @@ def main(argv):
     del argv
     run_dir = pathlib.Path(_OUTPUT.value)
     if not (run_dir / run.SUMMARY).exists():
-        config = presets.configure(
-            "metaworld-mt10",
-            grads="mean",
-            arrangement=_ARRANGEMENT.value,
-            total_steps=_STEPS.value,
-            seed=_SEED.value,
-        )
-        environment.prepare()
-        environment.keep_compiled_programs("auto")
-        run.train(config, run_dir, resume=(run_dir / "config.json").exists())
+        train(run_dir)
+    if not evaluated(run_dir):
+        run.evaluate(run_dir, episodes=load_config(run_dir).final_evaluation_episodes)
     text = table(run_dir)
     (run_dir / "mt10.md").write_text(text + "\n")
     draw(run_dir)
