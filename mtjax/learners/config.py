@@ -178,7 +178,12 @@ class SACConfig:
     weight_decay: float = option(
         0.0, "Decoupled weight decay (AdamW) of policy and critics, per unit of learning rate.", low=0
     )
-    max_grad_norm: float = option(0.0, "Updates are clipped to this global norm; 0 switches clipping off.", low=0)
+    max_grad_norm: float = option(
+        0.0,
+        "Gradients of the policy and of the critics are each clipped to this global norm, and so is what a task has of "
+        "its own, by itself; 0 switches clipping off.",
+        low=0,
+    )
     discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
     polyak: float = option(
         0.005, "Share τ of the critics that the target critics take over at every gradient step. [vmapped]",
@@ -230,7 +235,11 @@ class SACConfig:
         1.0, "Target entropy of continuous actions: minus this for every entry of the action. [vmapped]", low=0
     )
     discrete_entropy_scale: float = option(
-        0.5, "Target entropy of discrete actions: this times log(number of choices). [vmapped]", low=0, high=1
+        0.5,
+        "Target entropy of discrete actions: this times log(number of choices); the paper (arXiv 1910.07207) uses "
+        "0.98. [vmapped]",
+        low=0,
+        high=1,
     )
     task_weights: str = option(
         "equal",

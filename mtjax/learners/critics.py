@@ -138,11 +138,13 @@ class Critic(NamedTuple):
             -> outputs [N, B, C, K].
         diagnose: (…, task, network input [B, in]) -> what the first critic decides on beside its outputs, as in
             Network.
+        last_shared: as in Policy.
     """
 
     init: Callable[[Array], Parameters]
     apply: Callable[..., Array]
     diagnose: Callable[[Any, Any, Task, Array], Weights]
+    last_shared: tuple[str, ...]
 
 
 def inputs_and_outputs(observation_size: int, action: ActionSpec, head: Head) -> tuple[int, int]:
@@ -167,7 +169,7 @@ def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> C
         first = jax.tree.map(lambda leaf: leaf[0], (shared, private))
         return network.diagnose(*first, task, x)
 
-    return Critic(init, apply, diagnose)
+    return Critic(init, apply, diagnose, (network.last_shared,))
 
 
 def of_action(outputs: Array, action: ActionSpec, taken: Array) -> Array:

@@ -13,15 +13,20 @@ from jax.flatten_util import ravel_pytree
 
 from mtjax import grads
 from mtjax.grads import registry
-from mtjax.networks.arrangements import last_shared_layer
 from mtjax.networks.base import Parameters
-from mtjax.networks.config import NetworkConfig
 
 Array = jax.Array
 
 
-def gradient_method(spec: str, network: NetworkConfig, num_tasks: int, option: str = "grads") -> grads.Method:
-    """The method of mtjax.grads that an option names. GradNorm is shown the last shared layer, as its paper says.
+class _LastShared:
+    """Stands for the last layer that tasks share until it is known which that is (see ``of_network``)."""
+
+    def __call__(self, path: str) -> bool:
+        raise TypeError("a method that looks at the last shared layer goes through of_network first")
+
+
+def gradient_method(spec: str, num_tasks: int, option: str = "grads") -> grads.Method:
+    """The method of mtjax.grads that an option names. GradNorm looks at the last shared layer, as its paper says.
 
     The method's constants are leaves of its state, named "<option>.<constant>": they vmap beside the seeds.
 
@@ -36,14 +41,40 @@ def gradient_method(spec: str, network: NetworkConfig, num_tasks: int, option: s
             f"{option}: {spec} needs the losses after the step on the same batch, which no learner looks at"
         )
     registry.try_out(spec, num_tasks)
-    if "gradnorm" in _names(registry.parse(spec)):
-        method = method._replace(leaves=last_shared_layer(network))
+    for call in _calls(registry.parse(spec)):
+        if call.name == "gradnorm":
+            _check_gradnorm(call, option)
+            method = method._replace(leaves=_LastShared())
     return method
 
 
-def _names(call: registry.Call) -> list[str]:
+def _calls(call: registry.Call) -> list[registry.Call]:
     """The methods of a specification: combinators and what they wrap."""
-    return [call.name, *(name for v in call.arguments.values() if isinstance(v, registry.Call) for name in _names(v))]
+    inner = [value for value in call.arguments.values() if isinstance(value, registry.Call)]
+    return [call, *(found for one in inner for found in _calls(one))]
+
+
+def _check_gradnorm(call: registry.Call, option: str) -> None:
+    """Refuse what GradNorm would make of a policy's losses: they are near or below 0, so that L/L(0) says nothing."""
+    if option == "grads" and call.arguments["surrogate"] is None and call.arguments["initial_losses"] is None:
+        given = {"alpha": call.arguments["alpha"], "surrogate": "softplus"}
+        written = ", ".join(f"{name}={value!r}" for name, value in given.items()).replace("'", '"')
+        raise ValueError(
+            f"{option}: gradnorm divides each loss by its first one, and a policy's losses are near or below 0; "
+            f"make them positive: 'gradnorm({written})'"
+        )
+
+
+def of_network(method: grads.Method, last_shared: tuple[str, ...]) -> grads.Method:
+    """A method as one network's gradients are shown to it.
+
+    Args:
+        method: of mtjax.grads. One of ``gradient_method`` that looks at the last shared layer learns here which it is.
+        last_shared: how the paths of the network's last shared layers begin.
+    """
+    if not isinstance(getattr(method, "leaves", None), _LastShared):
+        return method
+    return method._replace(leaves=lambda path: path.startswith(last_shared))
 
 
 class DescentState(NamedTuple):

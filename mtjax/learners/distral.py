@@ -69,7 +69,8 @@ class _Distral(_PPO):
             return column.diagnose(shared["task"], private["task"], task, observation)
 
         self.prior = apply_prior
-        return Policy(init, apply, column.distribution, diagnose)
+        last = (*(f"prior/network/{start}" for start in blind.last_shared), *(f"task/{s}" for s in column.last_shared))
+        return Policy(init, apply, column.distribution, diagnose, last)
 
     def _shape_reward(self, state: PPOState, rollout: Transitions, observation: Array, reward: Array) -> Array:
         """R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), with the policies that acted."""

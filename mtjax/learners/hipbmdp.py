@@ -80,7 +80,8 @@ class _HiPBMDP(_SAC):
             theta = {"embedding": join(x[..., :0], told)} if self.world.theta_size else {}
             return {**inner.diagnose(shared["critic"], private, task, join(view, rest)), **theta}
 
-        return critics.Critic(init, apply, diagnose)
+        last = tuple(f"critic/{start}" for start in inner.last_shared)
+        return critics.Critic(init, apply, diagnose, last)
 
     def theta(self, world: Any, task: Task) -> Array:
         """[K] θ of ONE task; of one that was not trained on, whose code is uniform, the mean of the others'."""
@@ -136,7 +137,7 @@ class _HiPBMDP(_SAC):
 
     def critic_gradient(
         self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array
-    ) -> tuple[Parameters, dict[str, Array]]:
+    ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
         """The critics' gradient of ONE task, and those of its auxiliary losses as far as they are admitted."""
         losses = self.losses(policy, known, batch, target)
         gate = self.config.auxiliary_gate
@@ -146,12 +147,13 @@ class _HiPBMDP(_SAC):
                 found = [loss(critic) for loss in losses.values()]
                 return sum(value for value, _ in found), {k: v for _, known in found for k, v in known.items()}
 
-            return jax.grad(total, has_aux=True)(critic)
-        found = [jax.grad(loss, has_aux=True)(critic) for loss in losses.values()]
-        direction, weights = admit([gradient for gradient, _ in found], weighted=gate == "weighted")
-        metrics = {name: value for _, known in found for name, value in known.items()}
+            return jax.value_and_grad(total, has_aux=True)(critic)
+        found = [jax.value_and_grad(loss, has_aux=True)(critic) for loss in losses.values()]
+        direction, weights = admit([gradient for _, gradient in found], weighted=gate == "weighted")
+        admitted = jnp.dot(weights, jnp.stack([value for (value, _), _ in found]))
+        metrics = {name: value for (_, known), _ in found for name, value in known.items()}
         gates = {f"gate/{name}": weight for name, weight in zip(losses, weights, strict=True) if name != MAIN}
-        return direction, metrics | gates
+        return (admitted, metrics | gates), direction
 
     def losses(self, policy: Parameters, known: Known, batch: Batch, target: Array) -> dict[str, Loss]:
         """The losses of ONE task by name, the critics' first: functions of the critics' parameters."""

@@ -20,7 +20,7 @@ from mtjax import grads, spread
 from mtjax.learners import acting, detours, normalization, popart
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import PPOConfig
-from mtjax.learners.descent import clipped_adam, combine, over_steps
+from mtjax.learners.descent import clipped_adam, combine, of_network, over_steps
 from mtjax.learners.exploration import make_exploration
 from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
 from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
@@ -110,7 +110,7 @@ class _PPO:
         self.exploration = make_exploration(config, num_tasks=spec.num_tasks, observation_size=spec.observation_size)
         self.masks = action_masks(spec)
         self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
-        self.method = method
+        self.methods = {part: of_network(method, last) for part, last in self._last_shared().items()}
         self.optimizer = clipped_adam(max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon)
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
@@ -143,7 +143,7 @@ class _PPO:
             shared_optimizer=self.optimizer.init(shared),
             private_optimizer=jax.vmap(self.optimizer.init, axis_size=self.spec.num_tasks)(private),
             grads={
-                part: self._transform(jax.random.fold_in(grads_key, index)).init(tree)
+                part: self._transform(part, jax.random.fold_in(grads_key, index)).init(tree)
                 for index, (part, tree) in enumerate(self._parts(shared).items())
                 if jax.tree.leaves(tree)
             },
@@ -168,9 +168,16 @@ class _PPO:
             return observation
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
-    def _transform(self, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
+    def _last_shared(self) -> dict[str, tuple[str, ...]]:
+        """How the paths of the last shared layers begin, of each of ``_parts``."""
+        each = {"policy": self.policy.last_shared, "value": (self.value.last_shared,)}
+        if self.parts != ("all",):
+            return each
+        return {"all": tuple(f"{name}/{start}" for name, starts in each.items() for start in starts)}
+
+    def _transform(self, part: str, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
         tasks = self.spec.num_tasks  # one task has nothing to conflict with
-        return grads.aggregate(self.method, num_tasks=tasks, seed=key, track_gram=tasks > 1)
+        return grads.aggregate(self.methods[part], num_tasks=tasks, seed=key, track_gram=tasks > 1)
 
     # ------------------------------------------------------------------------------------------ acting
 
@@ -374,15 +381,16 @@ class _PPO:
             return task_grads_like(shared), {}, {}
         params, gradients = self._parts(shared), self._parts(task_grads)
         directions = {part: tree for part, tree in params.items() if part not in states}  # empty trees
+        of_part = {  # the losses whose gradients these are
+            "all": losses["loss"],
+            "policy": losses["loss/policy"],
+            "value": self.config.value_cost * losses["loss/value"],
+        }
         new_states: dict[str, Any] = {}
         diagnostics: dict[str, Array] = {}
         for part in states:
             directions[part], new_states[part], known = combine(
-                self._transform(),
-                gradients[part],
-                states[part],
-                params[part],
-                losses["loss" if part == "all" else f"loss/{part}"],
+                self._transform(part), gradients[part], states[part], params[part], of_part[part]
             )
             suffix = "" if part in ("all", "policy") else f"/{part}"
             diagnostics |= {f"grads/{name}{suffix}": value for name, value in known.items()}

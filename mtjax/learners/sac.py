@@ -23,7 +23,15 @@ from mtjax.learners import acting, critics, normalization
 from mtjax.learners.base import Adaptation, Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
-from mtjax.learners.descent import Descent, DescentState, gradient_method, optimizer, over_steps, polyak
+from mtjax.learners.descent import (
+    Descent,
+    DescentState,
+    gradient_method,
+    of_network,
+    optimizer,
+    over_steps,
+    polyak,
+)
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
 from mtjax.learners.transfer import fine_tuning
@@ -150,12 +158,12 @@ class _SAC:
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
         if config.critic_grads:
-            critic_method = gradient_method(config.critic_grads, network, spec.num_tasks, "critic_grads")
+            critic_method = gradient_method(config.critic_grads, spec.num_tasks, "critic_grads")
         else:
             critic_method = method
         self.descent = {
-            "policy": Descent(method, spec.num_tasks, adam),
-            "critic": Descent(critic_method, spec.num_tasks, adam),
+            "policy": Descent(of_network(method, self.policy.last_shared), spec.num_tasks, adam),
+            "critic": Descent(of_network(critic_method, self.critic.last_shared), spec.num_tasks, adam),
         }
         self.temperature_optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
 
@@ -377,27 +385,27 @@ class _SAC:
         known = self._known(state, key)
         target = jax.vmap(self.task_target, in_axes=(OF_TASK, OF_TASK, 0, 0))(policy, state.targets, known, batch)
 
-        task_grads, critic_metrics = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
+        (losses, critic_metrics), task_grads = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
             critic, policy, known, batch, target
         )
         critic, critic_descent, critic_conflict = self.descent["critic"].step(
             critic,
             state.descent["critic"],
             task_grads,
-            critic_metrics["loss/value"],
+            losses,
             _or(hyper.critic_learning_rate, hyper.learning_rate),
         )
 
         batch = batch._replace(view=self._see(critic, self.tasks, batch.observation))
         policy_grad = jax.value_and_grad(self.policy_loss, has_aux=True)
-        (_, policy_metrics), task_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
+        (losses, policy_metrics), task_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
             policy, critic, known, batch
         )
         policy, policy_descent, policy_conflict = self.descent["policy"].step(
             policy,
             state.descent["policy"],
             task_grads,
-            policy_metrics["loss/policy"],
+            losses,
             hyper.learning_rate,
         )
 
@@ -433,9 +441,9 @@ class _SAC:
 
     def critic_gradient(
         self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array
-    ) -> tuple[Parameters, dict[str, Array]]:
-        """What moves the critics, for ONE task: the gradient of their loss; and metrics by name."""
-        return jax.grad(self.critic_loss, has_aux=True)(critic, known, batch, target)
+    ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
+        """What moves the critics, for ONE task: ((their loss, metrics by name), its gradient)."""
+        return jax.value_and_grad(self.critic_loss, has_aux=True)(critic, known, batch, target)
 
     def critic_loss(
         self, critic: Parameters, known: Known, batch: Batch, target: Array

@@ -10,7 +10,6 @@ Most arrangements are four parts in a row: what is told of the task, an encoder,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from mtjax.networks.soft_modular import make_soft_modular
 from mtjax.networks.task import Task
 from mtjax.networks.task_encoder import TaskEncoder, make_task_encoder
 
-__all__ = ["Network", "Parameters", "last_shared_layer", "make_network", "of_unseen_task"]
+__all__ = ["Network", "Parameters", "make_network", "of_unseen_task"]
 
 Array = jax.Array
 
@@ -70,19 +69,6 @@ def make_network(
     return _in_a_row(config, shape, tell)
 
 
-def last_shared_layer(config: NetworkConfig) -> Callable[[str], bool]:
-    """A predicate over the paths of shared parameters: is it of the last layer that the tasks share?
-
-    For methods that look at this layer alone (GradNorm). It holds for the policy and for the value network.
-    """
-    parts = []
-    for one in (config, config.of_value()):
-        shape = {"inputs": math.prod(one.image_shape), "outputs": 1, "contexts": 1, "gain": 1.0}
-        tasks = max(1, len(one.clusters))
-        parts.append(make_network(one, sizes=one.hidden_sizes, num_tasks=tasks, **shape).last_shared)
-    return lambda path: any(part in path for part in parts)
-
-
 # ------------------------------------------------------------------------------------ four parts in a row
 
 
@@ -93,6 +79,7 @@ class _Part(NamedTuple):
     apply: Callable[[Any, Array], Array]
     kind: str  # "none", "shared" or "private"
     width: int
+    last: str = ""  # how the paths of its last layer begin; "" if it has none
 
 
 def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network:
@@ -123,7 +110,13 @@ def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network
     def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
         return {**features(shared, private, task, x)[1], **tell.show(shared, private, task, x)}
 
-    return Network(init, apply, diagnose, "head/" if head.kind == "shared" else body.last_shared)
+    return Network(init, apply, diagnose, _last_shared(head, body, encoder, tell))
+
+
+def _last_shared(head: _Part, body: Body, encoder: _Part, tell: TaskEncoder) -> str:
+    """The last layer that the tasks share, from the outputs backwards."""
+    of_head, of_encoder = (part.last if part.kind == "shared" else "" for part in (head, encoder))
+    return of_head or body.last_shared or of_encoder or tell.last_shared
 
 
 def _merge(trees: tuple[dict[str, Any], ...]) -> dict[str, Any]:
@@ -141,13 +134,16 @@ def _encoder(config: NetworkConfig, shape: Shape) -> _Part:
         sizes = sizes or (64,)
         module = ConvTrunk(config.image_shape, config.conv_channels, sizes, config.activation, config.layer_norm)
     blank = jnp.zeros((shape.inputs,), jnp.float32)
-    return _Part(lambda key: module.init(key, blank), module.apply, kind, sizes[-1] if sizes else shape.inputs)
+    last = f"encoder/params/{'Trunk_0/' if config.image_shape else ''}Dense_{len(sizes) - 1}/" if sizes else ""
+    width = sizes[-1] if sizes else shape.inputs
+    return _Part(lambda key: module.init(key, blank), module.apply, kind, width, last)
 
 
 def _head(config: NetworkConfig, shape: Shape, width: int) -> _Part:
     module = Head(shape.outputs, shape.gain, config.head_sizes, config.activation, config.layer_norm)
     blank = jnp.zeros((width,), jnp.float32)
-    return _Part(lambda key: module.init(key, blank), module.apply, config.parts.head, shape.outputs)
+    last = f"head/params/Dense_{len(config.head_sizes)}/"
+    return _Part(lambda key: module.init(key, blank), module.apply, config.parts.head, shape.outputs, last)
 
 
 def _body(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
@@ -162,7 +158,7 @@ def _trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Bo
     def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
         return module.apply(shared["trunk"], join(x, z)), {}
 
-    last = f"trunk/params/{last_layer(config, sizes)}" if sizes else "encoder/"
+    last = f"trunk/params/{last_layer(config, sizes)}" if sizes else ""
     width = sizes[-1] if sizes else inputs + told
     return Body(lambda key: Parameters({"trunk": module.init(key, blank)}, {}), apply, width, last)
 
@@ -178,7 +174,7 @@ def _private_trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: in
     def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
         return module.apply(private["trunk"], x), {}
 
-    return Body(init, apply, sizes[-1] if sizes else inputs, "trunk/")
+    return Body(init, apply, sizes[-1] if sizes else inputs, last_shared="")
 
 
 # A body is made by (config, shape, inputs=, told=) -> Body.

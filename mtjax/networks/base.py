@@ -35,7 +35,8 @@ class Network(NamedTuple):
             "routing" [..., K, N] are probabilities over the last axis, "weights" [..., N] are any numbers,
             "embedding" [..., Z] is the learnt vector that stands for the task. An empty mapping where there is nothing
             to tell.
-        last_shared: a part of the paths of its last shared layer, for methods that look at that alone.
+        last_shared: how the paths of its last shared layer begin, for methods that look at that alone; "" if nothing
+            is shared.
     """
 
     init: Callable[[Array], Parameters]
@@ -71,7 +72,7 @@ class Body(NamedTuple):
         apply: (shared, private of ONE task, the task, task vector [Z], x [..., in]) ->
             (features [..., width], weights as in ``Network.diagnose``).
         width: of the features.
-        last_shared: as in Network.
+        last_shared: as in Network; "" also if there is no layer in it.
     """
 
     init: Callable[[Array], Parameters]

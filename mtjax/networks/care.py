@@ -46,5 +46,7 @@ def make_care(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) ->
         return trunk.apply(shared["trunk"], join(mixed, z)), {"routing": attention[..., None, :]}
 
     width = shape.sizes[-1] if shape.sizes else encoding + told
-    last = f"trunk/params/{last_layer(config, shape.sizes)}" if shape.sizes else "encoders/"
+    last = f"encoders/params/Dense_{len(config.own_encoder_sizes) - 1}/"
+    if shape.sizes:
+        last = f"trunk/params/{last_layer(config, shape.sizes)}"
     return Body(init, apply, width, last)

@@ -45,6 +45,7 @@ ARRANGEMENTS: dict[str, Parts] = {
     "independent": Parts("none", "none", "private", "private", "one agent per task, nothing shared"),
 }
 COMPOSED = ("paco", "hypernetwork")  # whole networks: no encoder and no head of their own
+LINEAR_END = ("soft_modular", "moore")  # the last of their hidden_sizes is a linear layer
 MODULES = {"shallow": (2, 2, 256), "deep": (4, 4, 128)}  # layers × modules of a layer × width (2003.13661)
 SELECTIONS = ("gate", "attention", "ensemble", "cluster", "identity")
 
@@ -99,7 +100,9 @@ class NetworkConfig:
     activation: str = option(
         "tanh", "Non-linearity of the hidden layers.", choices=("tanh", "relu", "silu", "elu", "gelu")
     )
-    layer_norm: bool = option(False, "Layer normalisation before every non-linearity.")
+    layer_norm: bool = option(
+        False, "Layer normalisation before every non-linearity; of soft_modular, in the base network alone."
+    )
     value_layer_norm: bool = option(False, "The same in the value network alone.")
     embedding_size: int = option(16, "Size of a learned task embedding.", low=1)
     unit_norm_embedding: bool = option(False, "Scale every task embedding to length one.")
@@ -244,14 +247,26 @@ class NetworkConfig:
             if last >= self.num_experts:
                 raise ValueError(f"clusters: expert {last} does not exist; num_experts is {self.num_experts}")
 
+    def _has_norms(self) -> bool:
+        """Whether this network, of policy or value, has a layer that layer_norm would normalise."""
+        name = self.arrangement
+        if self.head_sizes and name not in COMPOSED:
+            return True
+        if self.parts.encoder != "none" and (self.image_shape or self.encoder_sizes or self.hidden_sizes):
+            return True
+        if name == "care" and len(self.own_encoder_sizes) > 1:  # their last layer is linear
+            return True
+        return self.trunk == "mlp" and len(self.hidden_sizes) > (name in LINEAR_END)
+
     def _check_unused(self) -> None:
         """An option that changes nothing is a misunderstanding: say where it belongs."""
         parts, name = self.parts, self.arrangement
-        normalised = parts.encoder != "none" or name == "care" or (self.head_sizes and name not in COMPOSED)
-        trunks, elsewhere = (self.trunk, self.of_value().trunk), "trunk=mlp, encoders and head_sizes"
+        elsewhere = "trunk=mlp, encoders and head_sizes"
+        if name in LINEAR_END:
+            elsewhere = "hidden layers before the last, which is linear here, encoders and head_sizes"
         used = {
-            "layer_norm": (normalised or "mlp" in trunks, elsewhere),
-            "value_layer_norm": (normalised or trunks[1] == "mlp", elsewhere),
+            "layer_norm": (self._has_norms() or self.of_value()._has_norms(), elsewhere),
+            "value_layer_norm": (self.of_value()._has_norms(), elsewhere),
             "embedding_size": (parts.told == "embedding", "task_input=embedding"),
             "unit_norm_embedding": (parts.told == "embedding", "task_input=embedding"),
             "context_sizes": (parts.told == "context", "task_input=context"),

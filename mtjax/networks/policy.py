@@ -32,12 +32,14 @@ class Policy(NamedTuple):
         apply: (shared, private of one task, task, observation [..., obs]) -> distribution parameters.
         distribution: what those parameters mean.
         diagnose: as in Network.
+        last_shared: how the paths of its last shared layers begin, as in Network.
     """
 
     init: Callable[[Array], Parameters]
     apply: Callable[[Any, Any, Task, Array], Any]
     distribution: Distribution
     diagnose: Callable[[Any, Any, Task, Array], Weights]
+    last_shared: tuple[str, ...]
 
 
 def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int, contexts: int = 0) -> Policy:
@@ -72,4 +74,4 @@ def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_t
         log_scale = jnp.clip(log_scale + config.initial_log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
         return Normal(mean, log_scale)
 
-    return Policy(init, apply, family, network.diagnose)
+    return Policy(init, apply, family, network.diagnose, (network.last_shared,))

@@ -24,12 +24,14 @@ class TaskEncoder(NamedTuple):
         apply: (shared, private of one task, the task) -> [size].
         size: Z; 0 for a network that is blind to the task.
         learnt: False where the vector is only the task's number.
+        last_shared: as in Body.
     """
 
     init: Callable[[Array], Parameters]
     apply: Callable[[Any, Any, Task], Array]
     size: int
     learnt: bool = False
+    last_shared: str = ""
 
     def show(self, shared: Any, private: Any, task: Task, x: Array) -> Weights:
         """What ``Network.diagnose`` says of it at inputs ``x`` [..., in]: "embedding" [..., Z], if it is learnt."""
@@ -80,4 +82,5 @@ def _context(config: NetworkConfig, shape: Shape) -> TaskEncoder:
     def apply(shared: Any, private: Any, task: Task) -> Array:
         return network.apply(shared["context"], task.context)
 
-    return TaskEncoder(init, apply, config.context_sizes[-1], learnt=True)
+    last = f"context/params/Dense_{len(config.context_sizes) - 1}/"
+    return TaskEncoder(init, apply, config.context_sizes[-1], learnt=True, last_shared=last)

@@ -178,7 +178,7 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
     """
     contexts = task_contexts(config, suite)["train"]
     spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes, contexts)
-    method = gradient_method(config.grads, config.network, suite.num_tasks)
+    method = gradient_method(config.grads, suite.num_tasks)
     return registry.make(
         config.learner,
         config.hyper,

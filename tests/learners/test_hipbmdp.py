@@ -102,7 +102,7 @@ def test_without_encoder_embedding_and_losses_it_is_sac():
 
 @functools.cache
 def _gradients():
-    """Gradients of the critics and of each auxiliary loss of task 1; then what moves the critics, ungated and gated."""
+    """Of task 1: each loss's gradient; then what moves the critics, ungated and gated; then the losses themselves."""
     options = {"reconstruction_cost": 0.5, "transition_model": "ensemble", "transition_members": 2}
     agent, gated = _make(**options), _make(**options, auxiliary_gate="weighted")
 
@@ -116,7 +116,8 @@ def _gradients():
         target = agent.task_target(policy, critic, beliefs, batch)
         losses = agent.losses(policy, beliefs, batch, target)
         each = {name: jax.grad(loss, has_aux=True)(critic)[0] for name, loss in losses.items()}
-        return each, *(one.critic_gradient(critic, policy, beliefs, batch, target) for one in (agent, gated))
+        moves = (one.critic_gradient(critic, policy, beliefs, batch, target) for one in (agent, gated))
+        return each, *moves, {name: loss(critic)[0] for name, loss in losses.items()}
 
     return known(jax.random.key(0))
 
@@ -132,7 +133,7 @@ def _moved(gradient):
 
 def test_every_loss_moves_what_it_should():
     """θ stands for the dynamics: values move the encoder, never the embeddings."""
-    each, _, _ = _gradients()
+    each, *_ = _gradients()
     assert {name: _moved(gradient) for name, gradient in each.items()} == {
         "value": {"encoder"},
         "transition": {"encoder", "embedding", "transition"},
@@ -143,7 +144,8 @@ def test_every_loss_moves_what_it_should():
 
 
 def test_ungated_it_is_the_sum_of_all():
-    each, (direction, metrics), _ = _gradients()
+    each, ((loss, metrics), direction), _, losses = _gradients()
+    np.testing.assert_allclose(loss, sum(losses.values()), rtol=1e-4)
     _close(direction, jax.tree.map(lambda *leaves: sum(leaves), *each.values()))
     assert {"loss/value", "loss/transition", "loss/theta", "loss/reward", "loss/reconstruction"} <= set(metrics)
     assert not [name for name in metrics if name.startswith("gate/")]
@@ -155,14 +157,16 @@ def _flat(tree):
 
 def test_the_gate_admits_by_the_cosine_on_the_encoder():
     """Each auxiliary loss counts on the encoder as far as it agrees with the critics; its own model learns in full."""
-    each, _, (direction, metrics) = _gradients()
+    each, _, ((loss, metrics), direction), losses = _gradients()
     encoders = {name: _flat(g.shared["world"]["encoder"]) for name, g in each.items()}
-    main, expected = encoders["value"], encoders["value"].copy()
+    main, expected, admitted = encoders["value"], encoders["value"].copy(), losses["value"]
     for name in ("transition", "reward", "reconstruction"):
         cosine = main @ encoders[name] / np.linalg.norm(main) / np.linalg.norm(encoders[name])
         weight = max(cosine, 0.0)
         np.testing.assert_allclose(metrics[f"gate/{name}"], weight, atol=1e-4)
         expected += weight * encoders[name]
+        admitted += weight * losses[name]
+    np.testing.assert_allclose(loss, admitted, rtol=1e-3)
     np.testing.assert_allclose(_flat(direction.shared["world"]["encoder"]), expected, rtol=1e-3, atol=1e-5)
     for part in ("transition", "reward", "embedding", "decoder"):
         summed = sum(_flat(g.shared["world"][part]) for g in each.values())

@@ -282,6 +282,20 @@ def test_joint_and_separate_surgery():
         np.testing.assert_allclose(found[how][1], [3.0], atol=1e-6)
 
 
+@pytest.mark.parametrize("surgery", ["separate", "joint"])
+def test_a_method_is_told_the_losses_whose_gradients_it_is_given(surgery):
+    """The gradient of the values is that of value_cost times their loss."""
+    method = grads.Weighting(lambda tasks: (), lambda gram, state, *, losses=None, mask=None: (losses, state))
+    agent = _make(method=method, surgery=surgery, value_cost=0.3, num_epochs=1, num_minibatches=1)
+    state, rollout = _start(agent)
+    _, metrics = jax.jit(agent.update)(state, rollout, KEY)
+    found = [metrics["grads/weight"], metrics.get("grads/weight/value")]
+    policy, value = metrics["loss/policy"], 0.3 * metrics["loss/value"]
+    np.testing.assert_allclose(found[0], policy if surgery == "separate" else policy + value, rtol=1e-4, atol=1e-6)
+    if surgery == "separate":
+        np.testing.assert_allclose(found[1], value, rtol=1e-4, atol=1e-6)
+
+
 def test_bound_cost_draws_means_back_to_the_bounds_and_no_further():
     """Beyond a bound every action is the same one: without the cost nothing tells a mean of 3 from one of 30."""
     agent = _make(bound_cost=0.1, entropy_cost=0.0)

@@ -14,6 +14,7 @@ from mtjax.envs.base import continuous, discrete
 from mtjax.learners import replay, sac
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import HiPBMDPConfig, SACConfig
+from mtjax.learners.descent import Descent
 from mtjax.networks.config import NetworkConfig
 from mtjax.options import validate
 
@@ -197,6 +198,25 @@ def test_truncation_is_no_end():
     assert rows.terminated.all() and (agent._prepare(ended, rows).discount == 0).all()
 
 
+def test_the_replay_keeps_what_the_environments_gave():
+    """Statistics move on: a transition that was stored normalised would mean something else when it is drawn."""
+    agent = _make(normalize_observations=True, return_scaling="running", reward_scale=0.1)
+    state = _start(agent)
+    rollouts = [
+        _rollout(agent, state, seed)._replace(final_observation=jnp.full((H, T, E, OBS), 7.0)) for seed in (0, 1)
+    ]
+    for rollout in rollouts:
+        rollout = rollout._replace(observation=5.0 + 3.0 * rollout.observation)
+        state = agent._take_in(state, rollout)
+        newest = agent.buffer.unpack(state.replay.rows[:, state.replay.position - H * E : state.replay.position])
+        for name in ("observation", "reward", "final_observation", "terminated"):
+            given = np.moveaxis(np.asarray(getattr(rollout, name)), 1, 0)
+            np.testing.assert_array_equal(getattr(newest, name), given.reshape(T, H * E, *given.shape[3:]), name)
+    batch = agent._prepare(state, newest)  # what is learnt from is normalised, and scaled
+    np.testing.assert_allclose(batch.observation.mean(axis=1), 0.0, atol=1.0)
+    assert np.abs(newest.observation).mean() > 4 and np.abs(batch.reward).max() <= 10 < np.abs(newest.reward).max()
+
+
 def test_temperature_moves_by_its_gradient():
     """d/d log α of α (H − H̄): too little entropy heats, too much cools, each task for itself."""
     agent = _make(action=continuous(2), sizes=(2, 1, 2), initial_temperature=0.5, temperature_learning_rate=0.1)
@@ -248,27 +268,61 @@ def _stepped(**options):
     return agent, *step(jax.random.key(0))
 
 
-def test_split_and_unsplit_losses_give_the_same_gradients_and_targets():
-    """A peer samples next actions from other observations when losses are split. Here a vmap is all there is."""
-    agent, state, batch, _, _ = _stepped(action=continuous(2), arrangement="multi_head", polyak=0.2)
-    known = agent._known(state, KEY)
-    policy, critic = state.params["policy"], state.params["critic"]
-    axes = (sac.OF_TASK, sac.OF_TASK, 0, 0)
-    targets = jax.vmap(agent.task_target, in_axes=axes)(policy, state.targets, known, batch)
-    together = jax.vmap(jax.grad(agent.policy_loss, has_aux=True), in_axes=axes)(policy, critic, known, batch)[0]
-    critics_together = jax.vmap(jax.grad(agent.critic_loss, has_aux=True), in_axes=(sac.OF_TASK, 0, 0, 0))(
-        critic, known, batch, targets
-    )[0]
+@pytest.mark.parametrize("weighing", ["equal", "inverse"])
+def test_split_gradients_average_to_that_of_the_mean_loss(weighing):
+    """Plain averaging is ordinary multi-task SAC: one loss, the mean over tasks, and one gradient of it."""
+    agent, state, batch, _, _ = _stepped(action=continuous(2), arrangement="multi_head", task_weights=weighing)
 
     @jax.jit
-    def alone(t):
-        p, c, k, b = _of(policy, t), _of(critic, t), _task(known, t), _task(batch, t)
-        target = agent.task_target(p, _of(state.targets, t), k, b)
-        of_policy = jax.grad(agent.policy_loss, has_aux=True)(p, c, k, b)[0]
-        return target, of_policy, jax.grad(agent.critic_loss, has_aux=True)(c, k, b, target)[0]
+    def found(policy, critic):
+        known, axes = agent._known(state, KEY), (sac.OF_TASK, sac.OF_TASK, 0, 0)
+        targets = jax.vmap(agent.task_target, in_axes=axes)(policy, state.targets, known, batch)
+        _, of_critic = jax.vmap(agent.critic_gradient, in_axes=(*axes, 0))(critic, policy, known, batch, targets)
+        of_policy = jax.vmap(jax.grad(agent.policy_loss, has_aux=True), in_axes=axes)(policy, critic, known, batch)[0]
+        return of_policy, of_critic
 
-    for t in range(T):
-        _close(alone(t), _task((targets, together, critics_together), t))
+    @jax.jit
+    def expected(policy, critic):
+        known, tasks = agent._known(state, KEY), range(T)  # one task after another, in one loss
+
+        def policy_loss(moved):
+            each = [
+                agent.policy_loss(_of(moved, t), _of(critic, t), _task(known, t), _task(batch, t))[0] for t in tasks
+            ]
+            return sum(each) / T
+
+        def critic_loss(moved):
+            each = []
+            for t in tasks:
+                k, b = _task(known, t), _task(batch, t)
+                target = agent.task_target(_of(policy, t), _of(state.targets, t), k, b)
+                each.append(agent.critic_loss(_of(moved, t), k, b, target)[0])
+            return sum(each) / T
+
+        return jax.grad(policy_loss)(policy), jax.grad(critic_loss)(critic)
+
+    parameters = state.params["policy"], state.params["critic"]
+    for p, split, unsplit in zip(parameters, found(*parameters), expected(*parameters), strict=True):
+        _close(jax.tree.map(lambda leaf: leaf.mean(axis=0), split.shared), unsplit.shared)
+        _close(jax.tree.map(lambda leaf: leaf / T, split.private), unsplit.private)
+        descent = Descent(grads.mean(), T, optax.identity())
+        moved, _, _ = descent.step(p, descent.init(p, KEY), split, jnp.ones(T), 1.0)
+        direction = jax.tree.map(lambda old, new: old - new, p.shared, moved.shared)
+        _close(direction, unsplit.shared, atol=2e-5)
+
+
+def _losses_as_weights():
+    """A method whose weights are the losses that it is told."""
+    return grads.Weighting(lambda num_tasks: (), lambda gram, state, *, losses=None, mask=None: (losses, state))
+
+
+def test_a_method_is_told_the_losses_whose_gradients_it_is_given():
+    """With task_weights a task's gradient is that of its weight times its loss."""
+    _, _, _, _, metrics = _stepped(task_weights="inverse", method=_losses_as_weights())
+    assert np.ptp(metrics["weight"]) > 0.5
+    for part, suffix in (("policy", ""), ("value", "/value")):
+        expected = metrics["weight"] * metrics[f"loss/{part}"]
+        np.testing.assert_allclose(metrics[f"grads/weight{suffix}"], expected, rtol=1e-5)
 
 
 def test_one_agent_per_task_is_that_many_agents():
@@ -448,10 +502,9 @@ def test_fine_tuning_needs_no_method_of_all_tasks(method):
 
 def test_choices_that_are_none_are_never_made():
     """Padded choices: neither at random, nor by the policy, nor in the expectation of the losses."""
-    agent = _make(sizes=(3, 2, 1), initial_temperature=0.3)
+    agent = _make(sizes=(3, 2, 1), initial_temperature=0.3, warm_start=1)
     state = _start(agent)
     for seen in (0, 1):
-        agent.config.__dict__["warm_start"] = 1  # a frozen dataclass, for this test alone
         action, _ = agent.act(state._replace(seen=jnp.asarray(seen)), jnp.zeros((T, 300, OBS)), KEY)
         assert action.dtype == jnp.int32 and [sorted(set(np.asarray(a).tolist())) for a in action] == [
             [0, 1, 2],
@@ -497,16 +550,3 @@ def test_the_parts_of_brc_together():
     for config in (SACConfig, HiPBMDPConfig):  # before anything is made, and of every trial that is packed
         with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1, not 1.0"):
             validate(config(return_scaling="range", discount=1.0))
-
-
-def test_arrangements_in_policy_and_critic():
-    """Whatever the tasks share, SAC sees two networks; and the routing of both is told like PPO's."""
-    network = (("encoder_sizes", (3,)), ("context_sizes", (3,)), ("num_experts", 2))
-    agent, update, rollout = _update(action=continuous(2), arrangement="care", network=network, method=grads.pcgrad())
-    start = _start(agent)
-    state, metrics = update(start, rollout(start), KEY)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
-    for part in ("policy", "value"):
-        assert metrics[f"routing/{part}"].shape[0] == T and metrics[f"routing_entropy/{part}"].shape == (T,)
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, start.params)
-    assert all(jax.tree.leaves(moved))

@@ -1,47 +1,54 @@
-"""SAC with an arrangement that reads descriptions: in policy and critics, and for unseen tasks."""
+"""SAC with every arrangement: in policy and critics, what is said of routing, and for unseen tasks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from arrangement_cases import (
+    CASES,
+    CONTEXTS,
+    SPEC,
+    A,
+    E,
+    H,
+    T,
+    check_metrics,
+    network_of,
+    quick_initialisation,
+    rollout_of,
+)
 
 from mtjax import grads
-from mtjax.envs.base import continuous
 from mtjax.learners import sac
-from mtjax.learners.base import TaskSpec, Transitions, Unseen
+from mtjax.learners.base import Unseen
 from mtjax.learners.config import SACConfig
-from mtjax.networks.config import NetworkConfig
 
-T, E, H, OBS, D = 2, 2, 4, 3, 5
+CONFIG = SACConfig(rollout_length=H, replay_capacity=16, batch_size=4, warm_start=1, learning_rate=1e-2)
+__all__ = ["quick_initialisation"]  # of every test here
 
 
-def test_care_in_policy_and_critics():
-    """Everything stays finite and moves; attention is among the metrics; a description decides for an unseen task."""
-    network = NetworkConfig(
-        arrangement="care", hidden_sizes=(4,), encoder_sizes=(3,), context_sizes=(3,), num_experts=2
-    )
-    draw = np.random.default_rng(0)
-    contexts = jnp.asarray(draw.normal(size=(T, D)), jnp.float32)
-    config = SACConfig(rollout_length=H, replay_capacity=16, batch_size=4, warm_start=1)
-    spec = TaskSpec(T, OBS, continuous(2), contexts=contexts)
-    agent = sac.make_sac(config, network, grads.mean(), spec, num_envs=E, num_updates=2)
-    observation, final = (jnp.asarray(draw.normal(size=(H, T, E, OBS)), jnp.float32) for _ in range(2))
-    over = jnp.zeros((H, T, E), bool)
-    action = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, 2)), jnp.float32)
-    reward = jnp.asarray(draw.normal(size=(H, T, E)), jnp.float32)
-    unseen = Unseen(contexts, jnp.ones((T, 2)))
-    rollout = Transitions(observation, reward, over, over, final, {"action": action})
+@pytest.mark.parametrize("case", CASES)
+def test_two_gradient_steps(case):
+    """Everything stays finite, all of the policy and the critics moves, and unseen tasks are acted for."""
+    agent = sac._SAC(CONFIG, network_of(case), grads.mean(), SPEC, num_envs=E)
+    action = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, size=(H, T, E, A)), jnp.float32)
+    rollout = rollout_of({"action": action})
 
     @jax.jit
     def run(key):
         state = agent.init(key)
         after, metrics = agent.update(state, rollout, key)
-        same = jnp.broadcast_to(observation[0][:1], observation[0].shape)
-        return state, after, metrics, agent.policy(after, same, key, jnp.asarray(True), unseen)
+        same = jnp.broadcast_to(rollout.observation[0][:1], rollout.observation[0].shape)
+        others = Unseen(CONTEXTS, agent.masks)
+        return state, after, metrics, agent.evaluation_policy(after, same, key, jnp.asarray(True), others)
 
-    before, after, metrics, acted = run(jax.random.key(0))
-    for part in ("policy", "critic"):
-        a, b = (jax.tree.leaves(state.params[part].shared["encoders"]) for state in (before, after))
-        assert all(np.isfinite(y).all() and np.abs(x - y).max() > 0 for x, y in zip(a, b, strict=True))
-    assert metrics["routing/policy"].shape == (T, 2)
-    np.testing.assert_allclose(metrics["routing/policy"].sum(axis=1), 1.0, rtol=1e-4)
-    assert np.abs(acted[0] - acted[1]).max() > 0
+    before, after, metrics, unseen = run(jax.random.key(0))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics, unseen)))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, before.params)
+    still = [path for path, flag in jax.tree_util.tree_leaves_with_path(moved) if not flag]
+    assert not still
+    for part in ("policy", "value"):
+        check_metrics(case, metrics, part)
+    assert unseen.shape == (T, E, A)
+    described = agent.spec.contexts is not None and network_of(case).told == "context"
+    assert (np.abs(unseen[0] - unseen[1]).max() > 0) == described  # a description tells unseen tasks apart

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtjax.envs.base import continuous, discrete
-from mtjax.networks.arrangements import last_shared_layer, make_network
+from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Parameters, of_unseen_task
 from mtjax.networks.config import ARRANGEMENTS, SELECTIONS, NetworkConfig
 from mtjax.networks.distributions import Normal
@@ -231,27 +231,53 @@ def test_an_unseen_task_is_known_by_its_description(case):
     np.testing.assert_allclose(out, forward(network, p, same)[::-1], rtol=1e-5, atol=1e-6)
 
 
+LAST = {  # of those in SHARED whose last shared layer is not the output layer itself
+    "multi_head": "trunk/params/Dense_1",
+    "encoders_and_heads": "trunk/params/Dense_1",
+    "shared_encoder": "head/params/Dense_1",  # after a hidden layer of the head
+    "moore": "experts/params/Dense_1",
+    "paco": "sets/head/params/Dense_0",
+    "paco_told": "sets/head/params/Dense_0",
+    "hypernetwork": "base/head/params/Dense_0",
+}
+
+
+def last_shared(network, shared):
+    """The layers that ``Network.last_shared`` names."""
+    paths = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shared)]
+    return {path.rpartition("/")[0] for path in paths if path.startswith(network.last_shared)}
+
+
 @pytest.mark.parametrize("case", SHARED)
 def test_the_last_shared_layer_is_found(case):
-    """GradNorm balances the gradients of this layer; with private heads it is not the head."""
-    _, p = network_of(case)
-    is_last = last_shared_layer(config_of(case))
-    paths = ["/".join(str(key.key) for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(p.shared)]
-    found = {path.split("/")[0] for path in paths if is_last(path)}
-    last = {
-        "multi_head": {"trunk"},
-        "encoders_and_heads": {"trunk"},
-        "moore": {"experts"},
-        "paco": {"sets"},
-        "paco_norm": {"arrangement": "paco", "layer_norm": True},
-        "hyper_residual": {"arrangement": "hypernetwork", "trunk": "residual", "hidden_sizes": (6, 6), "hyper_size": 3},
-        "paco_told": {"sets"},
-        "hypernetwork": {"base"},
-        "independent": set(),
-    }
-    assert found == last.get(case, {"head"})
-    if case in ("multi_head", "moore"):
-        assert {path for path in paths if is_last(path)} < {path for path in paths if path.split("/")[0] in found}
+    """GradNorm balances the gradients of this layer, and of it alone; with private heads it is not the head."""
+    network, p = network_of(case)
+    expected = {LAST.get(case, "head/params/Dense_0")} if case != "independent" else set()
+    assert last_shared(network, p.shared) == expected
+
+
+@pytest.mark.parametrize(
+    "options, last",
+    [
+        ({"arrangement": "multi_head", "trunk": "residual", "hidden_sizes": (6, 6, 6)}, "trunk/params/Dense_6"),
+        ({"arrangement": "film", "head": "private"}, "film_1/layer"),
+        ({"arrangement": "experts", "head": "private"}, "experts/params/Dense_1"),
+        ({"arrangement": "soft_modular", "modules": "3x2x5", "head": "private"}, "modules_2"),
+        ({"arrangement": "care", "head": "private", "hidden_sizes": ()}, "encoders/params/Dense_1"),
+        (
+            {"arrangement": "multi_head", "encoder": "shared", "encoder_sizes": (5, 4), "hidden_sizes": ()},
+            "encoder/params/Dense_1",
+        ),
+        ({"arrangement": "context", "head": "private", "hidden_sizes": ()}, "context/params/Dense_1"),
+        ({"arrangement": "embedding", "head_sizes": (5, 4)}, "head/params/Dense_2"),
+    ],
+)
+def test_the_last_shared_layer_behind_options(options, last):
+    """Depths, trunks and heads by flags: the layer before what is a task's own, whichever that is."""
+    config = NetworkConfig(**{"hidden_sizes": (6, 7), **options})
+    config.check()
+    network = build(config)
+    assert last_shared(network, jax.eval_shape(network.init, jax.random.key(0)).shared) == {last}
 
 
 @pytest.mark.parametrize("activation", ("tanh", "relu", "silu", "elu", "gelu"))

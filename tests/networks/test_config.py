@@ -2,11 +2,15 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mtjax import options
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.config import ARRANGEMENTS, MODULES, NetworkConfig
+from mtjax.networks.task import training_tasks
 
 REFUSED = {
     "num_experts: 8 has no effect with arrangement 'one_hot'; it belongs to experts, care, moore and paco": {
@@ -29,6 +33,32 @@ REFUSED = {
         "layer_norm": True,
     },
     "value_layer_norm: True has no effect": {"value_trunk": "residual", "value_layer_norm": True},
+    "layer_norm: True has no effect with arrangement 'soft_modular'; it belongs to hidden layers before the last": {
+        "arrangement": "soft_modular",
+        "hidden_sizes": (8,),
+        "layer_norm": True,
+    },
+    "layer_norm: True has no effect with arrangement 'moore'": {
+        "arrangement": "moore",
+        "hidden_sizes": (8,),
+        "layer_norm": True,
+    },
+    "value_layer_norm: True has no effect with arrangement 'moore'": {
+        "arrangement": "moore",
+        "value_hidden_sizes": (8,),
+        "value_layer_norm": True,
+    },
+    "layer_norm: True has no effect with arrangement 'care'": {
+        "arrangement": "care",
+        "encoder_sizes": (50,),
+        "trunk": "residual",
+        "layer_norm": True,
+    },
+    "layer_norm: True has no effect with arrangement 'none'": {
+        "arrangement": "none",
+        "hidden_sizes": (),
+        "layer_norm": True,
+    },
     "clusters: (0, 1) has no effect": {"arrangement": "experts", "clusters": (0, 1)},
     "clusters: selection=cluster needs the expert of every task": {"arrangement": "experts", "selection": "cluster"},
     "clusters: expert 4 does not exist; num_experts is 4": {
@@ -68,6 +98,37 @@ def test_refused_with_one_line(message):
     with pytest.raises(ValueError, match="^.*" + re.escape(message)) as caught:
         options.validate(NetworkConfig(**REFUSED[message]))
     assert "\n" not in str(caught.value)
+
+
+NORMALISED = {  # the least that gives layer_norm something to normalise, where that is not one hidden layer
+    "soft_modular": {"hidden_sizes": (6, 6), "modules": "2x2x5"},
+    "moore": {"hidden_sizes": (6, 6)},
+    "care": {"hidden_sizes": (), "encoder_sizes": (5, 3), "context_sizes": (4, 3)},
+    "an encoder alone": {"arrangement": "task_encoders", "hidden_sizes": (), "encoder_sizes": (5,)},
+    "a head alone": {"arrangement": "moore", "hidden_sizes": (6,), "head_sizes": (5,)},
+}
+
+
+@pytest.mark.parametrize("case", [*ARRANGEMENTS, "an encoder alone", "a head alone"])
+def test_layer_norm_changes_the_output_wherever_it_is_accepted(case):
+    """An option that is taken and does nothing is found out after a night of training something else."""
+    options = {"arrangement": case, **NORMALISED.get(case, {"hidden_sizes": (6,)})}
+
+    def network(layer_norm):
+        config = NetworkConfig(**options, layer_norm=layer_norm)
+        config.check()
+        shape = {"inputs": 4, "outputs": 2, "num_tasks": 2, "contexts": 3}
+        return make_network(config, sizes=config.hidden_sizes, gain=1.0, **shape)
+
+    draw = np.random.default_rng(0)
+    p = jax.tree.map(
+        lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), jnp.float32),
+        jax.eval_shape(network(True).init, jax.random.key(0)),  # has all that the other reads
+    )
+    private, task = jax.tree.map(lambda leaf: leaf[0], (p.private, training_tasks(2, jnp.ones((2, 3)))))
+    x = jnp.linspace(-1.0, 1.0, 4)
+    plain, normalised = (network(flag).apply(p.shared, private, task, x) for flag in (False, True))
+    assert np.abs(plain - normalised).max() > 1e-3
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtjax.networks.arrangements import last_shared_layer, make_network
+from mtjax.networks.arrangements import make_network
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.images import ConvTrunk, ImageEncoder
 from mtjax.networks.task import training_tasks
@@ -42,7 +42,18 @@ def test_networks_of_images(arrangement, where):
     apply = jax.jit(jax.vmap(network.apply, in_axes=(None, 0, 0, 0)))
     out = apply(parameters.shared, parameters.private, tasks, jnp.ones((2, 7, 74)))
     assert out.shape == (2, 7, 3)
-    assert last_shared_layer(config)("head/params/Dense_0/kernel") == (where == "shared")
+    assert network.last_shared == ("head/params/Dense_0/" if where == "shared" else "")
+
+
+def test_the_last_shared_layer_of_an_image_without_a_trunk_is_the_encoders():
+    config = NetworkConfig(arrangement="multi_head", image_shape=SHAPE, hidden_sizes=(), encoder_sizes=(8, 4))
+    network = make_network(config, inputs=72, outputs=3, num_tasks=2, sizes=(), gain=1.0)
+    shared = jax.eval_shape(network.init, jax.random.key(0)).shared
+    paths = [
+        jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(shared)
+    ]
+    found = [path for path in paths if path.startswith(network.last_shared)]
+    assert found == [f"encoder/params/Trunk_0/Dense_1/{name}" for name in ("bias", "kernel")]
 
 
 def test_a_latent_state_of_an_image_is_normalised():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtjax.networks.arrangements import make_network
+from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import summarize
 from mtjax.networks.moore import orthonormal
@@ -19,11 +20,12 @@ TASKS = training_tasks(T, jnp.asarray(DRAW.normal(size=(T, D)), jnp.float32))
 X = jnp.asarray(DRAW.normal(size=(T, B, IN)), jnp.float32)
 
 
-def build(arrangement, **options):
+def build(arrangement, inputs=IN, **options):
     """A network, and parameters drawn by NumPy."""
     config = NetworkConfig(arrangement=arrangement, **{"hidden_sizes": (6, 7), "activation": "relu", **options})
     config.check()
-    network = make_network(config, inputs=IN, outputs=2, num_tasks=T, sizes=config.hidden_sizes, gain=1.0, contexts=D)
+    shape = {"inputs": inputs, "outputs": 2, "num_tasks": T, "contexts": D}
+    network = make_network(config, sizes=config.hidden_sizes, gain=1.0, **shape)
     draw = np.random.default_rng(1)
 
     def leaf(shape):
@@ -96,6 +98,110 @@ def test_one_module_a_layer_is_a_perceptron(variant):
 def test_one_encoder_of_care_is_attended_to_alone():
     network, p = build("care", num_experts=1, encoder_sizes=(3,), context_sizes=(3,))
     np.testing.assert_array_equal(diagnose(network, p)["routing"], 1.0)
+
+
+# ------------------------------------------------------------------------------------ what becomes a simpler network
+
+
+def _dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def _alike(own):
+    """Parts of the tasks [T, ...] that are all as the first task's is."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), own)
+
+
+def _equal_private_parts(arrangement, plain, **options):
+    """A part of each task's own that is the same in all of them is one part that they share."""
+    network, p = build(arrangement)
+    own = _alike(p.private)
+    shared, _ = build(plain, **options)
+    return forward(network, p._replace(private=own)), forward(shared, Parameters({**p.shared, **first(own)}, {}))
+
+
+def _embedding_of_one_hot():
+    network, p = build("embedding", embedding_size=T)
+    plain, _ = build("one_hot")
+    return forward(network, p._replace(private={"embedding": jnp.eye(T)})), forward(plain, Parameters(p.shared, {}))
+
+
+def _context_of_one_hot():
+    """A description that is the task's number, passed on as it is."""
+    network, p = build("context", context_sizes=(T,))
+    as_it_is = {"params": {"Dense_0": {"kernel": jnp.eye(D, T), "bias": jnp.zeros(T)}}}
+    plain, _ = build("one_hot")
+    rest = {name: p.shared[name] for name in ("trunk", "head")}
+    tasks = TASKS._replace(context=jnp.eye(T, D))
+    out = forward(network, p._replace(shared={"context": as_it_is, **rest}), tasks=tasks)
+    return out, forward(plain, Parameters(rest, {}))
+
+
+def _hypernetwork_that_does_not_move():
+    network, p = build("hypernetwork")
+    plain, _ = build("none")
+    still = {**p.shared, "moves": jax.tree.map(jnp.zeros_like, p.shared["moves"])}
+    return forward(network, p._replace(shared=still)), forward(plain, Parameters(p.shared["base"], {}))
+
+
+def _moore_of_one_expert():
+    """One vector is orthonormal once it has length 1: each task weighs it, and reads it with its own head."""
+    network, p = build("moore", num_experts=1)
+    layers = first(p.shared["experts"])["params"]
+    features = _dense(layers["Dense_1"], jnp.maximum(_dense(layers["Dense_0"], X), 0.0))
+    features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    features = jnp.tanh(p.private["mix"][:, None] * features)
+    return forward(network, p), jax.vmap(_dense)(p.private["head"]["params"]["Dense_0"], features)
+
+
+def _care_of_one_encoder():
+    """Nothing else to attend to: a network that is told the context, on what the encoder says."""
+    network, p = build("care", num_experts=1, encoder_sizes=(5, 3), context_sizes=(3,))
+    layers = first(p.shared["encoders"])["params"]
+    encoding = _dense(layers["Dense_1"], jnp.maximum(_dense(layers["Dense_0"], X), 0.0))
+    plain, _ = build("context", inputs=3, context_sizes=(3,))
+    rest = {name: p.shared[name] for name in ("context", "trunk", "head")}
+    return forward(network, p), forward(plain, Parameters(rest, {}), encoding)
+
+
+def _even_routing(variant):
+    """What every module listens to is the average of the layer before, and so is what the head reads."""
+    network, p = build("soft_modular", modules="3x3x5", modular_variant=variant)
+    p.shared["router"] = jax.tree.map(jnp.zeros_like, p.shared["router"])
+    base = p.shared["base"]["params"]
+    g = _dense(base["Dense_1"], jnp.maximum(_dense(base["Dense_0"], X), 0.0))
+    g = g if variant == "paper" else jnp.maximum(g, 0.0)
+    for layer in range(2 if variant == "paper" else 3):  # of the paper's variant, the last is the head
+        modules = [jax.tree.map(lambda leaf, j=j: leaf[j], p.shared[f"modules_{layer}"]) for j in range(3)]
+        said = [_dense(module, g) for module in modules]
+        if variant == "paper":
+            said = [jnp.maximum(x, 0.0) for x in said]
+        g = sum(said) / 3
+        g = g if variant == "paper" else jnp.maximum(g, 0.0)
+    g = jnp.concatenate([g] * 3, axis=-1) if variant == "paper" else g
+    return forward(network, p), _dense(p.shared["head"]["params"]["Dense_0"], g)
+
+
+LIMITS = {
+    "equal heads": lambda: _equal_private_parts("multi_head", "one_hot"),
+    "equal encoders": lambda: _equal_private_parts("task_encoders", "none", encoder="shared"),
+    "equal encoders and heads": lambda: _equal_private_parts("encoders_and_heads", "none", encoder="shared"),
+    "embeddings that are one-hot": _embedding_of_one_hot,
+    "descriptions that are one-hot": _context_of_one_hot,
+    "a hypernetwork whose moves are zero": _hypernetwork_that_does_not_move,
+    "MOORE of one expert": _moore_of_one_expert,
+    "CARE of one encoder": _care_of_one_encoder,
+    "even routing of the paper": lambda: _even_routing("paper"),
+    "even routing of the official code": lambda: _even_routing("official"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_in_the_limit_it_is_a_simpler_network(limit):
+    """Whoever compares arrangements relies on it: what is left when the special part does nothing is the plain one."""
+    found, expected = LIMITS[limit]()
+    assert np.ptp(expected) > 0.1
+    same(found, expected)
 
 
 # ------------------------------------------------------------------------------------ one-hot and even weights

@@ -97,7 +97,11 @@ OFF_POLICY = {
     "changes, first, second",
     [
         ({}, {"grads": "cagrad(c=0.1)"}, {"grads": "cagrad(c=0.95)"}),
-        ({}, {"grads": "gradnorm(alpha=0.1)", "clip": 0.3}, {"grads": "gradnorm(alpha=6.0)"}),
+        (
+            {},
+            {"grads": "gradnorm(0.1, surrogate='softplus')", "clip": 0.3},
+            {"grads": "gradnorm(6.0, surrogate='softplus')"},
+        ),
         (
             OFF_POLICY,
             {"grads": "fairgrad(alpha=0.5)", "critic_grads": "gradvac(beta=0.01)"},
