@@ -55,8 +55,8 @@ CASES = {
 }  # fmt: skip
 
 
-# GradVac's g'_i is 0 there, up to rounding, whose cosine is anything: (T, P, kind).
-VANISHES = {"float32": set(), "float64": set()}
+# GradVac's g'_i is 0 there, up to rounding, whose cosine is anything: opposite gradients of one parameter. (T, P, kind)
+VANISHES = {(2, 1, "iid"), (2, 1, "conflicting"), (2, 1, "spread")}
 
 
 @functools.cache
@@ -207,13 +207,13 @@ def test_random_orders(num_tasks, dtype):
         wanted = np.zeros((num_tasks, num_tasks))
         _, least = reference.gradvac(J, orders, wanted, 0.3)
         expected, last = reference.gradvac(J, orders, wanted, 0.3)
-        limit = tolerance + 60 * np.finfo(dtype).eps / min(least, last) ** 2  # ‖g'‖² is known to ε‖g‖²
+        limit = tolerance + 60 * np.finfo(dtype).eps / max(min(least, last), 1e-9) ** 2  # ‖g'‖² is known to ε‖g‖²
         if limit > 0.02:
             vanished.add((num_tasks, J.shape[1], kind))
             continue
         assert relative(J.T @ vaccinated[n], expected, J) < limit, kind
         np.testing.assert_allclose(targets[n], wanted, atol=limit)
-    assert vanished == {case for case in VANISHES[dtype] if case[0] == num_tasks}
+    assert vanished == {case for case in VANISHES if case[0] == num_tasks}
 
 
 def relative(got, want, J) -> float:
