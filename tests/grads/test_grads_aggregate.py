@@ -218,6 +218,16 @@ def test_gram_of_long_gradients(num_tasks, size):
     np.testing.assert_allclose(jax.jit(grads.gram_matrix)(a, b), left @ right.T, **scale)
 
 
+@pytest.mark.parametrize("num_tasks", [1, 16, 50])
+def test_gram_of_blocks_below_the_diagonal(num_tasks, monkeypatch):
+    """The variant for which only the arithmetic was counted: blocks that mirror the wrong ones would go unnoticed."""
+    monkeypatch.setattr("mtjax.grads.gram._TRIANGLE", True)
+    left = np.random.default_rng(0).standard_normal((num_tasks, 20_000))
+    gram = jax.jit(lambda g: grads.gram_matrix(g))(jnp.asarray(left, jnp.float32))
+    np.testing.assert_allclose(gram, left @ left.T, rtol=0, atol=0.04)
+    np.testing.assert_array_equal(gram, gram.T)
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda m: grads.aggregate(m, num_tasks=2), lambda m: grads.lean(m, num_tasks=2),
              lambda m: grads.every_k(m, 2), grads.cr_mogm, grads.normalize],
