@@ -54,7 +54,6 @@ CASES = {
     "cosine_other": (grads.cosine_gate(main_task=3), lambda J: reference.cosine_gate(J, 3, True), None, 0),
 }  # fmt: skip
 
-
 # GradVac's g'_i is 0 there, up to rounding, whose cosine is anything: opposite gradients of one parameter. (T, P, kind)
 VANISHES = {(2, 1, "iid"), (2, 1, "conflicting"), (2, 1, "spread")}
 
@@ -98,25 +97,17 @@ def allowed(J, weights, want, matrix: str | None, error: float, dtype: str) -> f
 MANY = {(t, p) for t, sizes in SIZES.items() for p in sizes if t > 1}
 OPPOSITE = "one parameter and opposite signs: only 0 has equal projections on both gradients"
 STATIONARY = "0 is in the hull of the gradients: the bargaining has no solution"
-PLANE, LOW, LOWER = {(2, 1)}, {(2, 1), (10, 4), (50, 20)}, {(10, 4), (50, 20)}
-
+PLANE, LOW = {(2, 1)}, {(2, 1), (10, 4), (50, 20)}
 BOTH, BARGAINING = ("float32", "float64"), ("nash_mtl", "fairgrad")
 
 # All that is not compared: (methods that start so, kinds, their (T, P), dtypes, why).
 SKIPPED = [
     (("cagrad",), ("zero_row",), MANY, BOTH, "g_w = 0 solves the dual, and g_w/‖g_w‖ is undefined"),
-    (
-        ("aligned",),
-        ("spread",),
-        MANY,
-        ("float32",),
-        "eigenvalues over 10⁸: the least is below a float32 Gram's rounding",
-    ),
+    (("aligned",), ("spread",), MANY, ("float32",), "eigenvalues over 10⁸, more than a float32 Gram holds"),
     (("imtl_g", "config"), ("iid", "conflicting", "spread"), PLANE, BOTH, OPPOSITE),
     (BARGAINING, ("iid", "conflicting", "spread"), LOW, BOTH, STATIONARY),
     (BARGAINING, ("spread",), {(3, 2)}, BOTH, STATIONARY),
-    (BARGAINING, ("duplicates",), LOWER, BOTH, STATIONARY),
-    (BARGAINING, ("zero_row",), {(50, 20)}, BOTH, STATIONARY),
+    (BARGAINING, ("duplicates", "zero_row"), {(50, 20)}, BOTH, STATIONARY),
 ]
 
 
