@@ -19,6 +19,7 @@ from mtjax.grads.base import (
     check_method,
     check_whole,
     default_float,
+    drop_overflow,
     presence,
     seeded,
 )
@@ -89,8 +90,9 @@ def aggregate(
         summed over it.
 
     Raises:
-      ValueError: what is no method, `groups` for a `Transform`, no shared leaf; and, from `update`,
-        shapes that do not fit T, or losses that the method needs and does not get.
+      ValueError: what is no method, `groups` for a `Transform`; from `init` and `update`, no shared leaf, or
+        several for GradNorm without `leaves`; and, from `update`, shapes that do not fit T, losses that the
+        method needs and does not get, or a `gram` for a `Transform`, which does not look at one.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -144,16 +146,6 @@ def aggregate(
     return aggregating.Aggregator(init, update)
 
 
-def _finite(gram: Array, mask: Array | None) -> tuple[Array, Array | None, Array]:
-    """The Gram without tasks whose norm overflows, the mask without them, and who is left [T]."""
-    num_tasks = gram.shape[-1]
-    limit = jnp.finfo(gram.dtype).max / (4.0 * num_tasks**2)
-    fine = jnp.abs(jnp.diagonal(gram)) <= limit  # False for NaN
-    gram = jnp.where(fine[:, None] & fine[None, :], gram, 0)
-    here = fine if mask is None else fine & (mask > 0)
-    return gram, None if mask is None else here, here
-
-
 def _leaf_grams(leaves: list[Array], axes: list[Any]) -> list[Array]:
     parts = [grams.gram_matrix([g]) for g in leaves]
     return [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, axes, strict=False)]
@@ -197,7 +189,7 @@ def _weighting_step(
     def one_group(seen: Array, inner: State) -> tuple[Array, State]:
         present, here = mask, presence(num_tasks, mask) > 0
         if computes:
-            seen, present, here = _finite(seen, mask)
+            seen, present, here = drop_overflow(seen, mask)
         options = {} if present is None else {"mask": present}
         weights, new = method.update(seen, inner, losses=losses, **options)
         weights = jnp.where(here, weights, 0).astype(state.weights.dtype)
@@ -232,7 +224,7 @@ def _transform_step(
     losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
     """Lets the method rewrite the shared gradients, then takes the weighted sum."""
-    del gram
+    del gram  # `check` has refused one
     picked = [n for n, flag in enumerate(plan.shared) if flag]
     axes = [plan.axes[n] for n in picked]
     mine = [leaves[n] for n in picked]

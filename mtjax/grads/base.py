@@ -41,6 +41,8 @@ class Weighting(NamedTuple):
       every: recompute the weights on one call in `every`; set by `every_k`, carried out by
         `aggregate`.
       on_representation: the Gram must come from the gradient of a shared representation (MGDA-UB).
+      one_layer: the method balances the gradients of one layer (GradNorm): where a Gram would be taken over several
+        leaves, `aggregate` and `lean` ask for `leaves`.
       residual: optional `(gram, weights, *, losses=None, mask=None) -> []`, for methods with a solver: how far the
         weights are from the method's equations (see `mtjax.grads.residual`).
     """
@@ -53,6 +55,7 @@ class Weighting(NamedTuple):
     every: int = 1
     on_representation: bool = False
     residual: Callable[..., Array] | None = None
+    one_layer: bool = False
 
 
 class Transform(NamedTuple):
@@ -127,6 +130,24 @@ def keep_absent(new: State, old: State, here: Array) -> State:
         return jnp.where(here.reshape((-1,) + (1,) * (jnp.ndim(a) - 1)) > 0, a, b)
 
     return jax.tree.map(keep, new, old)
+
+
+def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array | None, Array]:
+    """Leaves out the tasks whose squared norm overflows, or is NaN: one task's blow-up does not reach the others.
+
+    Args:
+      gram: [T, T].
+      mask: [T], the tasks present, or None.
+
+    Returns:
+      (the Gram without them, with zeros; the mask without them, None if there was none; who is left [T], bool).
+    """
+    num_tasks = gram.shape[-1]
+    limit = jnp.finfo(gram.dtype).max / (4.0 * num_tasks**2)
+    fine = jnp.abs(jnp.diagonal(gram)) <= limit  # False for NaN
+    gram = jnp.where(fine[:, None] & fine[None, :], gram, 0)
+    here = fine if mask is None else fine & (mask > 0)
+    return gram, None if mask is None else here, here
 
 
 def safe_divide(a: Array, b: Array) -> Array:

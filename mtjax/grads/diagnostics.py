@@ -7,16 +7,18 @@ from mtjax.grads.methods.mgda import min_norm
 from mtjax.grads.registry import get
 
 
-def conflict(gram: Array) -> dict[str, Array]:
+def conflict(gram: Array, *, mask: Array | None = None) -> dict[str, Array]:
     """How much the tasks' gradients disagree.
 
     Args:
       gram: [T, T], such as `find_state(opt_state).gram`.
+      mask: [T], true for the tasks present; all others are left out, whatever stands in their rows.
 
     Returns:
-      `cosine` [T, T]; `norms` [T]; `conflicting`, the share of the T(T−1)/2 pairs with a negative
-      cosine; `mean_cosine` and `min_cosine` over the pairs; `norm_ratio`, largest over smallest
-      non-zero norm; `cancellation`, 1 − ‖Σg_i‖ / Σ‖g_i‖, which is 0 when all agree and 1 when the sum vanishes.
+      `cosine` [T, T] and `norms` [T], 0 for absent tasks; `conflicting`, the share of the pairs of present tasks
+      with a negative cosine; `mean_cosine` and `min_cosine` over these pairs (0 and 1 where there is none);
+      `norm_ratio`, largest over smallest non-zero norm; `cancellation`, 1 − ‖Σg_i‖ / Σ‖g_i‖, which is 0 when all
+      agree and 1 when the sum vanishes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -24,10 +26,10 @@ def conflict(gram: Array) -> dict[str, Array]:
       >>> float(grads.conflict(jnp.array([[1.0, -1.0], [-1.0, 4.0]]))["conflicting"])
       1.0
     """
-    num_tasks = gram.shape[-1]
+    gram, here = _present(gram, mask)
     cosine, norm = cosines(gram), norms(gram)
-    pairs = jnp.triu(jnp.ones_like(cosine), 1)
-    count = max(num_tasks * (num_tasks - 1) // 2, 1)
+    pairs = jnp.triu(here[:, None] * here[None, :], 1)
+    count = jnp.maximum(jnp.sum(pairs), 1)
     nonzero = norm > 0
     largest = jnp.max(norm)
     smallest = jnp.min(jnp.where(nonzero, norm, largest))
@@ -43,9 +45,14 @@ def conflict(gram: Array) -> dict[str, Array]:
     }
 
 
-def pareto_distance(gram: Array) -> Array:
-    """Distance to Pareto-stationarity, min over the simplex of ‖Jᵀw‖: 0 when no direction improves
+def pareto_distance(gram: Array, *, mask: Array | None = None) -> Array:
+    """Distance to Pareto-stationarity, min over the simplex of ‖Jᵀw‖ []: 0 when no direction improves
     all tasks.
+
+    Args:
+      gram: [T, T], such as `find_state(opt_state).gram`.
+      mask: [T], true for the tasks present: the simplex is theirs. Without it an absent task's row of zeros
+        is a gradient of 0, and the distance is 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,9 +60,16 @@ def pareto_distance(gram: Array) -> Array:
       >>> round(float(grads.pareto_distance(jnp.eye(4))), 3)
       0.5
     """
-    weights = min_norm(gram, presence(gram.shape[-1], None, gram.dtype))
+    gram, here = _present(gram, mask)
+    weights = min_norm(gram, here)
     scaled = weights * norms(gram)
     return jnp.sqrt(jnp.maximum(scaled @ (cosines(gram) @ scaled), 0))
+
+
+def _present(gram: Array, mask: Array | None) -> tuple[Array, Array]:
+    """The Gram [T, T] with zeros, not NaN, in the rows and columns of absent tasks; and who is present [T]."""
+    here = presence(gram.shape[-1], mask, gram.dtype)
+    return jnp.where((here[:, None] > 0) & (here[None, :] > 0), gram, 0), here
 
 
 def residual(

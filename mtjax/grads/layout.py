@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Method, default_float, presence
+from mtjax.grads.base import Array, Method, Transform, default_float, presence
 
 
 class Layout(NamedTuple):
@@ -21,16 +21,8 @@ class Layout(NamedTuple):
 
 def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any) -> tuple[list[Array], Any, Layout]:
     """Flattens a tree and decides, from the paths, what each leaf is for."""
-    items, structure = jax.tree_util.tree_flatten_with_path(tree)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
-    if shared is None:
-        use = [True] * len(paths)
-    elif callable(shared):
-        use = [bool(shared(path)) for path in paths]
-    else:
-        use = [bool(flag) for flag in structure.flatten_up_to(shared)]
-    if not any(use):
-        raise ValueError(f"no leaf is shared; the paths are {paths}")
+    leaves, structure = jax.tree.flatten(tree)
+    paths, use = shared_leaves(tree, shared)
     sees = getattr(method, "leaves", None) or (lambda path: True)
     seen = [flag and bool(sees(path)) for flag, path in zip(use, paths, strict=False)]
     if not any(seen):
@@ -42,8 +34,36 @@ def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: An
     names = list(dict.fromkeys(name for name, flag in zip(labels, use, strict=False) if flag))
     index = [names.index(name) if flag else 0 for name, flag in zip(labels, use, strict=False)]
     axes = [params_axis(path) if callable(params_axis) else params_axis for path in paths]
+    check_one_layer(method, [path for path, flag in zip(paths, use, strict=True) if flag], len(names))
     plan = Layout(shared=use, seen=seen, group=index, num_groups=len(names), axes=axes)
-    return [leaf for _, leaf in items], structure, plan
+    return leaves, structure, plan
+
+
+def shared_leaves(tree: Any, shared: Any) -> tuple[list[str], list[bool]]:
+    """The paths of a tree's leaves, and which of these `shared` names: None, a predicate, or a tree of bools.
+
+    Raises ValueError if it names none.
+    """
+    items, structure = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
+    if shared is None:
+        use = [True] * len(paths)
+    elif callable(shared):
+        use = [bool(shared(path)) for path in paths]
+    else:
+        use = [bool(flag) for flag in structure.flatten_up_to(shared)]
+    if not any(use):
+        raise ValueError(f"no leaf is shared; the paths are {paths}")
+    return paths, use
+
+
+def check_one_layer(method: Method, shared: list[str], num_groups: int = 1) -> None:
+    """Refuses a method of one layer that is not told which of several shared leaves this is. Raises ValueError."""
+    if getattr(method, "one_layer", False) and method.leaves is None and len(shared) > num_groups:
+        raise ValueError(
+            "gradnorm balances the gradients of one layer, the last shared one, and several leaves are shared: "
+            f'pass leaves=lambda path: ..., true for that layer\'s, or leaves="all"; the paths are {shared}'
+        )
 
 
 def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: Method, gram: Any) -> None:
@@ -51,6 +71,9 @@ def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: M
     check_shapes(leaves, num_tasks, losses, mask)
     if gram is not None and jnp.shape(gram) != (num_tasks, num_tasks):
         raise ValueError(f"gram must have shape ({num_tasks}, {num_tasks}), not {jnp.shape(gram)}")
+    if gram is not None and isinstance(method, Transform):
+        name = getattr(method.update, "__qualname__", "method").split(".")[0]
+        raise ValueError(f"gram is for methods that see the Gram; this one ({name}) works on the gradients themselves")
     if getattr(method, "on_representation", False) and gram is None:
         raise ValueError(
             "mgda_ub needs the Gram matrix of the shared representation's gradients: call "

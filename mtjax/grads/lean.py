@@ -17,7 +17,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, State, Weighting, check_gram_method, check_whole, default_float, presence, seeded
+from mtjax.grads.base import (
+    Array,
+    State,
+    Weighting,
+    check_gram_method,
+    check_whole,
+    default_float,
+    drop_overflow,
+    presence,
+    seeded,
+)
+from mtjax.grads.layout import check_one_layer, shared_leaves
 
 Loss = Callable[[Any, Any], Array]
 
@@ -72,7 +83,8 @@ def _only_losses(loss: Loss, params: Any, batch: Any) -> tuple[Array, Array]:
 def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | Array = 0) -> Lean:
     """`aggregate` for gradients that do not fit in memory together.
 
-    `direction` also takes a `mask` [T], true for the tasks present in the batch; absent ones may hold anything.
+    `direction` also takes a `mask` [T], true for the tasks present in the batch; absent ones may hold anything. A task
+    whose squared norm overflows is left out and a NaN reaches the update, as with `aggregate`.
 
     Args:
       method: a `Weighting`; a `Transform` needs all gradients.
@@ -82,7 +94,7 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
 
     Raises:
       ValueError: a method that cannot be used so; and, from `direction`, a batch that is not of T
-        tasks, no shared leaf, or losses that fail the method.
+        tasks, no shared leaf, several for `gradnorm()`, or losses that fail the method.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -114,33 +126,29 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
                 raise ValueError(
                     f"every leaf of the batch needs a leading task axis of {num_tasks}; one has shape {jnp.shape(leaf)}"
                 )
+        paths, use = shared_leaves(params, shared)
+        check_one_layer(method, [path for path, flag in zip(paths, use, strict=True) if flag])
+        flags = jax.tree.unflatten(jax.tree.structure(params), use)
         if method.needs_gram:
-            losses, gram = lean_gram(loss, params, batch, shared)
+            losses, gram = lean_gram(loss, params, batch, flags)
         else:
             losses, gram = _only_losses(loss, params, batch)
         here = presence(num_tasks, mask) > 0
         losses = jnp.where(here, losses, 0)
-        options = {} if mask is None else {"mask": presence(num_tasks, mask)}
-        if mask is not None:
-            gram = jnp.where(here[:, None] & here[None, :], gram, 0)
+        gram = jnp.where(here[:, None] & here[None, :], gram, 0)
+        gram, present, left = drop_overflow(gram, None if mask is None else here)
+        options = {} if present is None else {"mask": present}
         weights, inner = method.update(gram, state.inner, losses=losses.astype(gram.dtype), **options)
-        weights = jnp.where(here, weights, 0)
-        updates = _weighted(loss, params, batch, weights, here, _flags(params, shared))
+        weights = jnp.where(left, weights, 0)
+        updates = _weighted(loss, params, batch, weights, here, flags)
         return losses, updates, LeanState(inner, gram, weights.astype(gram.dtype))
 
     return Lean(init, direction)
 
 
 def _flags(params: Any, shared: Any) -> Any:
-    """The tree of bools that says which leaves are shared."""
-    if shared is not None and not callable(shared):
-        return shared
-    items, structure = jax.tree_util.tree_flatten_with_path(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
-    flags = [shared is None or bool(shared(path)) for path in paths]
-    if not any(flags):
-        raise ValueError(f"no leaf is shared; the paths are {paths}")
-    return jax.tree.unflatten(structure, flags)
+    """The tree of bools that says which leaves are shared. Raises ValueError if none is."""
+    return jax.tree.unflatten(jax.tree.structure(params), shared_leaves(params, shared)[1])
 
 
 def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, flags: Any) -> Any:

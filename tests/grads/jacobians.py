@@ -30,6 +30,18 @@ def batch(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
     return np.stack([jacobian(kind, num_tasks, size, seed) for kind in KINDS])
 
 
+def hostile(num_tasks: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients [14, T, 6] of scales up to where squares under- and overflow, all tasks or one, with a duplicate and
+    an opposite; and losses [3, T] with some that are negative, 0 or huge. In `dtype`."""
+    scales = [0, 1e-30, 1e-18, 1, 1e9, 1e18, 1e30] if dtype == "float32" else [0, 1e-250, 1e-150, 1, 1e70, 1e150, 1e250]
+    g = np.random.default_rng(0).standard_normal((14, num_tasks, 6))
+    g[:7] *= np.reshape(scales, (7, 1, 1))
+    g[7:, 0] *= np.reshape(scales, (7, 1))
+    g[10, 1], g[11, 1] = g[10, 0], -g[11, 0]
+    given = [[1, 2, 0.5, 3], [-1, 0, 1e20, 1e-20], [-1e30, 1e30, -1e-30, 0]]
+    return g.astype(dtype), np.stack([np.resize(values, num_tasks) for values in given]).astype(dtype)
+
+
 def losses(num_tasks: int, calls: int, seed: int = 0) -> np.ndarray:
     """Positive losses [calls, T]."""
     return np.random.default_rng([7, seed]).uniform(0.2, 3.0, (calls, num_tasks))

@@ -12,6 +12,7 @@ import numpy as np
 import quick
 
 from mtjax import grads
+from mtjax.grads import registry
 
 T, SIZE, DRAWS = 6, 30, 3000
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "grads_properties.md"
@@ -121,6 +122,12 @@ def stationary(run) -> bool:
     return bool(np.max(np.linalg.norm(run(J), axis=1) / np.linalg.norm(J, axis=2).min(1)) < 0.01)
 
 
+def link(name: str) -> str:
+    """A method's name, linked to its docstring in the reference (Sphinx resolves it; elsewhere it is just a name)."""
+    factory = registry.METHODS[name.split("(")[0]]
+    return f"[`{name}`](#{factory.__module__}.{factory.__qualname__})"
+
+
 def table() -> str:
     """The page, from the claims (which `test_properties.py` holds against the measurements)."""
     rows = [
@@ -143,7 +150,7 @@ def table() -> str:
     ]
     for name, claim in CLAIMS.items():
         cells = ["yes" if c == "1" else "" for c in claim]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        rows.append(f"| {link(name)} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 

@@ -26,8 +26,8 @@ def pcgrad(J, orders):
 
 
 def gradvac(J, orders, target, beta):
-    """Algorithm 1; changes `target` in place."""
-    total = np.zeros(J.shape[1])
+    """Algorithm 1, and the least ‖g'_i‖/‖g_i‖ on its way; changes `target` in place."""
+    total, least = np.zeros(J.shape[1]), 1.0
     for i, order in enumerate(orders):
         g = J[i].copy()
         for j in order:
@@ -39,9 +39,10 @@ def gradvac(J, orders, target, beta):
             if phi < goal:
                 pull = length * (goal * np.sqrt(1 - phi**2) - phi * np.sqrt(1 - goal**2))
                 g = g + pull / (other * np.sqrt(1 - goal**2)) * J[j]
+                least = min(least, np.linalg.norm(g) / np.linalg.norm(J[i]))
             target[i, j] = (1 - beta) * goal + beta * phi
         total += g
-    return total
+    return total, least
 
 
 def mgda(J):
@@ -127,7 +128,7 @@ def alpha_fair(J, alpha):
     best = None
     for scale in (0.0, -1.0, 1.0):
         found = scipy.optimize.root(residual, np.full(len(J), scale), jac=slope, method="lm", tol=1e-14)
-        if np.abs(found.fun).max() < 1e-9 and np.abs(found.x).max() < 4:
+        if np.abs(found.fun).max() < 1e-9 and np.abs(found.x).max() < 8:
             best = found.x
             break
     if best is None:
@@ -136,7 +137,11 @@ def alpha_fair(J, alpha):
     return J.T @ w
 
 
-def aligned_mtl(J, mode="min"):
+def even(J, preference):
+    return np.full(len(J), 1 / len(J)) if preference is None else preference
+
+
+def aligned_mtl(J, mode="min", preference=None):
     """Algorithm 1 by the SVD of J."""
     if not J.any():
         return np.zeros(J.shape[1])
@@ -145,7 +150,7 @@ def aligned_mtl(J, mode="min"):
     values = sigma[kept] ** 2
     level = {"min": values.min(), "median": np.sort(values)[(len(values) - 1) // 2], "rmse": values.mean()}
     aligned = np.sqrt(level[mode]) * U[:, kept] @ V[kept]
-    return aligned.T @ np.full(len(J), 1 / len(J))
+    return aligned.T @ even(J, preference)
 
 
 def project(J, g):
@@ -155,20 +160,27 @@ def project(J, g):
     return g + U.T @ s
 
 
-def upgrad(J):
-    return np.sum([project(J, g / len(J)) for g in J], axis=0)
+def upgrad(J, preference=None):
+    return np.sum([project(J, p * g) for p, g in zip(even(J, preference), J, strict=True)], axis=0)
 
 
-def dualproj(J):
-    return project(J, J.mean(0))
+def dualproj(J, preference=None):
+    return project(J, J.T @ even(J, preference))
+
+
+def krum_scores(J, byzantine):
+    """Each task's sum of its least squared distances ‖g_i − g_j‖², and of the ‖g_i‖² + ‖g_j‖² that they are made of."""
+    scores, sizes = [], []
+    for i in range(len(J)):
+        others = sorted((np.sum((J[i] - J[j]) ** 2), J[i] @ J[i] + J[j] @ J[j]) for j in range(len(J)) if j != i)
+        near = others[: max(len(J) - byzantine - 2, 1)]
+        scores.append(sum(distance for distance, _ in near))
+        sizes.append(sum(size for _, size in near))
+    return np.array(scores), np.array(sizes)
 
 
 def krum(J, byzantine, selected):
-    scores = []
-    for i in range(len(J)):
-        others = sorted(np.sum((J[i] - J[j]) ** 2) for j in range(len(J)) if j != i)
-        scores.append(sum(others[: max(len(J) - byzantine - 2, 1)]))
-    return J[np.argsort(scores, kind="stable")[:selected]].mean(0)
+    return J[np.argsort(krum_scores(J, byzantine)[0], kind="stable")[:selected]].mean(0)
 
 
 def cosine_gate(J, main, weighted):

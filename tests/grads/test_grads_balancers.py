@@ -58,7 +58,7 @@ def test_gradnorm_keeps_the_first_losses():
 
 
 def test_gradnorm_sees_the_last_shared_layer_only():
-    """A huge gradient in another layer must not move the weights; without `leaves` it does."""
+    """A huge gradient in another layer must not move the weights; with leaves="all" it does."""
     params = {"first": jnp.ones(2), "last": jnp.ones(2)}
 
     def check(method):
@@ -73,7 +73,22 @@ def test_gradnorm_sees_the_last_shared_layer_only():
         assert weights([[1e3, 0.0], [0, 0]])[0] > 1
 
     check(grads.gradnorm(optimizer=optax.sgd(0.1), leaves=lambda path: path == "last"))
-    fails(check, grads.gradnorm(optimizer=optax.sgd(0.1)))
+    fails(check, grads.gradnorm(optimizer=optax.sgd(0.1), leaves="all"))
+
+
+@pytest.mark.parametrize("spec", ["gradnorm({})", "every_k(gradnorm({}), 2)", "cr_mogm(gradnorm({}))"])
+def test_gradnorm_of_several_layers_asks_which(spec):
+    """All parameters in place of the last shared layer: other codebases do so without a word."""
+    params, asks = {"first": jnp.ones(2), "last": jnp.ones(2)}, r"leaves=lambda path.*\['first', 'last'\]"
+    for method in (grads.get(spec.format("")), grads.tunable(spec.format("alpha=0.5"))):
+        with pytest.raises(ValueError, match=asks):
+            grads.aggregate(method, num_tasks=2).init(params)
+        one = grads.aggregate(method, num_tasks=2, shared=lambda path: path == "last")
+        one.init(params)
+        grads.aggregate(method, num_tasks=2, groups="leaf").init(params)  # a Gram for each leaf
+    grads.aggregate(grads.get(spec.format('leaves="all"')), num_tasks=2).init(params)
+    with pytest.raises(ValueError, match="\"all\" or None, not 'last'"):
+        grads.gradnorm(leaves="last")
 
 
 @pytest.mark.parametrize("surrogate", [None, "softplus", jnp.exp])

@@ -21,7 +21,11 @@ from mtjax.grads.methods.gradvac import vaccinate
 from mtjax.grads.methods.pcgrad import project
 
 SIZES = {1: (4,), 2: (8, 1), 3: (8, 2), 10: (40, 4), 50: (80, 20)}  # T: the numbers of parameters P
-OPTIONS = {"cagrad_wide", "aligned_median", "aligned_rmse", "cosine_keep", "krum_multi", "mgda_ub"}  # at T = 10 only
+OPTIONS = {
+    "cagrad_wide", "aligned_median", "aligned_rmse", "aligned_preferred", "upgrad_preferred", "dualproj_preferred",
+    "cosine_keep", "cosine_other", "mgda_ub",
+}  # at T = 10 only  # fmt: skip
+PREFERENCE = np.linspace(0.05, 0.3, 10)
 
 # name: (method, reference, which matrix conditions it, the reference's own relative error)
 CASES = {
@@ -40,11 +44,18 @@ CASES = {
     "aligned_rmse": (grads.aligned_mtl("rmse"), lambda J: reference.aligned_mtl(J, "rmse"), "gram", 0),
     "upgrad": (grads.upgrad(), reference.upgrad, "cosine", 0),
     "dualproj": (grads.dualproj(), reference.dualproj, "cosine", 0),
-    "krum": (grads.krum(), lambda J: reference.krum(J, 1, 1), None, 0),
-    "krum_multi": (grads.krum(1, 2), lambda J: reference.krum(J, 1, 2), None, 0),
+    "aligned_preferred": (
+        grads.aligned_mtl(preference=PREFERENCE), lambda J: reference.aligned_mtl(J, preference=PREFERENCE), "gram", 0,
+    ),
+    "upgrad_preferred": (grads.upgrad(PREFERENCE), lambda J: reference.upgrad(J, PREFERENCE), "cosine", 0),
+    "dualproj_preferred": (grads.dualproj(PREFERENCE), lambda J: reference.dualproj(J, PREFERENCE), "cosine", 0),
     "cosine_gate": (grads.cosine_gate(), lambda J: reference.cosine_gate(J, 0, True), None, 0),
     "cosine_keep": (grads.cosine_gate(weighted=False), lambda J: reference.cosine_gate(J, 0, False), None, 0),
+    "cosine_other": (grads.cosine_gate(main_task=3), lambda J: reference.cosine_gate(J, 3, True), None, 0),
 }  # fmt: skip
+
+# GradVac's g'_i is 0 there, up to rounding, whose cosine is anything: opposite gradients of one parameter. (T, P, kind)
+VANISHES = {(2, 1, "iid"), (2, 1, "conflicting"), (2, 1, "spread")}
 
 
 @functools.cache
@@ -83,11 +94,32 @@ def allowed(J, weights, want, matrix: str | None, error: float, dtype: str) -> f
     return (min(60 * eps / least, np.sqrt(eps)) + error) * length
 
 
-def unresolved(name: str, kind: str, num_tasks: int, dtype: str) -> bool:
-    """Where the answer is not a continuous function of the Gram, or decided below the dtype's precision."""
-    if name.startswith("krum"):
-        return num_tasks < 10 or kind in ("zero_row", "duplicates")  # ties
-    return name.startswith("aligned") and kind == "spread" and dtype == "float32"  # eigenvalues over 10⁸
+MANY = {(t, p) for t, sizes in SIZES.items() for p in sizes if t > 1}
+OPPOSITE = "one parameter and opposite signs: only 0 has equal projections on both gradients"
+STATIONARY = "0 is in the hull of the gradients: the bargaining has no solution"
+PLANE, LOW = {(2, 1)}, {(2, 1), (10, 4), (50, 20)}
+BOTH, BARGAINING = ("float32", "float64"), ("nash_mtl", "fairgrad")
+
+# All that is not compared: (methods that start so, kinds, their (T, P), dtypes, why).
+SKIPPED = [
+    (("cagrad",), ("zero_row",), MANY, BOTH, "g_w = 0 solves the dual, and g_w/‖g_w‖ is undefined"),
+    (("aligned",), ("spread",), MANY, ("float32",), "eigenvalues over 10⁸, more than a float32 Gram holds"),
+    (("imtl_g", "config"), ("iid", "conflicting", "spread"), PLANE, BOTH, OPPOSITE),
+    (BARGAINING, ("iid", "conflicting", "spread"), LOW, BOTH, STATIONARY),
+    (BARGAINING, ("spread",), {(3, 2)}, BOTH, STATIONARY),
+    (BARGAINING, ("duplicates", "zero_row"), {(50, 20)}, BOTH, STATIONARY),
+]
+
+
+def listed(name: str, num_tasks: int, dtype: str) -> set[tuple[int, str]]:
+    """What is skipped of a method: (P, kind)."""
+    return {
+        (size, kind)
+        for starts, kinds, sizes, dtypes, _ in SKIPPED
+        for kind in kinds
+        for tasks, size in sizes
+        if name.startswith(starts) and tasks == num_tasks and dtype in dtypes
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -98,15 +130,16 @@ def test_against_the_reference(name, num_tasks, dtype):
         solve = quick.jit(jax.vmap(lambda gram: method.update(gram, method.init(num_tasks))[0]))
         weights = np.asarray(solve(grams(num_tasks, dtype)))
     assert weights.dtype == dtype and np.isfinite(weights).all()
-    compared = 0
+    skipped = set()
     cases = zip(jacobians_of(num_tasks), weights.astype(float), answers(name, num_tasks), strict=True)
     for (kind, J), w, want in cases:
-        if want is None or unresolved(name, kind, num_tasks, dtype):
+        case = (J.shape[1], kind)
+        if want is None or (name.startswith("aligned") and case in listed(name, num_tasks, dtype)):
+            skipped.add(case)
             continue
         off = np.linalg.norm(J.T @ w - want)
         assert off <= allowed(J, w, want, matrix, error, dtype), (kind, J.shape, off)
-        compared += 1
-    assert compared >= (3 if num_tasks > 1 else 1) or name.startswith("krum")
+    assert skipped == listed(name, num_tasks, dtype)  # a case that the reference loses or gains has to be told
 
 
 def test_the_tolerance_catches_a_solver_that_stops_early():
@@ -159,14 +192,19 @@ def test_random_orders(num_tasks, dtype):
         first = step(grams(num_tasks, dtype), jnp.zeros_like(grams(num_tasks, dtype)))
         second = step(grams(num_tasks, dtype), first[1])
         cleaned, (vaccinated, targets) = np.asarray(cleaned, float), [np.asarray(x, float) for x in second]
+    vanished = set()
     for n, (kind, J) in enumerate(jacobians_of(num_tasks)):
         assert relative(J.T @ cleaned[n], reference.pcgrad(J, orders), J) < tolerance, kind
         wanted = np.zeros((num_tasks, num_tasks))
-        for _ in range(2):
-            expected = reference.gradvac(J, orders, wanted, 0.3)
-        if num_tasks < J.shape[1]:  # of dependent gradients g' is 0 up to rounding, whose cosine is anything
-            assert relative(J.T @ vaccinated[n], expected, J) < tolerance, kind
-            np.testing.assert_allclose(targets[n], wanted, atol=tolerance)
+        _, least = reference.gradvac(J, orders, wanted, 0.3)
+        expected, last = reference.gradvac(J, orders, wanted, 0.3)
+        limit = tolerance + 60 * np.finfo(dtype).eps / max(min(least, last), 1e-9) ** 2  # ‖g'‖² is known to ε‖g‖²
+        if limit > 0.02:
+            vanished.add((num_tasks, J.shape[1], kind))
+            continue
+        assert relative(J.T @ vaccinated[n], expected, J) < limit, kind
+        np.testing.assert_allclose(targets[n], wanted, atol=limit)
+    assert vanished == {case for case in VANISHES if case[0] == num_tasks}
 
 
 def relative(got, want, J) -> float:
@@ -199,10 +237,12 @@ def test_trimmed_mean_of_a_long_leaf():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("num_tasks", SIZES)
-def test_graddrop(num_tasks, dtype):
-    J = jacobians.batch(num_tasks, 40)
+@pytest.mark.parametrize("own", [False, True])
+def test_graddrop(own, num_tasks, dtype):
+    """With one leak for all, and with one for each task."""
+    J, leak = jacobians.batch(num_tasks, 40), np.linspace(0, 1, num_tasks)[:, None] if own else 0.25
     with jax.enable_x64(dtype == "float64"):
-        tx = grads.aggregate(grads.graddrop(leak=0.25), num_tasks=num_tasks, seed=3)
+        tx = grads.aggregate(grads.graddrop(tuple(leak[:, 0]) if own else leak), num_tasks=num_tasks, seed=3)
         state = tx.init(jnp.zeros(40, dtype))
         _, draw = jax.random.split(state.inner)
         words = np.asarray(jax.random.bits(draw, (20,), jnp.uint32))
@@ -210,7 +250,7 @@ def test_graddrop(num_tasks, dtype):
         got = np.asarray(quick.jit(jax.vmap(lambda g: tx.update(g, state)[0]))(jnp.asarray(J, dtype)))
     for matrix, direction in zip(J, got, strict=True):
         tolerance = 50 * np.finfo(dtype).eps * np.abs(matrix).sum(0).max()
-        np.testing.assert_allclose(direction, reference.graddrop(matrix, uniform, 0.25), atol=tolerance)
+        np.testing.assert_allclose(direction, reference.graddrop(matrix, uniform, leak), atol=tolerance)
 
 
 def test_graddrop_draws_signs_by_their_purity():
@@ -248,13 +288,73 @@ def test_random_weights_have_their_distribution():
     assert scipy.stats.ks_2samp(draws["normal"][:, 0], draws["dirichlet"][:, 0]).pvalue < 1e-6  # it tells them apart
 
 
-def test_fixed_and_normalised():
-    J = jacobians.jacobian("spread", 3, 8)
-    gram = jnp.asarray(J @ J.T, jnp.float32)
-    weights, _ = grads.fixed((1.0, 2.0, 3.0)).update(gram, ())
-    np.testing.assert_array_equal(weights, [1, 2, 3])
-    weights, _ = grads.normalize(grads.sum()).update(gram, ())
-    assert relative(J.T @ weights, reference.unit(J).sum(0), reference.unit(J)) < 1e-5
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("num_tasks", SIZES)
+@pytest.mark.parametrize("kind", ["normal", "dirichlet"])
+def test_random_weights_are_made_of_their_draws(kind, num_tasks, dtype):
+    """Softmax of normals, or exponentials over their sum, at every size."""
+    with jax.enable_x64(dtype == "float64"):
+        key = jax.random.key(5)
+        weights, after = grads.rlw(kind).update(jnp.eye(num_tasks, dtype=dtype), key)
+        kept, draw = jax.random.split(key)
+        sample = jax.random.normal if kind == "normal" else jax.random.uniform
+        drawn = np.asarray(sample(draw, (num_tasks,), dtype), float)
+        assert (jax.random.key_data(after) == jax.random.key_data(kept)).all()
+    shares = np.exp(drawn) if kind == "normal" else -np.log(drawn)
+    assert weights.dtype == dtype
+    np.testing.assert_allclose(weights, shares / shares.sum(), rtol=200 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("num_tasks", SIZES)
+def test_fixed_and_normalised(num_tasks, dtype):
+    """Σ w_i g_i, and the sum of unit gradients or of those of log L, through `aggregate`; a zero gradient stays 0."""
+    given, values = np.linspace(-1, 2, num_tasks), np.linspace(0.5, 2, num_tasks)
+    cases = {
+        grads.fixed(tuple(given)): lambda J: J.T @ given,
+        grads.normalize(grads.fixed(tuple(given))): lambda J: reference.unit(J).T @ given,
+        grads.normalize(grads.sum(), by="loss"): lambda J: (J / values[:, None]).sum(0),
+    }
+    for method, expected in cases.items():
+        with jax.enable_x64(dtype == "float64"):
+            tx = grads.aggregate(method, num_tasks=num_tasks)
+            step = quick.jit(jax.vmap(lambda g, tx=tx: tx.update(g, tx.init(g[0]), losses=jnp.asarray(values))[0]))
+            got = np.asarray(step(jnp.asarray(jacobians.batch(num_tasks, 20), dtype)))
+        assert got.dtype == dtype
+        for J, direction in zip(jacobians.batch(num_tasks, 20), got, strict=True):
+            scale = np.linalg.norm(J, axis=1).max()
+            np.testing.assert_allclose(direction, expected(J), rtol=0, atol=200 * np.finfo(dtype).eps * max(scale, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("num_tasks", SIZES)
+def test_krum(num_tasks, dtype):
+    """It averages as many as it should, and none has a larger score than one left out: ties, which are decided
+    either way, included (of T ≤ 3 the nearest two tie)."""
+    for byzantine, selected in ((1, 1), (1, 2), (3, 4)):
+        count = min(selected, num_tasks)
+        with jax.enable_x64(dtype == "float64"):
+            method = grads.krum(byzantine, selected)
+            weights = np.asarray(quick.jit(jax.vmap(lambda g, m=method: m.update(g, ())[0]))(grams(num_tasks, dtype)))
+        for (kind, J), w in zip(jacobians_of(num_tasks), weights, strict=True):
+            chosen = w > 0
+            assert chosen.sum() == count, kind
+            np.testing.assert_allclose(w[chosen], 1 / count, rtol=1e-6)
+            scores, sizes = reference.krum_scores(J, byzantine)
+            rounding = 30 * np.finfo(dtype).eps * sizes
+            best_left = np.min((scores + rounding)[~chosen], initial=np.inf)
+            assert (scores - rounding)[chosen].max() <= best_left, kind
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 10])
+def test_aligned_mtl_of_norms_that_float32_resolves(num_tasks):
+    """In place of the kind `spread`, whose eigenvalues over 10⁸ a float32 Gram cannot tell from rounding."""
+    J = jacobians.jacobian("iid", num_tasks, 40) * np.logspace(0, 1.5, num_tasks)[:, None]
+    gram = grads.gram_matrix(jnp.asarray(J, jnp.float32))
+    for mode in ("min", "median", "rmse"):
+        weights = np.asarray(grads.aligned_mtl(mode).update(gram, ())[0], float)
+        want = reference.aligned_mtl(J, mode)
+        assert np.linalg.norm(J.T @ weights - want) <= allowed(J, weights, want, "gram", 0, "float32"), mode
 
 
 @pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])

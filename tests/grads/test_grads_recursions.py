@@ -25,10 +25,10 @@ def start(J, value):
     return np.full(len(J), value)
 
 
-def moco(J, L, s):
+def moco(J, L, s, gamma=0.01, rho=0.0):
     s["y"] = s.get("y", 0) + 0.5 * (J - s.get("y", 0))
     w = s.get("w", start(J, 1 / len(J)))
-    s["w"] = reference.simplex(w - 0.01 * s["y"] @ (s["y"].T @ w))
+    s["w"] = reference.simplex(w - gamma * (s["y"] @ (s["y"].T @ w) + rho * w))
     return s["y"].T @ s["w"]
 
 
@@ -40,14 +40,16 @@ def sdmgrad(J, L, s):
     return J.T @ (w + goal)
 
 
-def modo(J, L, s):
+def modo(J, L, s, gamma=0.01, rho=0.0):
     w = s.get("w", start(J, 1 / len(J)))
-    s["w"] = reference.simplex(w - 0.01 * (J @ (J.T @ w)))
+    s["w"] = reference.simplex(w - gamma * (J @ (J.T @ w) + rho * w))
     return J.T @ s["w"]
 
 
-def db_mtl(J, L, s):
-    s["y"] = 0.9 * s.get("y", 0) + (1 - 0.9) * J / L[:, None]
+def db_mtl(J, L, s, beta=0.9, decay=0.0):
+    s["k"] = s.get("k", 0) + 1
+    rate = beta / s["k"] ** decay
+    s["y"] = rate * s.get("y", 0) + (1 - rate) * J / L[:, None]
     return np.linalg.norm(s["y"], axis=1).max() * reference.unit(s["y"]).sum(0)
 
 
@@ -60,17 +62,26 @@ def excess_mtl(J, L, s):
     return J.T @ softmax(s["log w"])
 
 
+def excess_absolute(J, L, s):
+    """Equations 6 and 7 without the scale processing of section 3.2."""
+    s["sum"] = s.get("sum", 0) + J**2
+    root = np.sqrt(s["sum"])
+    s["log w"] = s.get("log w", start(J, 0.0)) + 0.5 * (J**2 / np.where(root > 0, root, 1)).sum(1)
+    return J.T @ softmax(s["log w"])
+
+
 def cr_mogm(J, L, s):
     chosen = np.linalg.norm(J - reference.krum(J, 1, 1), axis=1) == 0
     s["w"] = 0.9 * s.get("w", start(J, 1 / len(J))) + 0.1 * chosen
     return J.T @ s["w"]
 
 
-def uncertainty(J, L, s):
+def uncertainty(J, L, s, factor=0.5):
+    """`factor` 1 is equation 10, of classification."""
     x = s.get("x", start(J, 0.0))
-    objective = lambda v: (0.5 * np.exp(-v) * L + 0.5 * v).sum()  # noqa: E731
+    objective = lambda v: (factor * np.exp(-v) * L + 0.5 * v).sum()  # noqa: E731
     s["x"] = x - 0.1 * difference(objective, x)
-    return J.T @ (0.5 * np.exp(-x))
+    return J.T @ (factor * np.exp(-x))
 
 
 def imtl_l(J, L, s):
@@ -95,6 +106,11 @@ def stch(J, L, s):
     return J.T @ difference(lambda v: 0.5 * np.log(np.exp(v / len(J) / 0.5).sum()), L)
 
 
+def stch_preferred(J, L, s):
+    preference, ideal = uneven(len(J)), ideals(len(J))
+    return J.T @ difference(lambda v: 0.5 * np.log(np.exp(preference * (v - ideal) / 0.5).sum()), L)
+
+
 def famo(J, L, s):
     x = s.get("x", start(J, 0.0))
     if "before" in s:  # the losses after the last step, on its batch
@@ -105,10 +121,10 @@ def famo(J, L, s):
     return J.T @ (w / w.sum())
 
 
-def gradnorm(J, L, s):
+def gradnorm(J, L, s, first=None, positive=lambda L: L):
     """Algorithm 1; the loss of the weights by differences, its targets held still."""
     w, n = s.get("w", start(J, 1.0)), np.linalg.norm(J, axis=1)
-    ratio = L / s.setdefault("first", L)
+    ratio = positive(L) / positive(s.setdefault("first", L) if first is None else first(len(J)))
     target = (w * n).mean() * (ratio / ratio.mean()) ** 1.5
     new = w - 1e-3 * difference(lambda v: np.abs(v * n - target).sum(), w)
     new = np.maximum(new, 1e-4)
@@ -137,6 +153,33 @@ CASES = {
     "famo": (grads.famo(), famo),
     "gradnorm": (grads.gradnorm(alpha=1.5, optimizer=optax.sgd(1e-3)), gradnorm),
 }
+
+
+def uneven(num_tasks: int) -> np.ndarray:
+    """A preference, or any number for each task."""
+    return np.linspace(0.5, 1.5, num_tasks) / num_tasks
+
+
+def ideals(num_tasks: int) -> np.ndarray:
+    return np.linspace(-0.3, 0.1, num_tasks)
+
+
+# Options that the defaults do not reach: T -> method, and the same in NumPy.
+OPTIONS = {
+    "moco_rho": (lambda T: grads.moco(0.5, 1.0, rho=0.5), partial(moco, gamma=1.0, rho=0.5)),
+    "modo_rho": (lambda T: grads.modo(1.0, rho=0.5), partial(modo, gamma=1.0, rho=0.5)),
+    "db_mtl_decay": (lambda T: grads.db_mtl(0.5, beta_decay=0.5), partial(db_mtl, beta=0.5, decay=0.5)),
+    "excess_mtl_absolute": (lambda T: grads.excess_mtl(0.5, relative=False), excess_absolute),
+    "uncertainty_softmax": (
+        lambda T: grads.uncertainty(optax.sgd(0.1), "softmax"), partial(uncertainty, factor=1.0)
+    ),
+    "stch_preferred": (lambda T: grads.stch(0.5, tuple(uneven(T)), tuple(ideals(T))), stch_preferred),
+    "gradnorm_given": (
+        lambda T: grads.gradnorm(1.5, optax.sgd(1e-3), initial_losses=tuple(1 + uneven(T)), surrogate="softplus"),
+        partial(gradnorm, first=lambda T: 1 + uneven(T), positive=lambda L: np.log1p(np.exp(L))),
+    ),
+}  # fmt: skip
+SCALED = ("moco", "sdmgrad", "modo", "excess_mtl_absolute")  # their steps have a scale
 AFTER = np.array([1.0, 0.5, 1.1])  # losses after the step, relative to 0.8 of those before
 
 
@@ -144,11 +187,22 @@ AFTER = np.array([1.0, 0.5, 1.1])  # losses after the step, relative to 0.8 of t
 @pytest.mark.parametrize(("T", "P"), [(1, 4), (2, 8), (3, 8), (10, 40), (10, 4), (50, 20)])
 @pytest.mark.parametrize("name", CASES)
 def test_recursion(name, T, P, dtype):
+    check_calls(name, *CASES[name], T, P, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("T", "P"), [(3, 8), (10, 4)])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name, T, P, dtype):
+    method, expected = OPTIONS[name]
+    check_calls(name, method(T), expected, T, P, dtype)
+
+
+def check_calls(name, method, expected, T, P, dtype):
     """Four calls on every kind of Jacobian, batched; the method must carry its state as the paper does."""
-    method, expected = CASES[name]
     L = jacobians.losses(T, CALLS)
     J = np.stack([jacobians.batch(T, P, call) for call in range(CALLS)])  # [calls, kinds, T, P]
-    if name in ("moco", "sdmgrad", "modo"):  # their steps have a scale: of order 1, or only rounding is compared
+    if name.startswith(SCALED):  # of order 1, or only rounding is compared
         size = np.linalg.norm(J, axis=(2, 3), keepdims=True)
         J = J / np.where(size > 0, size, 1)
     after = 0.8 * L * np.resize(AFTER, T)

@@ -91,7 +91,8 @@ def uncertainty(optimizer: optax.GradientTransformation | None = None, likelihoo
 
 
 def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
-    """IMTL-L (Liu et al., ICLR 2021, "Towards Impartial Multi-task Learning", section 3.2).
+    """IMTL-L (Liu et al., ICLR 2021, "Towards Impartial Multi-task Learning", section 3.2,
+    https://openreview.net/forum?id=IMPnRXEWpvr).
 
     Learns s to minimise Σ e^s L − s, so that at its minimum every scaled loss e^s L is 1. The
     weights are e^s.

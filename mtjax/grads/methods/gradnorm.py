@@ -42,7 +42,7 @@ def gradnorm(
     *,
     initial_losses: Sequence[float] | None = None,
     surrogate: str | Callable[[Array], Array] | None = None,
-    leaves: Callable[[str], bool] | None = None,
+    leaves: Callable[[str], bool] | str | None = None,
 ) -> Weighting:
     """GradNorm (Chen et al., ICML 2018, arXiv 1711.02257, Algorithm 1).
 
@@ -66,8 +66,12 @@ def gradnorm(
         clamps them at 1e-8 (a loss ≤ 0 counts as learnt), "softplus" is log(1 + e^L), monotone for
         every L; or a function.
       leaves: predicate over leaf paths that picks W, the last shared layer: `lambda path:
-        "trunk/dense_2" in path`. Default: all shared leaves, which is NOT the paper's choice, as
-        only the caller knows the layer.
+        "trunk/dense_2" in path`; or "all", every shared leaf, which is NOT the paper's choice. With None, only
+        a single leaf may be shared: which layer is the last, only the caller knows. (The learners of
+        `mtjax.learners` know theirs, and choose it.)
+
+    Raises:
+      ValueError: an argument out of bounds; from `aggregate` and `lean`, several shared leaves and no `leaves`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,6 +85,8 @@ def gradnorm(
       (True, 2.0)
     """
     check_number("alpha", alpha, low=0)
+    if isinstance(leaves, str) and leaves != "all":
+        raise ValueError(f'leaves must be a predicate over paths, "all" or None, not {leaves!r}')
     optimizer = optimizer or optax.adam(0.025)
     check_optimizer(optimizer)
     rectify = surrogate if callable(surrogate) else _SURROGATES.get(surrogate)
@@ -105,7 +111,8 @@ def gradnorm(
         new = GradNormState(moved, initial, state.started | (here > 0), inner)
         return state.weights * here, keep_absent(new, state, here)
 
-    return Weighting(init, update, leaves=leaves)
+    every = leaves == "all"
+    return Weighting(init, update, leaves=None if every else leaves, one_layer=not every)
 
 
 def target_norms(weights: Array, norm: Array, ratios: Array, alpha: Number, here: Array) -> tuple[Array, Array]:

@@ -6,7 +6,8 @@ from mtjax.grads.base import Array, State, Weighting, cosines, norms, presence, 
 
 
 def imtl_g() -> Weighting:
-    """IMTL-G (Liu et al., ICLR 2021, "Towards Impartial Multi-task Learning", section 3.1).
+    """IMTL-G (Liu et al., ICLR 2021, "Towards Impartial Multi-task Learning", section 3.1,
+    https://openreview.net/forum?id=IMPnRXEWpvr).
 
     The direction with equal projections on every gradient's unit vector, g·u_i = g·u_j, and
     Σw = 1: w ∝ D⁻¹ C⁺ 1, with C⁺ the pseudo-inverse, so duplicates share their weight (anchoring

@@ -6,7 +6,7 @@ from mtjax.grads.base import Array, State, Weighting, check_whole, presence, sta
 
 
 def krum(byzantine: int = 1, selected: int = 1) -> Weighting:
-    """Multi-Krum (Blanchard et al., NeurIPS 2017).
+    """Multi-Krum (Blanchard et al., NeurIPS 2017, arXiv 1703.02757).
 
     The score of i is the sum of its T − f − 2 smallest squared distances to other gradients,
     ‖g_i − g_j‖² = G_ii + G_jj − 2G_ij; the `selected` gradients of least score are averaged.

@@ -8,7 +8,7 @@ from mtjax.grads.base import Array, State, Weighting, presence, stateless, unifo
 
 
 def mean() -> Weighting:
-    """Mean of the task gradients: w_i = 1/T.
+    """Mean of the task gradients, by definition w_i = 1/T.
 
     Properties: permutation equivariant; linear under scaling; may conflict with a task. Cost: one
     weighted sum, no Gram.
@@ -30,7 +30,7 @@ def mean() -> Weighting:
 
 
 def sum_() -> Weighting:
-    """Sum of the task gradients: w_i = 1. Also exported as `sum`.
+    """Sum of the task gradients, by definition w_i = 1. Also exported as `sum`.
 
     Properties: those of `mean`, T times as long. Cost: one weighted sum, no Gram.
 
@@ -51,7 +51,7 @@ def sum_() -> Weighting:
 
 
 def fixed(weights: Sequence[float] | Array) -> Weighting:
-    """Constant weights w_i, used as given (no normalisation).
+    """Linear scalarisation: the weights w_i are by definition constant, and used as given (no normalisation).
 
     Properties: linear under scaling; may conflict with a task. Cost: one weighted sum, no Gram.
 

@@ -56,8 +56,9 @@ def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transfor
     """MoCo (Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1).
 
     Tracked gradients y_i ← y_i − β (y_i − g_i), from 0; one projected step on the simplex,
-    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ, of the new Y and λ as in the authors' code (which
-    has β = γ = ρ = 0.1; LibMTL's differs: a softmax for the projection, gradients scaled by L_i/‖g_i‖).
+    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ, of the new Y and λ: the order of the authors' code, not as
+    printed. (That code has β = γ = ρ = 0.1; LibMTL's differs: a softmax for the projection, gradients scaled by
+    L_i/‖g_i‖.)
 
     Properties: permutation equivariant; has memory, so may conflict with the present gradients.
     Cost: one Gram, and [T, P] of state.
@@ -111,7 +112,7 @@ def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
     Use when: supervised losses of unlike scale.
 
     Args:
-      beta: forgetting rate; tuned in steps of 0.1 in the paper.
+      beta: forgetting rate. The default is LibMTL's, not as printed: the paper tunes it in steps of 0.1.
       beta_decay: exponent of its decay with the calls k = 1, 2, …; 0 is constant, 0.5 the other choice.
 
     Example:
