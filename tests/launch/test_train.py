@@ -218,6 +218,20 @@ def test_resume_extends_a_run(command, training):
     assert (config.total_steps, config.log_every) == (200, 5)
 
 
+def test_resume_may_follow_other_splits(command, training):
+    """What is looked at does not decide what is learnt; a split that the suite lacks is refused before it starts."""
+    command("--suite=control-pendulum", "--run_dir=run", "--evaluation_splits=train,extrapolation")
+    assert command("--run_dir=run", "--resume").code == 0
+    assert command("--run_dir=run", "--resume", "--evaluation_splits=interpolation").code == 0
+    followed = [config.evaluation_splits for config, *_ in training.calls]
+    assert followed == [("train", "extrapolation"), ("train", "extrapolation"), ("interpolation",)]
+    result = command(PROBE, "--run_dir=other", "--evaluation_splits=train,interpolation")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: evaluation_splits: suite 'launch-probe' has no split 'interpolation'; it has train\n",
+    )
+
+
 @pytest.mark.parametrize(
     "warm_start, replay, steps, learns",
     [
