@@ -78,8 +78,8 @@ FLAGS = {
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
     "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",
-    "--resume --run_dir=nowhere": "nothing to resume: nowhere is not a run (there is no such folder); "
-    "leave --resume out to start one there",
+    "--resume --run_dir=nowhere --total_steps=9": "nothing to resume: there is no folder nowhere; to start a run "
+    "there, name its --suite",
 }
 
 
