@@ -1,9 +1,11 @@
 """Does EnvPool's Meta-World behave as Meta-World? Its scripted policies play both, task by task.
 
     python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --episodes=10
+    python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --tasks=soccer,sweep --episodes=20 --update
 
-Prints a table of success (at any step) and return (of 500 steps) of the two simulators and marks the tasks
-where they disagree; those belong into ``KNOWN_FAULTS`` of `mtjax/suites/metaworld.py`.
+Prints a table of success (at any step) and return (of 500 steps) of the two simulators, and of the tasks where
+they disagree the lines that belong into ``KNOWN_FAULTS`` of `mtjax/suites/metaworld.py`. With --update the rows of
+these tasks in `docs/metaworld_check.md` are replaced, and no others.
 """
 
 from __future__ import annotations
@@ -13,16 +15,20 @@ import datetime
 import json
 import math
 import pathlib
+import re
+from collections.abc import Sequence
+from importlib import metadata
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from metaworld_reference import Reference
 
-from mtjax import suites
+from mtjax import options, suites
 from mtjax.suites.metaworld_tasks import MT50
 
 ROUNDS = 2  # episodes of each environment
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "metaworld_check.md"
 
 
 class Result(NamedTuple):
@@ -42,14 +48,49 @@ class Result(NamedTuple):
         far = gap > max(3 * error, 0.1 * max(ours.mean(), theirs.mean()))
         return "**off**" if success >= 0.4 or far else "agrees"
 
-    def row(self) -> str:
-        """A line of the table."""
+    @property
+    def cells(self) -> str:
+        """The beginning of a line of a table: task, success and return in both."""
         means = (np.mean(part[key]) for key in ("success", "return") for part in (self.ours, self.theirs))
         success, their_success, total, their_total = means
-        return (
-            f"| {self.task} | {success:.2f} | {their_success:.2f} | {total:,.0f} | {their_total:,.0f} "
-            f"| {self.verdict} |"
-        )
+        return f"| {self.task} | {success:.2f} | {their_success:.2f} | {total:,.0f} | {their_total:,.0f} |"
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, in the words of ``KNOWN_FAULTS``."""
+        success, theirs = np.mean(self.ours["success"]), np.mean(self.theirs["success"])
+        if abs(success - theirs) >= 0.4:
+            return f"succeeds in {success:.0%} of the episodes, Meta-World's in {theirs:.0%}"
+        ratio = np.mean(self.ours["return"]) / np.mean(self.theirs["return"]) - 1
+        return f"returns are {abs(ratio):.0%} {'above' if ratio > 0 else 'below'} Meta-World's"
+
+
+def updated(page: str, results: Sequence[Result], how: str) -> str:
+    """The page with the rows of these results replaced.
+
+    Args:
+        page: with one row a task, which begins with its name.
+        results: of some tasks.
+        how: the row's last cell: how many episodes they are of.
+
+    Raises:
+        ValueError: a task has no row.
+    """
+    for result in results:
+        row = re.compile(rf"^\| {re.escape(result.task)} \|.*$", re.MULTILINE)
+        page, found = row.subn(f"{result.cells} {how} |", page)
+        if found != 1:
+            raise ValueError(f"{result.task}: expected one row of it, found {found}")
+    return page
+
+
+def task_list(text: str) -> tuple[str, ...]:
+    """The tasks of a comma-separated flag. Raises ArgumentTypeError for one that Meta-World lacks."""
+    tasks = tuple(task.strip() for task in text.split(",") if task.strip())
+    for task in tasks:
+        if task not in MT50:
+            raise argparse.ArgumentTypeError(options.unknown("task", task, MT50))
+    return tasks
 
 
 def play(task: str, reference: Reference, episodes: int, seed: int) -> dict[str, list[float]]:
@@ -81,10 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--metaworld_python", required=True, help="interpreter that has metaworld installed")
     parser.add_argument("--episodes", type=int, default=10, help="episodes a task in each simulator")
-    parser.add_argument("--tasks", nargs="+", default=MT50, choices=MT50, metavar="TASK", help="default: all 50")
+    parser.add_argument("--tasks", type=task_list, default=MT50, metavar="TASK,…", help="default: all 50")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, help="file for the episodes' numbers (JSON)")
+    parser.add_argument("--update", action="store_true", help=f"replace the rows of these tasks in {PAGE.name}")
     flags = parser.parse_args()
+    installed, page = f"EnvPool {metadata.version('envpool')}", PAGE.read_text() if flags.update else ""
+    if flags.update and installed not in page:
+        parser.error(f"--update: {PAGE} is not about {installed}, which is installed here")
 
     policies, simulator = Reference(flags.metaworld_python), Reference(flags.metaworld_python)
     stamp = suites.make("metaworld-mt50").version
@@ -96,9 +141,14 @@ def main() -> None:
         simulator.send("episodes", task=task, count=flags.episodes, seed=flags.seed)  # both at once
         ours = play(task, policies, flags.episodes, flags.seed)
         results.append(Result(task, ours, simulator.receive()))
-        print(results[-1].row(), flush=True)
-    off = [result.task for result in results if result.verdict != "agrees"]
-    print(f"\n{len(off)} of {len(results)} tasks are off: {', '.join(off) or 'none'}")
+        print(results[-1].cells, results[-1].verdict, "|", flush=True)
+    off = [result for result in results if result.verdict != "agrees"]
+    print(f"\n{len(off)} of {len(results)} tasks are off: {', '.join(result.task for result in off) or 'none'}")
+    for result in off:
+        print(f'        "{result.task}": "{result.fault}",')
+    if flags.update:
+        how = f"{flags.episodes}, {ROUNDS} in a row, {datetime.date.today()}"
+        PAGE.write_text(updated(page, results, how))
     if flags.output:
         flags.output.write_text(json.dumps([result._asdict() for result in results]))
     policies.close()

@@ -18,7 +18,8 @@ class Reference:
     """The process, seen from the other side: ``Reference(python)("episodes", task="push", count=5, seed=0)``.
 
     Args:
-        python: the interpreter of a virtual environment with ``pip install metaworld``.
+        python: the interpreter of a virtual environment with ``pip install metaworld packaging``; gymnasium 1.4.0
+            imports the second and does not ask for it.
     """
 
     def __init__(self, python: str):

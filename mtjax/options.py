@@ -21,13 +21,13 @@ def option(
     """A dataclass field that documents and bounds itself.
 
     Args:
-        default: the value if nobody says otherwise; its type is the option's type. Tuples of ints are
-            written on the command line as "256,256".
+        default: the value if nobody says otherwise; its type is the option's type. Tuples are written on the
+            command line as "256,256"; those of strings have a default that is not empty.
         help: one sentence; becomes the flag's help.
         low: smallest value allowed.
         above: the value must be greater than this.
         high: largest value allowed.
-        choices: the only strings allowed, as they are when a value is checked.
+        choices: the only strings allowed, of a tuple for each element, as they are when a value is checked.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
@@ -111,11 +111,13 @@ def refuse_unused(config: Any, used: Mapping[str, tuple[Any, str]], beside: str 
 def explain(field: dataclasses.Field, value: Any) -> str | None:
     """Say what is wrong with ``value`` for this option, or None if nothing is."""
     bounds = field.metadata
-    if bounds["choices"] is not None and value not in bounds["choices"]:
-        near = difflib.get_close_matches(str(value), bounds["choices"], n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{value!r} is not one of {', '.join(bounds['choices'])}{hint}"
-    for number in value if isinstance(value, tuple) else (value,):
+    elements = value if isinstance(value, tuple) else (value,)
+    for element in elements if bounds["choices"] is not None else ():
+        if element not in bounds["choices"]:
+            near = difflib.get_close_matches(str(element), bounds["choices"], n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"{element!r} is not one of {', '.join(bounds['choices'])}{hint}"
+    for number in elements:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
         if not math.isfinite(number):
@@ -234,13 +236,18 @@ def _not_chosen(config: Any, name: str) -> str | None:
 def _convert(name: str, old: Any, new: Any) -> Any:
     """``new`` as the type of ``old``, where nothing is lost by it."""
     if isinstance(old, tuple) and isinstance(new, (list, tuple)):
-        if all(isinstance(number, int) and not isinstance(number, bool) for number in new):
+        if all(type(part) is element_type(old) for part in new):
             return tuple(new)
     elif isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
         return float(new)
     elif type(new) is type(old):
         return new
     raise ValueError(f"{name}: {new!r} is not a {type(old).__name__}")
+
+
+def element_type(value: tuple) -> type:
+    """The type of a tuple's elements: int or str; of an empty one it is int."""
+    return type(value[0]) if value else int
 
 
 def as_text(value: Any) -> str:

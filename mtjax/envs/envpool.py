@@ -163,6 +163,19 @@ def opengl_loaded() -> bool:
     return early
 
 
+def require_opengl(what: str) -> None:
+    """Refuse to draw where EnvPool could not.
+
+    Raises:
+        RuntimeError: OpenGL is not installed, or came too late for EnvPool 1.2.5.
+    """
+    if not opengl_loaded():
+        raise RuntimeError(
+            f"cannot draw {what}: OpenGL is missing (Debian has it in libegl1 and libopengl0), or EnvPool 1.2.5 was "
+            "imported before mtjax could load it"
+        )
+
+
 @contextlib.contextmanager
 def quiet():
     """Hold back gymnasium's warnings about the precision of EnvPool's spaces: nothing a user could change."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from mtjax.envs.host import PoolStep
 from mtjax.envs.spaces import native_action
+
+PICTURES = "rgb_array"  # gymnasium's render mode that returns a picture
 
 
 class GymnasiumPool:
@@ -41,6 +44,11 @@ class GymnasiumPool:
     def send(self, actions: np.ndarray) -> None:
         self._actions = native_action(self.envs[0].action_space, actions)
 
+    def close(self) -> None:
+        """Close the environments, and whatever they draw with."""
+        for env in self.envs:
+            env.close()
+
     def receive(self) -> PoolStep:
         answers = [env.step(action) for env, action in zip(self.envs, self._actions, strict=True)]
         observation, reward, terminated, truncated, info = zip(*answers, strict=True)
@@ -65,9 +73,35 @@ class GymnasiumPool:
         return require_gymnasium().spaces.flatten(self.envs[0].observation_space, observation)
 
 
-def make_env(make: str | Callable[[], Any]):
-    """One gymnasium environment from its registered id or from a function that makes it."""
-    return require_gymnasium().make(make) if isinstance(make, str) else make()
+def make_env(make: str | Callable[..., Any], **options: Any):
+    """One gymnasium environment from its registered id or from a function that makes it.
+
+    Args:
+        make: the id or the function.
+        options: passed on, e.g. ``render_mode``.
+    """
+    return require_gymnasium().make(make, **options) if isinstance(make, str) else make(**options)
+
+
+def draws(env: Any, make: str | Callable[..., Any]) -> bool:
+    """True if ``make_env(make, render_mode="rgb_array")`` gives such an environment with pictures.
+
+    Args:
+        env: one that ``make`` has made.
+        make: a registered id; or a function, which must take ``render_mode``.
+    """
+    modes = (env.metadata or {}).get("render_modes") or ()
+    return PICTURES in modes and (isinstance(make, str) or _takes(make, "render_mode"))
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """True if the function can be given the argument by name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some that are written in C do not say
+        return False
+    named = name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return named or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def require_gymnasium():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -36,8 +37,45 @@ FlagValues = flags.FlagValues
 Exits = Callable[[BaseException], int | None]
 
 
+class OutOfMemory(RuntimeError):
+    """The device or the machine has no memory left; the message says what to lower."""
+
+
 def no_exits(error: BaseException) -> None:
     """The exit codes of a command that knows no exceptions of its own."""
+
+
+def exits_of_runs(error: BaseException) -> int | None:
+    """Exit codes of what training or evaluating a run can end with, without importing it."""
+    if isinstance(error, OutOfMemory):
+        return BAD_INPUT
+    training = sys.modules.get("mtjax.training.run")
+    if training is None:
+        return None
+    for kind, code in ((training.Interrupted, PREEMPTED), (training.Diverged, DIVERGED)):
+        if isinstance(error, kind):
+            return code
+    if isinstance(error, training.SimulatorFailed):
+        return SIMULATOR
+    checkpoint = sys.modules.get("mtjax.training.checkpoint")
+    # One of another version or configuration, or one that could not be written: a full disk, say.
+    unusable = checkpoint is not None and isinstance(error, checkpoint.CheckpointError)
+    return BAD_INPUT if unusable else None
+
+
+@contextlib.contextmanager
+def within_memory(remedy: str) -> Iterator[None]:
+    """Within it, memory that runs out raises OutOfMemory: one line, which ends in ``remedy``."""
+    import jax
+
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        said = str(error).strip().split("\n")[0]
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".") or "no memory is left"
+        raise OutOfMemory(f"{said}; {remedy}") from error
 
 
 def launch(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from mtjax import options
 from mtjax.launch import adapt, command, environment, flags, resolve, show
 from mtjax.options import option
-from mtjax.training.config import RunConfig
+from mtjax.training.config import SPLITS, RunConfig
 
-SPLITS = ("train", "interpolation", "extrapolation")
 MODES = ("deterministic", "stochastic")
+LESS_MEMORY = "lower --episodes"
 
 USAGE = """
     mtjax-evaluate runs the policy of a saved run on its own environments and keys.
@@ -28,7 +27,7 @@ USAGE = """
     measures what so many episodes are worth in each task held out, by inferring its embedding and by learning on in
     it; the results are printed, and written to the run's adaptation.json and plots/adaptation.png.
 
-    Exit codes: 0 done, 1 bad input, 5 a simulator failed.
+    Exit codes: 0 done, 1 bad input or no memory, 5 a simulator failed.
 """
 
 
@@ -86,19 +85,21 @@ def run(values: command.FlagValues) -> int:
     named = splits is not None
     suite, splits = check(config, splits)
     if asked.adapt != "none":
-        adapt.run(asked, config, suite, adapt.held_out(suite, splits, named=named), adapting)
+        with command.within_memory(LESS_MEMORY):
+            adapt.run(asked, config, suite, adapt.held_out(suite, splits, named=named), adapting)
         return command.OK
     print(show.evaluated(asked.run_dir, suite), flush=True)
-    results = training.evaluate(
-        asked.run_dir,
-        splits=splits,
-        modes=modes,
-        episodes=asked.episodes,
-        seed=asked.seed,
-        checkpoint=None if asked.checkpoint < 0 else asked.checkpoint,
-        video=asked.video,
-        mesh=asked.mesh,
-    )
+    with command.within_memory(LESS_MEMORY):
+        results = training.evaluate(
+            asked.run_dir,
+            splits=splits,
+            modes=modes,
+            episodes=asked.episodes,
+            seed=asked.seed,
+            checkpoint=None if asked.checkpoint < 0 else asked.checkpoint,
+            video=asked.video,
+            mesh=asked.mesh,
+        )
     print(show.evaluation(results), flush=True)
     return command.OK
 
@@ -134,16 +135,9 @@ def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[s
     return suite, tuple(splits or have)
 
 
-def exits(error: BaseException) -> int | None:
-    """Exit codes of what an evaluation can end with."""
-    training = sys.modules.get("mtjax.training.run")
-    failed = training is not None and isinstance(error, training.SimulatorFailed)
-    return command.SIMULATOR if failed else None
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    command.launch(define, run, argv, exits=exits)
+    command.launch(define, run, argv, exits=command.exits_of_runs)
 
 
 if __name__ == "__main__":

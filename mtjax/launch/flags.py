@@ -39,7 +39,9 @@ class OptionParser(flags.ArgumentParser):
     def flag_type(self) -> str:
         """Name of the type, for the help."""
         default = self.field.default
-        return "comma-separated ints" if isinstance(default, tuple) else type(default).__name__
+        if isinstance(default, tuple):
+            return f"comma-separated {options.element_type(default).__name__}s"
+        return type(default).__name__
 
 
 def _read(default: Any, text: str) -> Any:
@@ -51,7 +53,8 @@ def _read(default: Any, text: str) -> Any:
     if isinstance(default, float):
         return _read_float(text)
     if isinstance(default, tuple):
-        return tuple(_read_int(part.strip()) for part in text.strip("()").split(",") if part.strip())
+        read = _read_int if options.element_type(default) is int else str
+        return tuple(read(part.strip()) for part in text.strip("()").split(",") if part.strip())
     if not text:
         raise ValueError("the value is empty")
     return text

@@ -29,6 +29,7 @@ class Plan:
         resume: True if it continues a run.
         replace: True if a run in that folder is deleted first.
         extended_from: total steps before this command raised them, or None.
+        afresh: True if there was nothing to resume yet, so that the run starts from the beginning.
     """
 
     resolved: resolve.Resolved
@@ -36,6 +37,7 @@ class Plan:
     resume: bool = False
     replace: bool = False
     extended_from: int | None = None
+    afresh: bool = False
 
 
 def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool) -> Plan:
@@ -49,8 +51,7 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
     folder = Path(run_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--run_dir={run_dir} is a file, not a folder")
-    # A process that was killed while it wrote its first file leaves a hidden one.
-    used = folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+    used = _used(folder)
     if used and not resolve.is_run(folder):
         raise ValueError(f"--run_dir={run_dir} is not empty and is not a run; choose another folder")
     if used and not overwrite:
@@ -65,6 +66,9 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
 def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None) -> Plan:
     """Continue the run in ``run_dir``, or the newest run of these options under ``runs`` if none is named.
 
+    Where ``run_dir`` holds nothing yet, as of a run that was killed before it had written its configuration, that
+    run is started from the beginning.
+
     Args:
         given: options that the user named, on the command line or by ``--config_from``.
         resolved: what the same command would start without ``--resume``.
@@ -75,8 +79,9 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
     """
     folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config)
     if run_dir and not resolve.is_run(folder):
-        what = "it has no config.json" if folder.is_dir() else "there is no such folder"
-        raise ValueError(f"nothing to resume: {run_dir} is not a run ({what}); leave --resume out to start one there")
+        if "suite" not in given and not folder.exists():  # a mistyped folder, rather than a run of the default suite
+            raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, name its --suite")
+        return dataclasses.replace(plan_new(resolved, run_dir, overwrite=False), afresh=True)
     saved = resolve.load_config(folder)
     config = resumed(saved, given, folder)
     _require_writable(folder)
@@ -108,6 +113,11 @@ def opened(plan: Plan) -> Iterator[None]:
         versions.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
         versions.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
         yield
+
+
+def _used(folder: Path) -> bool:
+    """True if the folder holds more than a run that was killed before its first file was whole: hidden files."""
+    return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _empty(folder: Path) -> None:

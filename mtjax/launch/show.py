@@ -97,6 +97,8 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
             f"of all {suite.num_tasks} tasks"
         )
     lines += notes
+    if plan.afresh:
+        lines.append(f"nothing to resume in {plan.run_dir} yet: starting from the beginning")
     verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
     return "\n".join([*lines, f"{verb}: {plan.run_dir}"])
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtjax.suites import Suite
 
 AUTO = "auto"  # as --num_envs: what fits
+LESS_MEMORY = "lower --num_envs, --num_seeds or --evaluation_episodes"
 
 USAGE = """
     mtjax-train trains one multi-task agent (or --num_seeds of them) and leaves a run folder.
@@ -28,8 +29,8 @@ USAGE = """
 
     Values come from the defaults, then the suite's preset or --config_from, then flags. A flag on the
     command line beats one in a --flagfile. Options marked [vmapped] are leaves of the state, one value a seed.
-    Exit codes: 0 done, 1 bad input, 3 diverged, 5 a simulator failed, 75 saved after SIGTERM (start again with
-    --resume after the last two).
+    Exit codes: 0 done, 1 bad input or no memory, 3 diverged, 5 a simulator failed, 75 saved after SIGTERM (start
+    again with --resume after the last two).
 """
 
 
@@ -40,8 +41,9 @@ class Command:
     run_dir: str = option("", "The run's folder. Without it a new run gets runs/<suite>-<date>-<time>.")
     resume: bool = option(
         False,
-        "Continue the run in --run_dir with the options it was started with; --total_steps may extend it. "
-        "Without --run_dir: the newest run of these options under runs.",
+        "Continue the run in --run_dir with the options it was started with; --total_steps may extend it. A folder "
+        "with nothing in it yet starts from the beginning. Without --run_dir: the newest run of these options under "
+        "runs.",
     )
     overwrite: bool = option(False, "Delete the run that --run_dir already holds, and start anew.")
     preset: str = option(
@@ -124,7 +126,7 @@ def run(values: command.FlagValues) -> int:
     from mtjax.training import run as training
 
     try:
-        with folder.opened(plan) if first else contextlib.nullcontext():
+        with command.within_memory(LESS_MEMORY), folder.opened(plan) if first else contextlib.nullcontext():
             summary = training.train(
                 plan.resolved.config,
                 plan.run_dir,
@@ -185,40 +187,25 @@ def check(config: RunConfig, mesh: str = "") -> Suite:
     """Build what the run consists of, which refuses what it does not know; nothing is compiled.
 
     Raises:
-        ValueError: an unknown suite or gradient method, sizes that do not fit, or a mesh that does not.
+        ValueError: an unknown suite or gradient method, sizes that do not fit each other or the memory, or a mesh
+            that does not fit.
         ImportError: an extra that is not installed.
     """
     from mtjax import grads, suites
-    from mtjax.training import meshes
+    from mtjax.training import memory, meshes
     from mtjax.training.trainer import Trainer
 
     layout = meshes.parse(mesh)
     grads.get(config.grads)
     suite = suites.make(config.suite)
-    Trainer(config, suite, placement=meshes.placed(layout, config, suite))
+    memory.require(Trainer(config, suite, placement=meshes.placed(layout, config, suite)))
     return suite
-
-
-def exits(error: BaseException) -> int | None:
-    """Exit codes of what training can end with."""
-    training = sys.modules.get("mtjax.training.run")
-    if training is None:
-        return None
-    if isinstance(error, training.Interrupted):
-        return command.PREEMPTED
-    if isinstance(error, training.Diverged):
-        return command.DIVERGED
-    if isinstance(error, training.SimulatorFailed):
-        return command.SIMULATOR
-    checkpoint = sys.modules.get("mtjax.training.checkpoint")
-    unwritten = checkpoint is not None and isinstance(error, checkpoint.CheckpointError)  # a full disk, say
-    return command.BAD_INPUT if unwritten else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
     remedy = "what was saved goes on with the same command plus --resume"
-    command.launch(define, run, argv, exits=exits, interrupted=remedy)
+    command.launch(define, run, argv, exits=command.exits_of_runs, interrupted=remedy)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ NOT_A_METHOD = (
     *plan.PER_ROW,
     "log_every",
     "evaluate_every",
+    "evaluation_splits",
     "evaluation_episodes",
     "final_evaluation_episodes",
     "checkpoint_every",

@@ -9,14 +9,20 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mtjax.envs.base import ActionSpec
-from mtjax.envs.envpool import EnvPool, quiet, require_envpool, threads_per_pool
-from mtjax.envs.gymnasium import GymnasiumPool, make_env, require_gymnasium
+from mtjax.envs.envpool import EnvPool, quiet, require_envpool, require_opengl, threads_per_pool
+from mtjax.envs.gymnasium import PICTURES, GymnasiumPool, draws, make_env, require_gymnasium
 from mtjax.envs.host import HostVectorEnv
 from mtjax.envs.spaces import action_spec
 from mtjax.suites.base import Split, Suite, TaskInfo, Version
+from mtjax.suites.render import film
 
 SUCCESS_ENTRIES = ("success", "is_success")  # how simulators name it in info
+FRAMES_PER_SECOND = 30.0  # of an environment that does not say
+FRAME_STEPS = 3  # from one of EnvPool's pictures to the next: one takes far longer than a step
+PICTURE = {"render_mode": PICTURES, "render_width": 320, "render_height": 240}
 RESERVED = {"num_envs", "batch_size", "num_threads", "seed", "env_seed", "max_episode_steps"}
 
 
@@ -28,12 +34,14 @@ class TaskSpec(NamedTuple):
         action: its action space.
         horizon: its own time limit, None if it has none.
         success: the entry of info that says success, None if there is none.
+        draws: True if it can draw itself.
     """
 
     observation_size: int
     action: ActionSpec
     horizon: int | None
     success: str | None
+    draws: bool = False
 
 
 def from_gymnasium(
@@ -49,8 +57,8 @@ def from_gymnasium(
 
     Args:
         name: the suite's name.
-        tasks: task name -> an id for ``gymnasium.make``, or a function without arguments that makes the
-            environment. One of each is made now, to look at its spaces.
+        tasks: task name -> an id for ``gymnasium.make``, or a function that makes the environment, without arguments
+            or for a picture with ``render_mode``. One of each is made now, to look at its spaces.
         interpolation, extrapolation: held-out tasks, likewise.
         horizon: steps after which an episode is truncated; by default the environments' own time limit,
             which also holds where it is shorter.
@@ -58,7 +66,7 @@ def from_gymnasium(
 
     Returns:
         The suite. Box actions are rescaled from [-1, 1]; ``info["success"]`` (or "is_success") is
-        passed on if every task has it.
+        passed on if every task has it. It is drawn if every task has the render mode "rgb_array".
 
     Raises:
         ImportError: gymnasium is not installed.
@@ -73,6 +81,7 @@ def from_gymnasium(
         lambda count: GymnasiumPool,
         horizon,
         f"gymnasium {_installed('gymnasium')}",
+        film_gymnasium,
     )
 
 
@@ -97,7 +106,7 @@ def from_envpool(
         options: further options of ``envpool.make`` for every task.
 
     Returns:
-        The suite, with actions and success as in :func:`from_gymnasium`.
+        The suite, with actions and success as in :func:`from_gymnasium`. EnvPool draws it, with OpenGL.
 
     Raises:
         ImportError: EnvPool is not installed.
@@ -114,13 +123,15 @@ def from_envpool(
         return functools.partial(EnvPool, num_threads=threads_per_pool(num_tasks), options=options)
 
     look = functools.partial(_look_at_envpool, options=options)
-    return _suite(name, splits, look, make_pool, horizon, f"envpool {_installed('envpool')}")
+    draw = functools.partial(film_envpool, options=options)
+    return _suite(name, splits, look, make_pool, horizon, f"envpool {_installed('envpool')}", draw)
 
 
-def _suite(name, splits, look, make_pool, horizon, simulator) -> Suite:
+def _suite(name, splits, look, make_pool, horizon, simulator, draw) -> Suite:
     """Check that the tasks share their spaces, and put the suite together.
 
-    ``look(source) -> TaskSpec``; ``make_pool(T)(source, num_envs, seed=, info_names=) -> Pool``.
+    ``look(source) -> TaskSpec``; ``make_pool(T)(source, num_envs, seed=, info_names=) -> Pool``;
+    ``draw(source, policy, seed=, steps=) -> (frames, frames per second)``.
     """
     specs = {
         info.name: look(source)
@@ -137,6 +148,10 @@ def _suite(name, splits, look, make_pool, horizon, simulator) -> Suite:
             for index, source in enumerate(split.tasks)
         )
         return HostVectorEnv(pools, num_envs, shared.observation_size, shared.action, shared.horizon, tuple(info_names))
+
+    def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps: int) -> tuple[np.ndarray, float]:
+        seeds, steps = (seed, task_index), min(steps, shared.horizon)
+        return draw(split.tasks[task_index], policy, seed=seeds, steps=steps)
 
     return Suite(
         name=name,
@@ -155,7 +170,34 @@ def _suite(name, splits, look, make_pool, horizon, simulator) -> Suite:
         make_vector_env=make_vector_env,
         has_success=bool(info_names),
         on_device=False,
+        render=render if shared.draws else None,
     )
+
+
+def film_gymnasium(
+    source: str | Callable[..., Any], policy: Callable, *, seed: tuple[int, int], steps: int
+) -> tuple[np.ndarray, float]:
+    """Draw one episode of a gymnasium environment; see :class:`mtjax.suites.base.Render`."""
+    pool = GymnasiumPool(functools.partial(make_env, source, render_mode=PICTURES), 1, seed=seed)
+    (env,) = pool.envs
+    try:
+        frames = film(pool, env.render, policy, seed=seed[0], steps=steps)
+    finally:
+        pool.close()
+    return frames, float(env.metadata.get("render_fps") or FRAMES_PER_SECOND)
+
+
+def film_envpool(
+    source: str, policy: Callable, *, seed: tuple[int, int], steps: int, options: Mapping[str, Any]
+) -> tuple[np.ndarray, float]:
+    """Draw one episode of an EnvPool environment; see :class:`mtjax.suites.base.Render`.
+
+    EnvPool does not say how much time a step takes.
+    """
+    require_opengl(source)
+    pool = EnvPool(source, 1, seed=seed, num_threads=1, options={**PICTURE, **options})
+    frames = film(pool, lambda: pool.pool.render()[0], policy, seed=seed[0], steps=steps, every=FRAME_STEPS)
+    return frames, FRAMES_PER_SECOND / FRAME_STEPS
 
 
 def _splits(tasks, interpolation, extrapolation, descriptions) -> dict[str, Split]:
@@ -189,7 +231,8 @@ def _shared(specs: Mapping[str, TaskSpec], horizon: int | None) -> TaskSpec:
         raise ValueError("the environments have no time limit of their own; give horizon=")
     first = next(iter(specs.values()))
     success = {spec.success for spec in specs.values()}
-    return TaskSpec(first.observation_size, first.action, horizon, success.pop() if len(success) == 1 else None)
+    draws = all(spec.draws for spec in specs.values())
+    return TaskSpec(first.observation_size, first.action, horizon, success.pop() if len(success) == 1 else None, draws)
 
 
 def _same(what: str, values: Mapping[str, Any]):
@@ -216,7 +259,8 @@ def _look_at_gymnasium(source: str | Callable[[], Any]) -> TaskSpec:
         info = env.step(env.action_space.sample())[-1]  # success is often not in the info of reset
     finally:
         env.close()
-    return TaskSpec(size, action, env.spec.max_episode_steps if env.spec else None, _success_entry(info))
+    limit = env.spec.max_episode_steps if env.spec else None
+    return TaskSpec(size, action, limit, _success_entry(info), draws(env, source))
 
 
 def _look_at_envpool(source: str, *, options: Mapping[str, Any]) -> TaskSpec:
@@ -232,7 +276,7 @@ def _look_at_envpool(source: str, *, options: Mapping[str, Any]) -> TaskSpec:
     arrays = spec.state_array_spec
     size = sum(math.prod(array.shape) for key, array in arrays.items() if key.split(":")[0] == "obs")
     info = [key.removeprefix("info:") for key in arrays]
-    return TaskSpec(size, action, spec.config.max_episode_steps, _success_entry(info))
+    return TaskSpec(size, action, spec.config.max_episode_steps, _success_entry(info), draws=True)
 
 
 def _success_entry(info) -> str | None:

@@ -10,15 +10,14 @@ import functools
 from collections.abc import Callable
 from importlib import metadata
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import continuous
-from mtjax.envs.envpool import EnvPool, FreshEnvPool, opengl_loaded, require_envpool, threads_per_pool
+from mtjax.envs.envpool import EnvPool, FreshEnvPool, require_envpool, require_opengl, threads_per_pool
 from mtjax.envs.host import HostVectorEnv
 from mtjax.suites.base import Split, Suite, TaskInfo, Version, register
 from mtjax.suites.metaworld_tasks import DESCRIPTIONS, MT10, MT25, MT50
+from mtjax.suites.render import film
 
 HORIZON = 500
 OBSERVATION_SIZE = 39
@@ -116,11 +115,7 @@ def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps:
         ImportError: EnvPool is not installed.
         RuntimeError: OpenGL is not installed, or does not work.
     """
-    if not opengl_loaded():
-        raise RuntimeError(
-            "cannot draw Meta-World: OpenGL is missing (Debian has it in libegl1 and libopengl0), or EnvPool "
-            "1.2.5 was imported before mtjax could load it"
-        )
+    require_opengl("Meta-World")
     pool = EnvPool(
         envpool_id(split.tasks[task_index]),
         1,
@@ -128,20 +123,12 @@ def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps:
         num_threads=1,
         options=OPTIONS | PICTURE,
     )
-    pool.send_reset(np.zeros(1, np.int32))
-    observation, key, frames = pool.receive_reset(), jax.random.key(seed), []
-    for index in range(min(steps, HORIZON)):
-        if index % FRAME_STEPS == 0:
-            frames.append(_picture(pool))
-        action = policy(jnp.asarray(observation[0], jnp.float32), jax.random.fold_in(key, index))
-        pool.send(np.asarray(action, np.float32)[None])
-        observation = pool.receive().observation
-    frames.append(_picture(pool))
-    return np.stack(frames), 1.0 / (STEP_SECONDS * FRAME_STEPS)
+    frames = film(pool, lambda: _picture(pool), policy, seed=seed, steps=min(steps, HORIZON), every=FRAME_STEPS)
+    return frames, 1.0 / (STEP_SECONDS * FRAME_STEPS)
 
 
 def _picture(pool: EnvPool) -> np.ndarray:
-    return np.ascontiguousarray(pool.pool.render()[0][::-1, ::-1])
+    return pool.pool.render()[0][::-1, ::-1]
 
 
 def envpool_id(task: str) -> str:

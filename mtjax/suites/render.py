@@ -1,4 +1,4 @@
-"""Pictures of on-device environments: play one episode of one task, draw its states."""
+"""Pictures of environments: play one episode of one task; draw its states, or let the simulator draw itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.base import Env, Task
+from mtjax.envs.host import Pool
 from mtjax.envs.play import play
 from mtjax.suites.base import Render, Split
 
@@ -31,3 +33,43 @@ def renderer(env: Env, draw: Draw, *, frames_per_second: float, horizon: int) ->
         return np.stack(draw(task, states)), float(frames_per_second)
 
     return render
+
+
+def film(
+    pool: Pool, picture: Callable[[], np.ndarray], policy: Callable, *, seed: int, steps: int, every: int = 1
+) -> np.ndarray:
+    """One episode of a simulator on the host, drawn by itself.
+
+    Args:
+        pool: of one environment.
+        picture: draws it as it is, [height, width, 3].
+        policy: ``policy(observation [obs], key) -> action``.
+        seed: of the policy's keys.
+        steps: an episode is cut there.
+        every: steps from one picture to the next.
+
+    Returns:
+        Frames [N, height, width, 3] uint8: the first state, then one every so many steps, and the last.
+
+    Raises:
+        RuntimeError: the simulator returns no picture.
+    """
+    pool.send_reset(np.zeros(1, np.int32))
+    observation, key, frames = pool.receive_reset(), jax.random.key(seed), []
+    for index in range(steps):
+        if index % every == 0:
+            frames.append(_checked(picture()))
+        action = policy(jnp.asarray(observation[0], jnp.float32), jax.random.fold_in(key, index))
+        pool.send(np.asarray(action)[None])
+        step = pool.receive()
+        observation = step.observation
+        if step.terminated[0] or step.truncated[0]:
+            break
+    frames.append(_checked(picture()))
+    return np.stack(frames)
+
+
+def _checked(frame: Any) -> np.ndarray:
+    if np.ndim(frame) != 3:
+        raise RuntimeError(f"the simulator drew no picture [height, width, 3] but {type(frame).__name__}")
+    return np.array(frame, np.uint8)  # simulators may draw the next one into the same memory

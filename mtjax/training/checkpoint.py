@@ -345,8 +345,8 @@ def _assert_equal(found: Leaves, wanted: Leaves, where: str) -> None:
         raise MismatchError(f"{where} holds the same leaves in another order")
     name, more = differ[0], len(differ) - 1
     raise MismatchError(
-        f"{where} does not fit: leaf {name} is {found.get(name, 'absent')} there and "
-        f"{wanted.get(name, 'absent')} here" + (f" ({more} more leaves differ)" if more else "")
+        f"{where} is of another configuration or version of mtjax: leaf {name} is {found.get(name, 'absent')} there "
+        f"and {wanted.get(name, 'absent')} here" + (f" ({more} more leaves differ)" if more else "")
     )
 
 

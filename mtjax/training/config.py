@@ -15,11 +15,13 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
 
 CONFIG = "config.json"  # in a run's folder
+SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, which imports jax
 
 # May change when a run is resumed: they decide what is looked at, not what is learnt.
 OPERATIONAL = (
     "log_every",
     "evaluate_every",
+    "evaluation_splits",
     "evaluation_episodes",
     "final_evaluation_episodes",
     "checkpoint_every",
@@ -54,6 +56,12 @@ class RunConfig:
     )
     log_every: int = option(0, "Updates between two lines of metrics; 0 means about 200 lines a run.", low=0)
     evaluate_every: int = option(0, "Environment steps between two evaluations; 0 means ten evaluations a run.", low=0)
+    evaluation_splits: tuple[str, ...] = option(
+        ("train",),
+        "Splits that these evaluations measure, comma-separated; held-out ones zero-shot, as long as the learner has a "
+        "policy for unseen tasks. The last evaluation is of all splits.",
+        choices=SPLITS,
+    )
     evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)
     final_evaluation_episodes: int = option(50, "Episodes of each task in the last evaluation.", low=1)
     checkpoint_every: int = option(
@@ -67,7 +75,11 @@ class RunConfig:
         options.fill(self)
 
     def check(self) -> None:
-        """Refuse seeds beyond the greatest. Raises ValueError with one line."""
+        """Refuse seeds beyond the greatest, and splits that repeat or are none. Raises ValueError with one line."""
+        splits = self.evaluation_splits
+        if not splits or len(set(splits)) < len(splits):
+            text, known = ",".join(splits) or "empty", ", ".join(SPLITS)
+            raise ValueError(f"evaluation_splits: {text}; expected one or more of {known}, each once")
         if self.seed + self.num_seeds > 2**31:
             raise ValueError(f"seed: {self.num_seeds} seeds from {self.seed} on go beyond the greatest, {2**31 - 1}")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtjax.learners.replay import free_memory, size_text
+from mtjax.learners.replay import free_memory, size_text, without
 from mtjax.suites.base import Suite
 from mtjax.training.config import RunConfig
 from mtjax.training.meshes import Layout
@@ -17,6 +17,7 @@ from mtjax.training.trainer import Trainer
 
 SHARE = 0.5  # of the free memory that a chosen number of environments may take
 TEMPORARIES = 6.0  # times state and rollout, for what updates need besides: 0.1 (SAC) to 5.6 (PPO, hoppers) on a CPU
+LOOK = 0.02  # of the free memory: a smaller rollout is no reason to count what else there is, which takes seconds
 MIN_UPDATES = 200  # that a chosen number of environments leaves of a run: fewer learn little
 
 
@@ -70,6 +71,40 @@ def describe(programs: Mapping[str, Program | None], free: int | None) -> str | 
     more = most.results + most.temporaries
     warning = "; this will probably not fit: lower num_envs or num_seeds" if more > free else ""
     return f"{text}; {size_text(free)} are free{warning}"
+
+
+# ------------------------------------------------------------------------------------- what can never fit
+
+
+def require(trainer: Trainer) -> None:
+    """Refuse a run whose state and rollout alone are larger than the memory, before anything is allocated.
+
+    Compiles nothing, and traces the programs only of a run whose rollout is large. What updates need besides is not
+    counted, nor are simulators on the host and replays, which have checks of their own.
+
+    Raises:
+        ValueError: one line with the sizes and what to lower.
+    """
+    config, suite, free = trainer.config, trainer.suite, free_memory()
+    if free is None or not suite.on_device:
+        return
+    devices = trainer.placement.layout.size
+    need = _rollout(trainer) / devices
+    if LOOK * free < need <= free:
+        state, rollout = _shapes(trainer)
+        need = _size((without(state), rollout)) / devices
+    if need > free:
+        raise ValueError(
+            f"num_envs={config.num_envs}, num_seeds={config.num_seeds}: state and rollout take at least "
+            f"{size_text(need)} of a device, and {size_text(free)} are free; lower num_envs or num_seeds"
+        )
+
+
+def _rollout(trainer: Trainer) -> int:
+    """Bytes of a rollout of all seeds, of its large parts: observations before and after, action, reward."""
+    config, suite = trainer.config, trainer.suite
+    numbers = 2 * suite.observation_size + math.prod(suite.action.shape) + 1
+    return 4 * numbers * config.num_seeds * suite.num_tasks * config.num_envs * config.hyper.rollout_length
 
 
 # --------------------------------------------------------------------------------- how many environments
@@ -167,7 +202,14 @@ def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
 
 def _needs(config: RunConfig, suite: Suite, num_envs: int) -> int:
     """Bytes of state and rollout of all seeds."""
-    trainer = Trainer(dataclasses.replace(config, num_envs=num_envs), suite)
+    return _size(_shapes(Trainer(dataclasses.replace(config, num_envs=num_envs), suite)))
+
+
+def _shapes(trainer: Trainer) -> tuple[Any, Any]:
+    """State and rollout of all seeds, as shapes and dtypes."""
     state = trainer.abstract()
-    _, rollout = jax.eval_shape(trainer.collect, trainer.env, state)
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, rollout)))
+    return state, jax.eval_shape(trainer.collect, trainer.env, state)[1]
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -165,7 +165,8 @@ class Session:
             if self.update % evaluate_every == 0 and self.update < total:
                 self._check(metrics, self.step)
                 started = time.monotonic()
-                self.evaluate("train", "deterministic")
+                for split in filter(self._has_policy, self.config.evaluation_splits):
+                    self.evaluate(split, "deterministic")
                 mark += time.monotonic() - started
             if self.update % checkpoint_every == 0 or self.update == total:
                 self._save(metrics)
@@ -280,6 +281,10 @@ class Session:
         self.bar.evaluation(self.step, split, mode, values)
         return values
 
+    def _has_policy(self, split: str) -> bool:
+        """False of held-out tasks where tasks own their networks."""
+        return split == "train" or self.trainer.learner.generalises
+
     def finish(self, *, draw: bool) -> dict[str, Any]:
         """Evaluate on all splits, draw plots and videos, write the summary, which is {} where another process does."""
         trained, measured = self.seconds, self.measure()
@@ -297,7 +302,7 @@ class Session:
         rounds = -(-self.config.final_evaluation_episodes // self.config.evaluation_episodes)
         measured: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
         for split, tasks in self.suite.splits.items():
-            if not len(tasks) or (split != "train" and not self.trainer.learner.generalises):
+            if not len(tasks) or not self._has_policy(split):
                 continue
             for mode in MODES if split == "train" else ("deterministic",):
                 self._stop_if_asked()

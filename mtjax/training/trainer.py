@@ -62,6 +62,7 @@ class Trainer:
         placement: meshes.Placement | None = None,
     ):
         config.validate()
+        check_splits(config, suite)
         self.config, self.suite, self.rows = config, suite, rows or packing.alone(config)
         self.placement = place = placement or meshes.Placement()
         self.steps_per_update = suite.num_tasks * config.num_envs * config.hyper.rollout_length
@@ -168,6 +169,14 @@ class Trainer:
         values = averages(state.carry.finished, has_success=self.suite.has_success)
         fresh = init_finished(state.carry.finished.episodes.shape)
         return state._replace(carry=state.carry._replace(finished=fresh)), values
+
+
+def check_splits(config: RunConfig, suite: Suite) -> None:
+    """Refuse evaluations on a split that the suite lacks. Raises ValueError with one line."""
+    have = [name for name, split in suite.splits.items() if split]
+    for name in config.evaluation_splits:
+        if name not in have:
+            raise ValueError(f"evaluation_splits: suite {suite.name!r} has no split {name!r}; it has {', '.join(have)}")
 
 
 def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learner:

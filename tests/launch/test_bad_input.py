@@ -25,6 +25,10 @@ FLAGS = {
     "--num_envs=many": "flag --num_envs=many: 'many' is not a whole number" + PASS_HELP,
     "--num_envs=": "flag --num_envs=: '' is not a whole number" + PASS_HELP,
     "--num_envs=inf": "flag --num_envs=inf: 'inf' is not a whole number" + PASS_HELP,
+    "--evaluation_splits=train,extrapolate": "flag --evaluation_splits=train,extrapolate: 'extrapolate' is not one of "
+    "train, interpolation, extrapolation; did you mean 'extrapolation'?" + PASS_HELP,
+    "--evaluation_splits=train,train": "evaluation_splits: train,train; expected one or more of train, interpolation, "
+    "extrapolation, each once",
     "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,
     "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647" + PASS_HELP,
     "--seed=2147483647 --num_seeds=2": "seed: 2 seeds from 2147483647 on go beyond the greatest, 2147483647",
@@ -74,8 +78,8 @@ FLAGS = {
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
     "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",
-    "--resume --run_dir=nowhere": "nothing to resume: nowhere is not a run (there is no such folder); "
-    "leave --resume out to start one there",
+    "--resume --run_dir=nowhere --total_steps=9": "nothing to resume: there is no folder nowhere; to start a run "
+    "there, name its --suite",
 }
 
 

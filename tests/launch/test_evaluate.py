@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from mtjax.launch import evaluate
@@ -55,6 +57,23 @@ def test_a_table_of_tasks_and_aggregates(evaluated):
     assert ["task", "return", "length"] in words
     assert ["task_1", "0", "0"] in words
     assert ["(worst)", *["0.5", "[0.25,", "0.75]"] * 2] in words
+
+
+def test_a_checkpoint_of_another_configuration_is_one_line(command, probe_suite, tmp_path):
+    """A run of an older version, or one whose config.json was edited: no traceback, and the leaf is named."""
+    tiny = "--total_steps=8 --num_envs=1 --rollout_length=4 --num_minibatches=1 --num_epochs=1 --hidden_sizes=8"
+    quiet = "--novideo --notensorboard --noprogress --evaluation_episodes=1 --final_evaluation_episodes=1"
+    assert command(PROBE, "--run_dir=run", *tiny.split(), *quiet.split()).code == 0
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved["network"]["hidden_sizes"] == [8]
+    saved["network"]["hidden_sizes"] = [16]
+    path.write_text(json.dumps(saved))
+    result = command("--run_dir=run", main=evaluate.main, program="mtjax-evaluate")
+    assert result.code == 1 and result.err.count("\n") == 1
+    assert result.err.startswith("mtjax-evaluate: checkpoint 8 in ")
+    assert " is of another configuration or version of mtjax: leaf " in result.err
+    assert "8, 2] there and float32[1, 16, 2] here (" in result.err
 
 
 def test_help_lists_the_flags(command):

@@ -106,7 +106,8 @@ def values_of(field: dataclasses.Field) -> st.SearchStrategy:
     """Values that an option may have."""
     bounds, default = field.metadata, field.default
     if bounds["choices"]:
-        return st.sampled_from(tuple(bounds["choices"]))
+        one = st.sampled_from(tuple(bounds["choices"]))
+        return st.lists(one, min_size=1, unique=True).map(tuple) if isinstance(default, tuple) else one
     if isinstance(default, bool):
         return st.booleans()
     low = next((bounds[key] for key in ("low", "above") if bounds[key] is not None), None)

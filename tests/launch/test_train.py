@@ -218,6 +218,20 @@ def test_resume_extends_a_run(command, training):
     assert (config.total_steps, config.log_every) == (200, 5)
 
 
+def test_resume_may_follow_other_splits(command, training):
+    """What is looked at does not decide what is learnt; a split that the suite lacks is refused before it starts."""
+    command("--suite=control-pendulum", "--run_dir=run", "--evaluation_splits=train,extrapolation")
+    assert command("--run_dir=run", "--resume").code == 0
+    assert command("--run_dir=run", "--resume", "--evaluation_splits=interpolation").code == 0
+    followed = [config.evaluation_splits for config, *_ in training.calls]
+    assert followed == [("train", "extrapolation"), ("train", "extrapolation"), ("interpolation",)]
+    result = command(PROBE, "--run_dir=other", "--evaluation_splits=train,interpolation")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: evaluation_splits: suite 'launch-probe' has no split 'interpolation'; it has train\n",
+    )
+
+
 @pytest.mark.parametrize(
     "warm_start, replay, steps, learns",
     [
@@ -326,6 +340,79 @@ def test_config_from_says_everything(command, training):
         1,
         "mtjax-train: --preset has no effect beside --config_from: a saved run sets every option\n",
     )
+
+
+@pytest.mark.parametrize("left", [None, (), (".lock", ".config.json.x.tmp")], ids=["missing", "empty", "begun"])
+def test_a_run_killed_at_birth_is_started_by_resume(command, training, tmp_path, left):
+    """The one line of a job script: it starts the run, and after any kill, even before config.json, it goes on."""
+    if left is not None:
+        (tmp_path / "run").mkdir()
+        for name in left:
+            (tmp_path / "run" / name).write_text("")
+    typed = (PROBE, "--num_envs=3", "--run_dir=run", "--resume")
+    first, second = command(*typed), command(*typed)
+    assert first.code == second.code == 0, first.err + second.err
+    said = "nothing to resume in run yet: starting from the beginning\n"
+    assert said in first.out and said not in second.out and "resuming: run\n" in second.out
+    (config, _, asked), (again, _, asked_again) = training.calls
+    assert config == again and config.num_envs == 3
+    assert (asked["resume"], asked_again["resume"]) == (False, True)
+
+
+def test_resume_does_not_start_a_run_among_other_files(command, training, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("")
+    result = command(PROBE, "--run_dir=home", "--resume")
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: --run_dir=home is not empty and is not a run; choose another folder\n",
+    )
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.tex"] and not training.calls
+
+
+# ------------------------------------------------------------------------------------- memory
+
+
+def test_environments_that_no_memory_holds_are_refused(command, training, monkeypatch):
+    """Before anything is allocated: else the machine swaps, or kills the process without a word."""
+    from mtjax.training import memory
+
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * 10**9)
+    monkeypatch.setattr(memory, "_shapes", lambda trainer: pytest.fail("a rollout that is too large needs no tracing"))
+    result = command(PROBE, "--run_dir=run", "--num_envs=100_000_000", "--rollout_length=16", "--num_seeds=2")
+    # 2 seeds, 2 tasks, 16 steps: two observations of 1 number, an action of 1 or a choice, a reward
+    assert (result.code, result.err) == (
+        1,
+        "mtjax-train: num_envs=100000000, num_seeds=2: state and rollout take at least 102 GB of a device, and 2 GB "
+        "are free; lower num_envs or num_seeds\n",
+    )
+    assert not training.calls
+
+
+@pytest.mark.parametrize(
+    "message, code, err",
+    [
+        (
+            "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nBufferAssignment: …",
+            1,
+            "mtjax-train: Out of memory allocating 123 bytes; lower --num_envs, --num_seeds or --evaluation_episodes\n",
+        ),
+        ("INTERNAL: a defect", None, None),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(command, training, message, code, err):
+    import jax
+
+    def work():
+        raise jax.errors.JaxRuntimeError(message)
+
+    training.work = work
+    if code is None:  # anything else of XLA's keeps its traceback
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            train.main(["mtjax-train", PROBE])
+        return
+    result = command(PROBE)
+    assert (result.code, result.err) == (code, err)
 
 
 # ------------------------------------------------------------------------------------- exit codes

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mtjax.suites.host import from_envpool, from_gymnasium
+from mtjax.training import video
 
 gymnasium = pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install gymnasium")
 SKIP = "EnvPool is not installed: pip install 'mtjax[metaworld]'"
@@ -89,6 +90,56 @@ def test_box_actions_are_rescaled_spaces_flattened_and_success_found():
     np.testing.assert_array_equal(steps.terminated[:, :, 0], [[0, 0], [1, 0], [0, 0]])
 
 
+class Lamp(Walk):
+    """A walk that can be seen: the picture is as bright as the axis is long, without a display."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(self, goal=5.0, render_mode=None):
+        super().__init__(goal)
+        self.render_mode = render_mode
+
+    def render(self):
+        assert self.render_mode == "rgb_array"
+        return np.full((4, 6, 3), int(10 * self.x), np.uint8)
+
+
+def test_an_episode_of_a_gymnasium_task_can_be_drawn():
+    """By the policy that is shown: what it sees and does is what it sees and does in training, to the episode's end."""
+    suite = from_gymnasium("lamps", {"near": Lamp, "far": lambda **options: Lamp(9.0, **options)}, horizon=4)
+    seen = []
+
+    def policy(observation, key):
+        seen.append(np.asarray(observation))
+        return jnp.zeros(1)  # the middle of [0, 4]: two ahead
+
+    frames, per_second = suite.render(suite.splits["train"], 0, policy, seed=0, steps=10)
+    assert frames.shape == (4, 4, 6, 3) and frames.dtype == np.uint8 and per_second == 20.0
+    assert frames[:, 0, 0, 0].tolist() == [0, 20, 40, 60]  # beyond 5 the near one has ended
+    np.testing.assert_allclose(seen, [[1, 0, 0], [0, 1, 2], [0, 1, 4]])
+    frames, _ = suite.render(suite.splits["train"], 1, policy, seed=0, steps=10)
+    assert frames[:, 0, 0, 0].tolist() == [0, 20, 40, 60, 80]  # the far one at the horizon
+    assert len(suite.render(suite.splits["train"], 1, policy, seed=0, steps=2)[0]) == 3
+
+
+@pytest.mark.parametrize("make", [Walk, lambda: Lamp(5.0)], ids=["no picture", "takes no render_mode"])
+def test_a_task_without_a_picture_leaves_the_suite_without_one(make, tmp_path):
+    suite = from_gymnasium("dark", {"seen": Lamp, "unseen": make}, horizon=4)
+    assert suite.render is None
+    with pytest.warns(UserWarning, match="suite dark has no picture of itself: no videos"):
+        assert video.render_tasks(suite, lambda task: None, tmp_path) == []
+
+
+def test_a_simulator_that_draws_nothing_costs_the_videos_alone(tmp_path):
+    class Blind(Lamp):
+        def render(self):
+            return None
+
+    suite = from_gymnasium("blind", {"a": Blind}, horizon=4)
+    with pytest.warns(UserWarning, match="no video of task a.*drew no picture .* but NoneType"):
+        assert video.render_tasks(suite, lambda task: lambda observation, key: jnp.zeros(1), tmp_path) == []
+
+
 def test_held_out_tasks_become_splits():
     suite = from_gymnasium("walk", {"a": Walk}, extrapolation={"b": lambda: Walk(7.0)}, horizon=5)
     assert suite.vector_env(1, split="extrapolation").num_tasks == 1
@@ -151,6 +202,17 @@ def test_envpool_physics_with_dict_observations_and_a_shorter_horizon():
     _, steps = play(suite, jnp.ones((4, 1, 2, 6)), 2)
     np.testing.assert_array_equal(steps.truncated[:, 0, 0], [False, False, True, False])
     assert not steps.terminated.any() and np.isfinite(steps.observation).all()
+
+
+def test_an_episode_of_an_envpool_task_can_be_drawn():
+    pytest.importorskip("envpool", reason=SKIP)
+    suite = from_envpool("poles", {"one": "CartPole-v1"})
+    try:
+        frames, _ = suite.render(suite.splits["train"], 0, lambda observation, key: jnp.ones((), int), seed=0, steps=6)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert frames.shape == (3, 240, 320, 3) and frames.dtype == np.uint8
+    assert frames[0].std() > 1 and not np.array_equal(frames[0], frames[-1])
 
 
 def test_envpool_mistakes_are_named():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -14,6 +19,7 @@ import pytest
 from mtjax import suites
 from mtjax.envs.envpool import require_envpool
 from mtjax.suites import metaworld
+from mtjax.suites.metaworld_tasks import MT50
 
 try:
     require_envpool()  # the way mtjax imports it: OpenGL first
@@ -21,6 +27,8 @@ except ImportError:
     pass
 SKIP = "EnvPool is not installed: pip install 'mtjax[metaworld]'"
 HORIZON = 3
+SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "metaworld_check.py"
+REFERENCE = os.environ.get("MTJAX_METAWORLD_PYTHON")  # the package pins versions that mtjax does not have
 
 
 def play(env, actions, lead=()):
@@ -160,6 +168,53 @@ def test_a_seed_gives_the_same_whatever_the_number_of_seeds():
     np.testing.assert_array_equal(many_steps.observation[:, 0], one_steps.observation)
     assert not np.array_equal(many[0], many[1])
     assert not np.array_equal(play(short_env("push", seed=1), actions[:, 0])[0], one)
+
+
+@pytest.fixture
+def check(monkeypatch):
+    """benchmarks/metaworld_check.py, as a module."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("metaworld_check", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measuring_a_few_tasks_again_replaces_their_rows_alone(check):
+    """KNOWN_FAULTS rest on them: a row that is lost, or of another task, would be a fault that nobody is warned of."""
+    page = check.PAGE.read_text()
+    tasks = check.task_list("button-press, soccer")
+    results = [check.Result(task, _episodes(1.0, 500.0), _episodes(0.95, 1000.0)) for task in tasks]
+    after = check.updated(page, results, "20, 2 in a row")
+    changed = [new for old, new in zip(page.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert changed == [f"| {task} | 1.00 | 0.95 | 501 | 1,001 | 20, 2 in a row |" for task in tasks]
+    assert results[0].verdict == "**off**" and results[0].fault == "returns are 50% below Meta-World's"
+    never = check.Result("soccer", _episodes(0.0, 1000.0), _episodes(1.0, 1000.0))
+    assert never.verdict == "**off**" and never.fault == "succeeds in 0% of the episodes, Meta-World's in 100%"
+    for task in MT50:
+        assert check.updated(page, [check.Result(task, *[_episodes(1.0, 1.0)] * 2)], "20") != page
+    with pytest.raises(argparse.ArgumentTypeError, match="unknown task 'box-clsoe'; did you mean box-close"):
+        check.task_list("soccer,box-clsoe")
+
+
+def _episodes(success, returned):
+    """Two episodes, so that there is a standard error."""
+    return {"success": [success, success], "return": [returned, returned + 2.0]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REFERENCE, reason="MTJAX_METAWORLD_PYTHON names no Python with metaworld 3.1.1")
+def test_two_tasks_are_those_of_metaworld(tmp_path):
+    """The simulator is another one: Meta-World's scripted policies must succeed in both, with the same returns."""
+    pytest.importorskip("envpool", reason=SKIP)
+    asked = [f"--metaworld_python={REFERENCE}", "--tasks=reach,plate-slide", "--episodes=6"]
+    command = [sys.executable, str(SCRIPT), *asked, f"--output={tmp_path / 'episodes.json'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    assert "against metaworld 3.1.1" in done.stdout and "\n0 of 2 tasks are off: none\n" in done.stdout, done.stdout
+    for found in json.loads((tmp_path / "episodes.json").read_text()):
+        for where in ("ours", "theirs"):
+            assert len(found[where]["return"]) == 6 and np.mean(found[where]["success"]) == 1.0
 
 
 def test_an_episode_can_be_drawn():

@@ -1,5 +1,6 @@
 """Memory: what a run needs is said before it starts, and as many environments are chosen as fit and are of use."""
 
+import contextlib
 import types
 
 import jax
@@ -12,6 +13,7 @@ from mtjax.suites import make
 from mtjax.training import memory
 from mtjax.training.memory import Program, choose
 from mtjax.training.meshes import ONE, Layout
+from mtjax.training.trainer import Trainer
 
 GB = 10**9
 RUN = {"start": 32, "steps_of_env": 8 * 64}  # a preset's environments; tasks · rollout_length
@@ -83,6 +85,30 @@ def test_the_need_of_a_run_is_what_its_arrays_take(monkeypatch):
     meshed = seen["needs"]
     assert (meshed(12) - meshed(8)) == pytest.approx((alone(12) - alone(8)) / 2)
     assert seen["multiple"] == 2 and meshed(0) == pytest.approx(alone(0))
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_starts(monkeypatch):
+    """What is traced is exact; a rollout far below the memory is not traced, so that a normal run starts at once."""
+    config = presets.configure("control-cartpole", num_envs=4, num_minibatches=2, hidden_sizes=(8,))
+    trainer = Trainer(config, make(config.suite))
+    rollout, need = memory._rollout(trainer), memory._size(memory._shapes(trainer))
+    assert rollout < need
+    traced = []
+    shapes = memory._shapes
+    monkeypatch.setattr(memory, "_shapes", lambda trainer: traced.append(1) or shapes(trainer))
+    for free, refused, traces in (
+        (None, False, 0),
+        (rollout - 1, True, 0),
+        (rollout, True, 1),
+        (need - 1, True, 1),
+        (need, False, 1),
+        (rollout / memory.LOOK, False, 0),
+    ):
+        traced.clear()
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
+        with pytest.raises(ValueError, match="num_envs=4, num_seeds=1: ") if refused else contextlib.nullcontext():
+            memory.require(trainer)
+        assert len(traced) == traces, free
 
 
 def test_simulators_on_the_host_are_left_alone():
