@@ -41,7 +41,7 @@ assert "this many of 4 cells: 2: krum (10 × 100,000, iid: 0.5); mgda (50 × 1,0
 assert benchmark.share(2.0, 1.5) == 25.0
 
 import jax
-state, metrics = jax.eval_shape(benchmark.ppo_update("gradnorm", 3))
+state, metrics = jax.eval_shape(benchmark.ppo_update(benchmark.SURGEONS[-1], 3))
 assert metrics["grads/weight"].shape == (3,)
 print("benchmark ok")
 """
