@@ -341,7 +341,7 @@ def ppo_update(name: str, num_tasks: int):
         "metaworld-mt10", grads=name, rollout_length=64, num_minibatches=4, num_epochs=1, detour_share=0.0
     )
     spec = TaskSpec(num_tasks, 39, continuous(4), None, jnp.zeros((num_tasks, 0)))
-    method = gradient_method(config.grads, config.network, num_tasks)
+    method = gradient_method(config.grads, num_tasks)
     learner = registry.make(
         config.learner, config.hyper, config.network, method, spec, num_envs=config.num_envs, num_updates=100
     )
