@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtjax import suites
+from mtjax import options, suites
 from mtjax.envs import Step, continuous
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
@@ -207,6 +207,46 @@ def test_the_record(straight):
     assert values["loss"].shape == values["return"].shape == values["success"].shape == (2, 2)
     assert values["grads/cosine"].shape == (2, 2, 2) and values["learning_rate"].shape == (2,)
     np.testing.assert_array_equal(sum(line["values"]["episodes"] for line in train), [[2 * (64 // 6)] * 2] * 2)
+
+
+def test_held_out_splits_are_followed_and_change_nothing(straight, tmp_path):
+    """As often as the training tasks, into the record and its picture; what is learnt is what is learnt without."""
+    config = dataclasses.replace(CONFIG, evaluation_splits=("train", "extrapolation"))
+    _train(tmp_path / "run", config)
+    lines = [line for line in record.read(tmp_path / "run") if line["kind"] == "evaluation" and not line["final"]]
+    assert [(x["step"], x["split"], x["mode"]) for x in lines] == [
+        (4 * STEPS, "train", "deterministic"),
+        (4 * STEPS, "extrapolation", "deterministic"),
+    ]
+    assert lines[1]["values"]["return"].shape == (2, 1) and lines[1]["episodes"] == 2
+    followed = plots.load(tmp_path / "run").evaluations["extrapolation"]["return"]
+    assert followed.steps.tolist() == [4 * STEPS, UPDATES * STEPS]
+    assert (tmp_path / "run" / "plots" / "generalisation.png").exists()
+    chex.assert_trees_all_equal(_state(tmp_path / "run"), _state(straight[0]))
+    lacking = dataclasses.replace(CONFIG, evaluation_splits=("interpolation",))
+    with pytest.raises(ValueError, match="evaluation_splits: suite 'run-drift' has no split 'interpolation'; it has"):
+        _train(tmp_path / "other", lacking)
+    assert not (tmp_path / "other" / "config.json").exists()
+
+
+@pytest.mark.parametrize("arrangement, splits", [("independent", {"train"}), ("multi_head", set(suites.SPLITS))])
+def test_bodies_with_spaces_of_their_own_train_together(arrangement, splits, tmp_path, no_plots):
+    """Three bodies, padded to one size, with an agent each and with a head each: every body learns and is measured."""
+    steps = 3 * 2 * 8  # of an update
+    small = {"total_steps": 2 * steps, "num_seeds": 1, "evaluate_every": 3 * steps, "final_evaluation_episodes": 2}
+    config = options.replace(CONFIG, {"suite": "bodies-control", "arrangement": arrangement, **small})
+    summary = _train(tmp_path / "run", config)
+    assert set(summary["results"]) == splits  # an agent of its own has nothing to say about another body
+    found = summary["results"]["train"]["deterministic"]["return"]["tasks"]
+    assert list(found) == [
+        "control-cartpole-continuous/default",
+        "control-acrobot-continuous/default",
+        "control-pendulum/default",
+    ]
+    assert np.isfinite(list(found.values())).all()
+    lines = [line["values"] for line in record.read(tmp_path / "run") if line["kind"] == "train"]
+    losses = np.stack([line["loss"] for line in lines])
+    assert losses.shape == (2, 1, 3) and np.isfinite(losses).all()
 
 
 def test_a_run_is_not_overwritten(straight):
