@@ -118,10 +118,13 @@ def normalize(method: Method, by: str = "norm") -> Method:
         raise ValueError(f'by must be "norm" or "loss", not {by!r}')
 
     def scales(gram: Array, losses: Array | None) -> Array:
-        if by == "loss":
-            return 1 / positive(need_losses('normalize(by="loss")', losses)).astype(gram.dtype)
         norm = norms(gram)
-        return jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+        inverse = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
+        if by == "norm":
+            return inverse
+        of_loss = 1 / positive(need_losses('normalize(by="loss")', losses)).astype(gram.dtype)
+        longest = jnp.sqrt(jnp.finfo(gram.dtype).max) / (4.0 * gram.shape[-1])  # whose square still is a number
+        return jnp.where(norm > 0, jnp.minimum(of_loss, longest * inverse), of_loss)
 
     def of_weighting(gram, state, *, losses=None, mask=None):
         options = {} if mask is None else {"mask": mask}

@@ -39,7 +39,7 @@ def _rollout():
     def run(key):
         def advance(carry, key):
             state, observation = carry
-            actions = jnp.full((3, 2, 1), 0.3)
+            actions = jnp.full((3, 2, 1), 0.1)
             state, step = env.step(state, actions, key)
             return (state, step.observation), (step, state.env.obs)
 
@@ -62,7 +62,7 @@ def test_steps_are_those_of_brax():
     state = state.replace(pipeline_state=jax.jit(_pendulum().pipeline_init)(q, qd), obs=jnp.asarray(first[1, 0]))
     advance = jax.jit(_pendulum().step)
     for t in range(40):
-        state = advance(state, jnp.full((1,), 0.3))
+        state = advance(state, jnp.full((1,), 0.1))
         np.testing.assert_allclose(steps.final_observation[t, 1, 0], state.obs, rtol=1e-3, atol=1e-4)
         assert bool(steps.terminated[t, 1, 0]) == bool(state.done)
         if state.done:
