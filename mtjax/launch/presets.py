@@ -107,7 +107,7 @@ PRESETS = (
         "the default run: a small network and a high learning rate, for five minutes on two cores",
         {
             "num_envs": 32,
-            "total_steps": 3_000_000,
+            "total_steps": 4_000_000,
             "rollout_length": 64,
             "num_epochs": 4,
             "num_minibatches": 8,
