@@ -146,7 +146,7 @@ class Buffer:
 
 def size_text(number: float) -> str:
     """Bytes in a unit that suits them."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for unit, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= unit:
             return f"{number / unit:.3g} {name}"
     return f"{number:.0f} B"

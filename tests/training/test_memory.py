@@ -34,7 +34,7 @@ def test_as_many_as_leave_enough_updates():
     choice = choose(gigabyte_each, 10**6 * GB, total_steps=10_000_000, **RUN)
     assert choice.num_envs == 64
     assert choice.reason.startswith("128 would leave 152 updates of 10,000,000 steps, and at least 200 are kept")
-    assert choice.reason.endswith("memory is not what limits it: 64 GB of 1e+06 GB")
+    assert choice.reason.endswith("memory is not what limits it: 64 GB of 1 PB")
 
 
 def test_a_short_run_keeps_the_presets_number():
