@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mtjax.envs.base import ActionSpec, Array, Step, VectorEnv
-from mtjax.envs.host import HostVectorEnv
 
 # Axes are counted from the end, so that leading seed axes (of host simulators) pass through.
 _TASKS_OF_VECTOR, _TASKS_OF_SCALAR = -3, -2  # [..., T, E, n] and [..., T, E]
@@ -129,50 +126,6 @@ class Grouped:
     def _join_vectors(self, observations: Sequence[Array]) -> Array:
         padded = [pad_observation(observation, self.observation_size) for observation in observations]
         return jnp.concatenate(padded, axis=_TASKS_OF_VECTOR)
-
-
-def on_host(env: VectorEnv, task_names: Sequence[str] = (), **changes: Any) -> VectorEnv:
-    """The environment with other attributes of its simulators on the host; one on the device stays as it is.
-
-    Args:
-        env: a HostVectorEnv, groups of such, or anything else.
-        task_names: of its T tasks, for messages; none: as they are.
-        changes: further attributes of :class:`~mtjax.envs.host.HostVectorEnv`, e.g. ``stagger=True``.
-    """
-    if isinstance(env, HostVectorEnv):
-        return dataclasses.replace(env, task_names=tuple(task_names) or env.task_names, **changes)
-    if env.on_device or not isinstance(env, Grouped):
-        return env
-    ends = list(itertools.accumulate((group.num_tasks for group in env.groups), initial=0))
-    own = [task_names[start:end] for start, end in itertools.pairwise(ends)]
-    return Grouped(tuple(on_host(group, names, **changes) for group, names in zip(env.groups, own, strict=True)))
-
-
-def cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
-    """The environment with episodes of at most ``horizon`` steps, truncated there.
-
-    Raises:
-        ValueError: none of its episodes is longer; or it is of a kind that has no ``horizon`` to change.
-    """
-    longest = _horizon(env)
-    if horizon >= longest:
-        raise ValueError(f"training_horizon: episodes have {longest} steps and are not cut short by {horizon}")
-    return _cut_short(env, horizon)
-
-
-def _horizon(env: VectorEnv) -> int:
-    """Steps of the longest episode."""
-    if isinstance(env, Grouped):
-        return max(map(_horizon, env.groups))
-    if not (dataclasses.is_dataclass(env) and hasattr(env, "horizon")):
-        raise ValueError(f"training_horizon: {type(env).__name__} has no horizon that could be changed")
-    return env.horizon
-
-
-def _cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
-    if isinstance(env, Grouped):
-        return Grouped(tuple(_cut_short(group, horizon) for group in env.groups))
-    return dataclasses.replace(env, horizon=min(env.horizon, horizon))
 
 
 def pad_observation(observation: Array, size: int) -> Array:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtjax.envs.adjust import on_host
 from mtjax.envs.base import ActionSpec, Env, Task, VectorEnv
-from mtjax.envs.padding import on_host
 from mtjax.envs.vectorize import vectorize
 
 SPLITS = ("train", "interpolation", "extrapolation")

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtjax.envs.adjust import cut_short, on_host
 from mtjax.envs.base import Array, VectorEnv
-from mtjax.envs.padding import cut_short, on_host
 from mtjax.learners import detours, registry, replay
 from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.descent import gradient_method
@@ -71,10 +71,7 @@ class Trainer:
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
         if self.learner.replay:
             self.learner.replay.require_memory(config.num_seeds // place.layout.seed)
-        # Simulators on the host are slow: episodes of one length would otherwise all end at once.
-        env = on_host(suite.vector_env(config.num_envs, seed=config.seed), stagger=True)
-        if config.training_horizon:
-            env = cut_short(env, config.training_horizon)
+        env = training_env(config, suite)
         self.env: VectorEnv = place.place(traceable(env), place.everywhere)
         self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)
         state, rollout, metrics = self.shardings, place.rollout, place.everywhere
@@ -177,6 +174,18 @@ def check_splits(config: RunConfig, suite: Suite) -> None:
     for name in config.evaluation_splits:
         if name not in have:
             raise ValueError(f"evaluation_splits: suite {suite.name!r} has no split {name!r}; it has {', '.join(have)}")
+
+
+def training_env(config: RunConfig, suite: Suite) -> VectorEnv:
+    """The environments of training, whose episodes may be shorter than the suite's. Raises ValueError with one line."""
+    # Simulators on the host are slow: episodes of one length would otherwise all end at once.
+    env = on_host(suite.vector_env(config.num_envs, seed=config.seed), stagger=True)
+    if not config.training_horizon:
+        return env
+    try:
+        return cut_short(env, config.training_horizon)
+    except ValueError as error:
+        raise ValueError(f"training_horizon: {error}") from None
 
 
 def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learner:

@@ -22,6 +22,7 @@ from mtjax.envs import Step, continuous
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.suites import base
+from mtjax.training import config as training_config
 from mtjax.training import plots, record, run
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
@@ -227,6 +228,11 @@ def test_held_out_splits_are_followed_and_change_nothing(straight, tmp_path):
     with pytest.raises(ValueError, match="evaluation_splits: suite 'run-drift' has no split 'interpolation'; it has"):
         _train(tmp_path / "other", lacking)
     assert not (tmp_path / "other" / "config.json").exists()
+
+
+def test_the_splits_of_options_are_those_of_suites():
+    """The configuration names them itself, since what is read before jax is imported may not import suites."""
+    assert training_config.SPLITS == suites.SPLITS
 
 
 @pytest.mark.parametrize("arrangement, splits", [("independent", {"train"}), ("multi_head", set(suites.SPLITS))])
