@@ -126,9 +126,9 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
                 raise ValueError(
                     f"every leaf of the batch needs a leading task axis of {num_tasks}; one has shape {jnp.shape(leaf)}"
                 )
-        paths, use = shared_leaves(params, shared)
+        flags = _flags(params, shared)
+        paths, use = shared_leaves(params, flags)
         check_one_layer(method, [path for path, flag in zip(paths, use, strict=True) if flag])
-        flags = jax.tree.unflatten(jax.tree.structure(params), use)
         if method.needs_gram:
             losses, gram = lean_gram(loss, params, batch, flags)
         else:
