@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import pathlib
 import platform
 import statistics
 import time
@@ -58,6 +59,15 @@ def jitted_loop(benchmark: str, num_envs: int, rollout: int) -> Callable[[float]
     return run
 
 
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--metaworld_python", required=True, help="interpreter that has metaworld installed")
@@ -77,7 +87,10 @@ def main() -> None:
             "steps", strategy=name, seconds=seconds
         )
     ours = f"mtjax, {flags.num_envs} environments a task"
+    before = resident()
     contenders[ours] = jitted_loop(flags.benchmark, flags.num_envs, flags.rollout)
+    simulators = flags.num_envs * suites.make(f"metaworld-{flags.benchmark.lower()}").num_tasks
+    each = (resident() - before) / simulators
 
     rates = {name: [] for name in contenders}
     for _ in range(flags.rounds):
@@ -95,6 +108,8 @@ def main() -> None:
     for name, values in rates.items():
         low, high, ratio = min(values), max(values), medians[name] / fastest
         print(f"| {name} | {medians[name]:,.0f} | {low:,.0f} | {high:,.0f} | {ratio:.2f} |")
+    if each:
+        print(f"\n{simulators} simulators, and the compiled loop, take {each / 1e6:.0f} MB each.")
     reference.close()
 
 
