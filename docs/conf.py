@@ -1,4 +1,4 @@
-"""Sphinx builds these pages: ./start --with docs sphinx-build docs docs/_build"""
+"""Sphinx builds these pages: ./start --with docs python -m sphinx docs docs/_build"""
 
 import re
 

@@ -1,7 +1,7 @@
 """Hidden parameters of the dynamics: HiP-BMDP (arXiv 2007.07206) beside what it should beat, and in unseen tasks.
 
-A pendulum whose gravity, mass, length and motor differ from task to task, one of them in each; two of the nine motors
-turn the other way round. What is looked for:
+A pendulum whose gravity, mass, length and motor differ from task to task, one of them in each; one of the nine motors
+turns the other way round. What is looked for:
 
 * on the tasks trained on: HiP-BMDP, SAC that is told the task's index, SAC that is told nothing, one agent per task;
 * on tasks between and beyond them (one has a motor that is stronger and turned round): after 0, 1, 5 and 20 episodes,

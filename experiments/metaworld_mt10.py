@@ -1,10 +1,11 @@
 """Meta-World MT10 by PPO: one agent, ten tasks, the simulator inside the compiled loop.
 
     python experiments/metaworld_mt10.py --output=runs/mt10          # an hour
+    python experiments/metaworld_mt10.py --output=runs/mt10-quick --preset=metaworld-quick --minutes=5
 
-After an hour of training, whatever it has reached by then, the agent is evaluated. The table has every task's success
-by the deterministic policy over 50 fresh goals; the picture has the success of the training policy against wall-clock
-time. Both are read from the run's folder: a run that was stopped goes on, one that has had its time or is finished (by
+After an hour (or `--minutes`) of training, whatever it has reached by then, the agent is evaluated. The table has every
+task's success by the deterministic policy over 50 fresh goals; the picture has the success of the training policy
+against wall-clock time. Both are read from the run's folder: a run that was stopped goes on, one that has had its time or is finished (by
 this script or by `mtjax-train`) is only evaluated and shown. Needs the extra `metaworld`.
 """
 
@@ -27,12 +28,13 @@ from mtjax.training import record, run
 from mtjax.training.config import load_config
 
 _OUTPUT = flags.DEFINE_string("output", "runs/metaworld-mt10", "The run's folder.")
-_STEPS = flags.DEFINE_integer("total_steps", 20_000_000, "Environment steps.")
+_PRESET = flags.DEFINE_string("preset", "auto", "The preset: auto is for an hour, metaworld-quick for minutes.")
+_STEPS = flags.DEFINE_integer("total_steps", None, "Environment steps; by default the preset's.")
 _MINUTES = flags.DEFINE_float("minutes", 60, "Training ends after so long, if it is not over by then; 0: never.")
 _ARRANGEMENT = flags.DEFINE_string("arrangement", "independent", "What the tasks share, e.g. multi_head.")
 _SEED = flags.DEFINE_integer("seed", 0, "The run's seed.")
 MINUTES = (5, 10, 20, 40)  # at which the training policy's success is told
-SMOOTH = 5  # records of the training curve that are averaged: an episode is 500 steps, so one record has few
+SMOOTH = 5  # records of the training curve that are averaged: a record has few episodes
 
 
 def training_curve(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,14 +52,28 @@ def evaluated(run_dir: pathlib.Path) -> Mapping[str, Any] | None:
     return next((line for line in reversed(lines) if line["split"] == "train" and line["episodes"] >= least), None)
 
 
+def interim(run_dir: pathlib.Path) -> str:
+    """Mean success of the deterministic policy in the evaluations during training, one after another."""
+    lines = [line for line in record.read(run_dir) if line["kind"] == "evaluation" and not line["final"]]
+    if not lines:
+        return "none"
+    reached = [
+        f"{np.mean(line['values']['success_any']):.2f} after {line['time'] / 60:.1f} min ({line['step']:,} steps)"
+        for line in lines
+    ]
+    return f"{', '.join(reached)}; {lines[0]['episodes']} goals a task"
+
+
 def train(run_dir: pathlib.Path) -> None:
     """Train until the run is over or has had its time."""
+    steps = {} if _STEPS.value is None else {"total_steps": _STEPS.value}
     config = presets.configure(
         "metaworld-mt10",
+        preset=_PRESET.value,
         grads="mean",
         arrangement=_ARRANGEMENT.value,
-        total_steps=_STEPS.value,
         seed=_SEED.value,
+        **steps,
     )
     environment.prepare()
     environment.keep_compiled_programs("auto")
@@ -90,7 +106,8 @@ def table(run_dir: pathlib.Path) -> str:
     config = load_config(run_dir)
     return (
         "\n".join(rows)
-        + f"\n\nTraining policy, mean success: {', '.join(at)}; {steps[-1]:,} steps at {rate:,.0f} steps/s.\n"
+        + f"\n\nDeterministic policy on the way: {interim(run_dir)}.\n"
+        + f"Training policy, mean success: {', '.join(at)}; {steps[-1]:,} steps at {rate:,.0f} steps/s.\n"
         + study.setting(config)
     )
 

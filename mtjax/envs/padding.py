@@ -135,7 +135,8 @@ def pad_observation(observation: Array, size: int) -> Array:
 
 
 def fit_action(action: Array, spec: ActionSpec) -> Array:
-    """The real part of a padded action: its first entries, or the choice, the last one if beyond it."""
+    """The real part of a padded action: the first ``spec.size`` of [..., A] numbers, or the choice [...] (the last one if
+    it is beyond the real ones)."""
     if spec.kind == "continuous":
         return action[..., : spec.size]
     return jnp.minimum(action, spec.size - 1)

@@ -151,7 +151,7 @@ def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array | None,
 
 
 def safe_divide(a: Array, b: Array) -> Array:
-    """a / b, and 0 where b is 0."""
+    """a / b, elementwise and broadcast, and 0 where b is 0."""
     zero = b == 0
     return jnp.where(zero, 0, a / jnp.where(zero, 1, b))
 

@@ -35,6 +35,13 @@ def every_k(method: Weighting, k: int) -> Weighting:
     `aggregate` carries this out, so between them even the Gram is skipped. (Under `vmap` a batched
     call counter turns that into work that is done and discarded.)
 
+    Args:
+      method: a method of weights.
+      k: calls, from 1.
+
+    Raises:
+      ValueError: `k` below 1, or a method that has no weights.
+
     Example:
       >>> from mtjax import grads
       >>> tx = grads.aggregate(grads.every_k(grads.nash_mtl(max_norm=1.0), 25), num_tasks=3)
@@ -66,6 +73,9 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
     Args:
       method: a `Weighting`, such as `mgda()`.
       alpha: smoothing; the paper's theory lets it rise to 1 as the learning rate falls.
+
+    Raises:
+      ValueError: a method that has no weights, or `alpha` outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -105,6 +115,9 @@ def normalize(method: Method, by: str = "norm") -> Method:
       method: any method.
       by: "norm": ‖g_i‖, so all have length 1; "loss": L_i, the gradient of log L_i (losses ≤ 0 count
         as 1e-8).
+
+    Raises:
+      ValueError: what is no method, or another `by`; from the update with by="loss", no losses.
 
     Example:
       >>> import jax.numpy as jnp

@@ -8,7 +8,8 @@ from mtjax.grads.registry import get
 
 
 def conflict(gram: Array, *, mask: Array | None = None) -> dict[str, Array]:
-    """How much the tasks' gradients disagree.
+    """How much the tasks' gradients disagree: cosines and the share of conflicting pairs as in PCGrad (Yu et al.,
+    NeurIPS 2020, arXiv 2001.06782, Definitions 1 to 3), and two measures of sizes, by definition.
 
     Args:
       gram: [T, T], such as `find_state(opt_state).gram`.
@@ -46,8 +47,8 @@ def conflict(gram: Array, *, mask: Array | None = None) -> dict[str, Array]:
 
 
 def pareto_distance(gram: Array, *, mask: Array | None = None) -> Array:
-    """Distance to Pareto-stationarity, min over the simplex of ‖Jᵀw‖ []: 0 when no direction improves
-    all tasks.
+    """Distance to Pareto-stationarity, min over the simplex of ‖Jᵀw‖ []: 0 when no direction improves all tasks
+    (Désidéri 2012, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization").
 
     Args:
       gram: [T, T], such as `find_state(opt_state).gram`.

@@ -63,7 +63,7 @@ GRID_SAC = {
 HIP = {**SAC, "arrangement": "none"}
 
 # Presets that no suite's name matches: they are asked for.
-NAMED = ("brc", "popart", "deepmdp", "sac_ae")
+NAMED = ("brc", "popart", "deepmdp", "sac_ae", "metaworld-quick")
 
 PRESETS = (
     Preset(
@@ -107,7 +107,7 @@ PRESETS = (
         "the default run: a small network and a high learning rate, for five minutes on two cores",
         {
             "num_envs": 32,
-            "total_steps": 4_000_000,
+            "total_steps": 3_000_000,
             "rollout_length": 64,
             "num_epochs": 4,
             "num_minibatches": 8,
@@ -386,6 +386,18 @@ PRESETS = (
         "wide residual critics with layer normalisation, values in units of each task's own (arXiv 1809.04474), on top "
         "of the suite's preset",
         {"value_trunk": "residual", "value_hidden_sizes": (256, 256), "return_scaling": "popart", "reward_scale": 1.0},
+    ),
+    Preset(
+        "metaworld-quick",
+        "Meta-World in minutes: batches a quarter as large and a rate twice as high learn most tasks sooner, but not the "
+        "grasp; on top of the suite's preset",
+        {
+            "total_steps": 2_000_000,
+            "rollout_length": 64,
+            "num_minibatches": 4,
+            "learning_rate": 1e-3,
+            "detour_part": 0.4,
+        },
     ),
     Preset(
         "brc",

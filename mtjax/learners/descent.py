@@ -213,5 +213,5 @@ def over_steps(metrics: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def polyak(targets: Any, parameters: Any, share: Array) -> Any:
-    """Targets that have taken over ``share`` of the parameters."""
+    """Targets that have taken over ``share`` [] of the parameters: trees of one form, any shapes."""
     return jax.tree.map(lambda old, new: old + share * (jnp.asarray(new) - old), targets, parameters)

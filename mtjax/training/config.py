@@ -63,7 +63,9 @@ class RunConfig:
         choices=SPLITS,
     )
     evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)
-    final_evaluation_episodes: int = option(50, "Episodes of each task in the last evaluation.", low=1)
+    final_evaluation_episodes: int = option(
+        50, "Episodes of each task in the last evaluation, rounded up to whole rounds of evaluation_episodes.", low=1
+    )
     checkpoint_every: int = option(
         0, "Environment steps between two checkpoints; 0 means one after every evaluation.", low=0
     )

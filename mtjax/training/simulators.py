@@ -19,7 +19,7 @@ class SimulatorFailed(RuntimeError):
 
 
 def close(env: Any) -> None:
-    """Free an environment's simulators on the host, some 15 MB each for Meta-World; one on the device has none."""
+    """Free an environment's simulators on the host, some 17 MB each for Meta-World; one on the device has none."""
     for part in getattr(env, "groups", (env,)):
         if isinstance(part, host.HostVectorEnv):
             part.close()

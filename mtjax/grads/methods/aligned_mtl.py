@@ -21,6 +21,9 @@ def aligned_mtl(mode: str = "min", preference: Array | None = None) -> Weighting
       mode: σ² is the "min" eigenvalue (the paper), the "median" or the mean ("rmse").
       preference: p [T], default 1/T (LibMTL takes 1: another constant in the learning rate).
 
+    Raises:
+      ValueError: another `mode`; from the update, a `preference` of another length than T.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

@@ -71,6 +71,9 @@ def uncertainty(optimizer: optax.GradientTransformation | None = None, likelihoo
       optimizer: for s; default SGD with rate 0.1. With the model's own Adam, pass the same.
       likelihood: "gaussian" or "softmax".
 
+    Raises:
+      ValueError: another `likelihood`, or an `optimizer` that is none; from the update, no losses.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -102,6 +105,9 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
 
     Args:
       optimizer: for s; default SGD with rate 0.1.
+
+    Raises:
+      ValueError: an `optimizer` that is none; from the update, no losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -142,6 +148,9 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
     Args:
       temperature: larger is more even; the paper uses 2.
       window: calls in an epoch.
+
+    Raises:
+      ValueError: `temperature` not above 0, or `window` below 1; from the update, no losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -195,6 +204,9 @@ def rlw(distribution: str = "normal") -> Weighting:
     Args:
       distribution: "normal" or "dirichlet".
 
+    Raises:
+      ValueError: another `distribution`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -232,6 +244,9 @@ def gls() -> Weighting:
 
     Use when: positive losses of unlike scale, and nothing is to be tuned.
 
+    Raises:
+      ValueError: from the update, no losses.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -268,6 +283,9 @@ def stch(
       mu: smoothing; the paper tries 0.01 to 1.
       preference: λ [T], default 1/T.
       ideal: z [T], the best losses, default 0.
+
+    Raises:
+      ValueError: `mu` not above 0; from the update, no losses.
 
     Example:
       >>> import jax.numpy as jnp

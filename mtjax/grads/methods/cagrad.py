@@ -35,6 +35,9 @@ def cagrad(c: Number = 0.4, rescale: str | None = None) -> Weighting:
       rescale: None as printed; "1+c" divides the direction by 1+c, as the authors' toy does; "1+c2" by
         1+c², as their networks' code does.
 
+    Raises:
+      ValueError: `c` below 0, or another `rescale`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

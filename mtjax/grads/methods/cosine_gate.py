@@ -20,6 +20,9 @@ def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
       main_task: its index.
       weighted: weight by the cosine; otherwise keep or drop.
 
+    Raises:
+      ValueError: `main_task` is no whole number from 0; from the update, it is not below T.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

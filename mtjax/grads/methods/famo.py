@@ -48,6 +48,9 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
       optimizer: for ξ; default SGD with rate 0.025, as printed (the authors' code uses Adam).
       gamma: decay of ξ; 0.001 in the paper (the authors' code: 0.01 as Adam's weight decay).
 
+    Raises:
+      ValueError: an `optimizer` that is none, or `gamma` below 0; from the update, no losses.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

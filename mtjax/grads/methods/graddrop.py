@@ -28,6 +28,9 @@ def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Ar
       leak: ℓ, the share of every gradient that passes: a number, or [T].
       purity: f, monotone, from [0, 1] to [0, 1]; default the identity.
 
+    Raises:
+      ValueError: a `leak` outside [0, 1].
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

@@ -33,6 +33,9 @@ def gradvac(beta: Number = 0.01) -> Weighting:
     Args:
       beta: the rate of the moving average; the paper uses 0.01.
 
+    Raises:
+      ValueError: `beta` outside [0, 1].
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

@@ -60,6 +60,9 @@ def fixed(weights: Sequence[float] | Array) -> Weighting:
     Args:
       weights: [T].
 
+    Raises:
+      ValueError: from the update, not one weight for each of T tasks.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

@@ -33,6 +33,9 @@ def mgda(normalize: str | None = None) -> Weighting:
       normalize: gradients are divided, for finding w only, by: "l2", their norms; "loss", the
         losses; "loss+", both. The weights apply to the gradients as they are.
 
+    Raises:
+      ValueError: another `normalize`; from the update, no losses where it divides by them.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -76,6 +79,9 @@ def mgda_ub(normalize: str | None = None) -> Weighting:
 
     Args:
       normalize: as for `mgda`.
+
+    Raises:
+      ValueError: as `mgda`.
 
     Example:
       >>> import jax.numpy as jnp

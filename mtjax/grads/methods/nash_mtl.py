@@ -25,6 +25,9 @@ def nash_mtl(max_norm: Number | None = None) -> Weighting:
         (For its update_weights_every, wrap in `every_k`. That code also solves for the Gram divided
         by its norm and keeps the solution's scale: another constant in the learning rate.)
 
+    Raises:
+      ValueError: `max_norm` not above 0.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -56,6 +59,9 @@ def fairgrad(alpha: Number = 1.0, max_norm: Number | None = None) -> Weighting:
     Args:
       alpha: fairness; 1 is the default of the authors' code (the paper tunes it).
       max_norm: the most ‖Jᵀw‖ may be; None is the algorithm as printed.
+
+    Raises:
+      ValueError: `alpha` or `max_norm` not above 0.
 
     Example:
       >>> import jax.numpy as jnp

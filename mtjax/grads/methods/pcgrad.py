@@ -26,6 +26,9 @@ def pcgrad(reduction: str = "sum") -> Weighting:
     Args:
       reduction: "sum", as the paper prints it, or "mean" (over the tasks present).
 
+    Raises:
+      ValueError: another `reduction`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

@@ -46,6 +46,9 @@ def sdmgrad(lam: Number = 0.3, step_size: Number = 0.1, steps: int = 20) -> Weig
       step_size: β; to converge it must be below 2 over the largest eigenvalue of G.
       steps: S, inner steps a call; 20 in the authors' code.
 
+    Raises:
+      ValueError: `lam` below 0, `step_size` not above 0, or `steps` below 1.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -84,6 +87,9 @@ def modo(step_size: Number = 0.1, rho: Number = 0.0) -> Weighting:
     Args:
       step_size: γ; to converge it must be below 2 over the largest eigenvalue of G.
       rho: ρ, regularisation; 0 as in NeurIPS, 0.1 in the authors' code.
+
+    Raises:
+      ValueError: `step_size` not above 0, or `rho` below 0.
 
     Example:
       >>> import jax.numpy as jnp

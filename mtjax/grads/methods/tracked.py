@@ -70,6 +70,9 @@ def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transfor
       gamma: step size of the weights.
       rho: regularisation of the weights.
 
+    Raises:
+      ValueError: `beta` outside (0, 1], or `gamma` or `rho` below 0.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -114,6 +117,9 @@ def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
     Args:
       beta: forgetting rate. The default is LibMTL's, not as printed: the paper tunes it in steps of 0.1.
       beta_decay: exponent of its decay with the calls k = 1, 2, …; 0 is constant, 0.5 the other choice.
+
+    Raises:
+      ValueError: `beta` outside [0, 1], or `beta_decay` below 0; from the update, no losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,6 +167,9 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
     Args:
       step_size: η; 0.01 in the authors' code.
       relative: divide E_i by its first value, the scale processing of section 3.2.
+
+    Raises:
+      ValueError: `step_size` below 0.
 
     Example:
       >>> import jax.numpy as jnp

@@ -26,6 +26,9 @@ def trimmed_mean(trim: int = 1) -> Transform:
     Args:
       trim: how many values to drop at each end; 2·trim < T.
 
+    Raises:
+      ValueError: `trim` below 0; from `init`, 2 × `trim` ≥ T.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads

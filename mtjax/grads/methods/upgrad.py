@@ -31,6 +31,9 @@ def upgrad(preference: Array | None = None) -> Weighting:
     Args:
       preference: p [T], default 1/T.
 
+    Raises:
+      ValueError: from the update, a `preference` of another length than T.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mtjax import grads
@@ -65,6 +68,9 @@ def dualproj(preference: Array | None = None) -> Weighting:
 
     Args:
       preference: p [T], default 1/T.
+
+    Raises:
+      ValueError: from the update, a `preference` of another length than T.
 
     Example:
       >>> import jax.numpy as jnp

@@ -12,6 +12,7 @@ def longest_step(x: Array, dx: Array) -> Array:
 
 
 def cholesky(matrix: Array) -> Array:
+    """Lower factor [T, T] of a symmetric positive definite matrix [T, T]; NaN where it is not definite."""
     return lax.linalg.cholesky(matrix, symmetrize_input=False)
 
 
