@@ -5,8 +5,8 @@
 
 After an hour (or `--minutes`) of training, whatever it has reached by then, the agent is evaluated. The table has every
 task's success by the deterministic policy over 50 fresh goals; the picture has the success of the training policy
-against wall-clock time. Both are read from the run's folder: a run that was stopped goes on, one that has had its time or is finished (by
-this script or by `mtjax-train`) is only evaluated and shown. Needs the extra `metaworld`.
+against wall-clock time. Both are read from the run's folder: a run that was stopped goes on, one that has had its time
+or is finished (by this script or by `mtjax-train`) is only evaluated and shown. Needs the extra `metaworld`.
 """
 
 from __future__ import annotations

@@ -34,9 +34,14 @@ VARIANTS: dict[str, dict] = {
     "learned embedding": {"arrangement": "embedding"},
     "a head a task": {"arrangement": "multi_head"},
     "an encoder a task": {"arrangement": "task_encoders"},
+    "an encoder and a head a task": {"arrangement": "encoders_and_heads"},
     "FiLM": {"arrangement": "film"},
+    "hypernetwork": {"arrangement": "hypernetwork"},
     "mixture of experts": {"arrangement": "experts"},
+    "MOORE": {"arrangement": "moore"},
+    "PaCo": {"arrangement": "paco"},
     "Soft Modularization": {"arrangement": "soft_modular"},
+    "description": {"arrangement": "context"},
     "CARE": {"arrangement": "care"},
     "residual critic, PopArt: one-hot task": {"arrangement": "one_hot", "preset": "popart"},
     "residual critic, PopArt: a head a task": {"arrangement": "multi_head", "preset": "popart"},
@@ -94,7 +99,7 @@ def main(argv):
         measure, label = ("success_any", "success") if suite.startswith("metaworld") else ("return", "return")
         configs = variants(suite)
         results = study.compare(configs, folder, measure)
-        figure, (curves, tasks, gain) = study.figure(3, height=5.0)
+        figure, (curves, tasks, gain) = study.figure(3, height=3.0 + 0.2 * len(results))
         study.draw_curves(curves, results, f"{label}, mean over tasks")
         study.draw_tasks(tasks, results, label)
         if len(results) > 1:

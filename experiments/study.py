@@ -138,12 +138,15 @@ def setting(config: RunConfig) -> str:
 
 def draw_curves(axes: plt.Axes, results: Mapping[str, Result], label: str) -> None:
     """The mean over tasks of every variant, with its 95% interval over seeds."""
-    for (name, result), colour in zip(results.items(), itertools.cycle(COLOURS), strict=False):
+    looks = itertools.cycle(itertools.product(("-", "--"), COLOURS))  # beyond the colours that there are, dashed
+    for (name, result), (line, colour) in zip(results.items(), looks, strict=False):
         agents = result.curve.mean(axis=2)  # [N, S]
-        axes.plot(result.steps, agents.mean(axis=1), color=colour, label=name, linewidth=1.8)
+        axes.plot(result.steps, agents.mean(axis=1), line, color=colour, label=name, linewidth=1.8)
         if agents.shape[1] > 1:
             ends = [statistics.bootstrap(values, statistics.STATISTICS["mean"]) for values in result.curve]
-            axes.fill_between(result.steps, *np.transpose(ends), color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(
+                result.steps, *np.transpose(ends), color=colour, alpha=0.15 if len(results) <= 8 else 0.06, linewidth=0
+            )
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(title="learning curves", xlabel="environment steps", ylabel=label)
     if len(results) > 8:  # many names would hide the curves

@@ -135,8 +135,10 @@ def pad_observation(observation: Array, size: int) -> Array:
 
 
 def fit_action(action: Array, spec: ActionSpec) -> Array:
-    """The real part of a padded action: the first ``spec.size`` of [..., A] numbers, or the choice [...] (the last one if
-    it is beyond the real ones)."""
+    """The real part of a padded action: the first ``spec.size`` of [..., A] numbers, or the choice [...].
+
+    A choice beyond the real ones is the last of them.
+    """
     if spec.kind == "continuous":
         return action[..., : spec.size]
     return jnp.minimum(action, spec.size - 1)

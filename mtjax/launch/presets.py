@@ -389,7 +389,7 @@ PRESETS = (
     ),
     Preset(
         "metaworld-quick",
-        "Meta-World in minutes: batches a quarter as large and a rate twice as high learn most tasks sooner, but not the "
+        "Meta-World in minutes: batches a quarter as large and a rate twice as high learn most tasks sooner, but no "
         "grasp; on top of the suite's preset",
         {
             "total_steps": 2_000_000,

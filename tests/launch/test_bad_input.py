@@ -73,7 +73,7 @@ FLAGS = {
     "--flagfile": "--flagfile with no argument" + PASS_HELP,
     "--preset=gridword-*": "flag --preset=gridword-*: 'gridword-*' is not one of auto, none, gridworld-*, "
     "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, gridworld-two-rooms-pixels, deepmdp, "
-    "sac_ae, popart, brc; "
+    "sac_ae, popart, metaworld-quick, brc; "
     "did you mean 'gridworld-*'?" + PASS_HELP,
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
