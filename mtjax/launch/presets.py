@@ -396,6 +396,7 @@ PRESETS = (
             "rollout_length": 64,
             "num_minibatches": 4,
             "learning_rate": 1e-3,
+            "detour_share": 0.2,
             "detour_part": 0.4,
         },
     ),
