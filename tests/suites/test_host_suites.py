@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtjax.envs.envpool import EnvPool
 from mtjax.suites.host import from_envpool, from_gymnasium
 from mtjax.training import video
 
@@ -193,6 +195,22 @@ def test_envpool_tasks_answer_as_they_do_alone():
             observation = observation.copy()
             observation[terminated] = pool.reset(np.flatnonzero(terminated).astype(np.int32))[0]
         np.testing.assert_array_equal(steps.observation[time, 0], observation)
+
+
+def test_envpools_own_name_of_success_is_looked_up(monkeypatch):
+    """Whatever EnvPool calls it, a learner reads "success"."""
+
+    class Made:
+        action_space, observation_space = gymnasium.spaces.Discrete(2), None
+
+        def recv(self):
+            no = np.zeros(1, bool)
+            return np.zeros((1, 2)), np.ones(1), no, no, {"is_success": np.ones(1), "elapsed_step": np.ones(1)}
+
+    fake = types.SimpleNamespace(make_gymnasium=lambda task_id, **options: Made())
+    monkeypatch.setattr("mtjax.envs.envpool.require_envpool", lambda: fake)
+    pool = EnvPool("Any-v1", 1, seed=0, num_threads=1, info_names={"success": "is_success"})
+    assert {name: value.tolist() for name, value in pool.receive().info.items()} == {"success": [1.0]}
 
 
 def test_envpool_physics_with_dict_observations_and_a_shorter_horizon():
