@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mtjax.envs.envpool import EnvPool
+from mtjax.suites.bodies import combine
 from mtjax.suites.host import from_envpool, from_gymnasium
 from mtjax.training import video
 
@@ -140,6 +141,15 @@ def test_a_simulator_that_draws_nothing_costs_the_videos_alone(tmp_path):
     suite = from_gymnasium("blind", {"a": Blind}, horizon=4)
     with pytest.warns(UserWarning, match="no video of task a.*drew no picture .* but NoneType"):
         assert video.render_tasks(suite, lambda task: lambda observation, key: jnp.zeros(1), tmp_path) == []
+
+
+def test_the_first_tasks_of_suites_are_put_together():
+    """Tasks on the host are names and functions, not arrays to be cut."""
+    walks = from_gymnasium("walks", {"near": Walk, "far": lambda: Walk(9.0)}, horizon=5)
+    swings = from_gymnasium("swings", {"one": "Pendulum-v1", "other": "Pendulum-v1"})
+    suite = combine("both", [walks, swings], tasks_per_suite=1)
+    assert [info.name for info in suite.tasks] == ["walks/near", "swings/one"]
+    assert suite.vector_env(2).num_tasks == 2
 
 
 def test_held_out_tasks_become_splits():
