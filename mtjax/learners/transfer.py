@@ -53,9 +53,7 @@ def fine_tuning(agent: _SAC) -> FineTuning:
     def policy(state: SACState, unseen: Unseen, observation: Array, key: Array, deterministic: Array) -> Array:
         one = told(unseen)
         view = one._see(state.params["critic"], one.tasks, one._normalize(state.observations, observation))
-        p = state.params["policy"]
-        distribution = jax.vmap(one.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, one.tasks, view)
-        return acting.choose(one.policy, distribution, one.masks, key, deterministic)
+        return acting.act_on(one.policy, state.params["policy"], one.tasks, one.masks, view, key, deterministic)
 
     return FineTuning(start, act, update, policy, agent.config.rollout_length)
 
