@@ -77,7 +77,7 @@ class PPOConfig:
     )
     count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
     count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
-    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1)
+    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1, fewest=1)
     rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
     detour_share: float = option(
         0.0,
