@@ -274,6 +274,7 @@ class SACConfig:
                     categorical or self.return_scaling == "range",
                     "critic_head=categorical and return_scaling=range",
                 ),
+                "critic_reduction": (self.num_critics > 1, "num_critics above 1"),
                 "temperature_learning_rate": (self.learn_temperature, "learn_temperature"),
                 "observation_clip": (self.normalize_observations, "normalize_observations"),
             },
@@ -331,7 +332,11 @@ class HiPBMDPConfig(SACConfig):
             "reconstruction_cost": (self.state_encoder != "identity", "state_encoder=mlp"),
             "latent_cost": (self.reconstruction_cost, "reconstruction_cost above 0"),
             "theta_cost": (self.theta_size or not self.theta_cost, "theta_size above 0"),
-            "transition_members": (self.transition_model == "ensemble", "transition_model=ensemble"),
+            "transition_model": (self.transition_cost, "transition_cost above 0"),
+            "transition_members": (
+                self.transition_model == "ensemble" and self.transition_cost,
+                "transition_model=ensemble" if self.transition_cost else "transition_cost above 0",
+            ),
             "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and a loss to admit"),
         }
         refuse_unused(self, used)
