@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -45,7 +46,8 @@ class Pool(Protocol):
     """N environments of ONE task on the host: what a simulator has to offer to become a VectorEnv.
 
     Sending is apart from receiving, so that the pools of all tasks can work at the same time. An
-    environment that has ended is not stepped again before it has been reset.
+    environment that has ended is not stepped again before it has been reset. A pool may have a method ``close``,
+    too, which is called when nobody needs it any more.
     """
 
     def send(self, actions: np.ndarray) -> None:
@@ -192,7 +194,9 @@ class HostVectorEnv:
         return io_callback(callback, shapes, state.clock, actions.astype(dtype), ordered=True)
 
     def close(self) -> None:
-        """Free the pools and their threads; the next ``reset`` makes new ones if traced anew."""
+        """Close and free the pools and their threads; the next ``reset`` makes new ones if traced anew."""
+        for host in self._hosts.values():
+            host.close()
         self._hosts.clear()
 
     def _observation(self, lead):
@@ -265,6 +269,15 @@ class _Host:
             self._restart(done, observation)
         self.clock += 1
         return Step(observation, reward, terminated, truncated, final, info)
+
+    def close(self) -> None:
+        """Close the pools that can be. What one of them raises is a warning: it may be why all are closed."""
+        for task, pool in enumerate(self.pools):
+            try:
+                with self._of(task):
+                    getattr(pool, "close", lambda: None)()
+            except SimulatorError as error:
+                warnings.warn(f"while closing: {str(error).splitlines()[0]}", stacklevel=3)
 
     def _restart(self, done: np.ndarray, observation: np.ndarray) -> None:
         """Start new episodes where ``done`` [S, T, E]; their first observations go into ``observation``."""

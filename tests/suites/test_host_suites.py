@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mtjax.envs.envpool import EnvPool
+from mtjax.envs.gymnasium import GymnasiumPool
 from mtjax.suites.bodies import combine
 from mtjax.suites.host import from_envpool, from_gymnasium
 from mtjax.training import video
@@ -150,6 +151,20 @@ def test_the_first_tasks_of_suites_are_put_together():
     suite = combine("both", [walks, swings], tasks_per_suite=1)
     assert [info.name for info in suite.tasks] == ["walks/near", "swings/one"]
     assert suite.vector_env(2).num_tasks == 2
+
+
+def test_every_environment_of_a_pool_is_closed():
+    closed = []
+
+    class Closing(Walk):
+        def close(self):
+            closed.append(self)
+            raise OSError("no display")
+
+    pool = GymnasiumPool(Closing, 3, seed=0)
+    with pytest.raises(OSError, match="no display"):
+        pool.close()
+    assert set(closed) == set(pool.envs)
 
 
 def test_held_out_tasks_become_splits():
