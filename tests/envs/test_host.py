@@ -181,6 +181,12 @@ def test_stagger_spreads_the_ends_of_episodes():
     env = counting_env(1, 4, stagger=True)
     _, steps, _ = play(env, jnp.ones((8, 1, 4), jnp.int32))
     np.testing.assert_array_equal(steps.truncated[:, 0].sum(-1), np.ones(8))
+    assert steps.info["whole"].dtype == bool and "whole" not in play(counting_env(), jnp.ones((1, 2, 3), int))[1].info
+    short = steps.truncated.cumsum(axis=0) - steps.truncated == 0  # still the first episode
+    short[..., 0] = False  # that of the first environment is whole
+    np.testing.assert_array_equal(steps.info["whole"], ~short)
+    _, again = jax.jit(env.reset)(jax.random.key(0))  # as after a resume
+    assert env._hosts[()].whole.tolist() == [[[True, False, False, False]]]
 
 
 def test_observations_stay_float32_under_x64():
