@@ -159,7 +159,8 @@ class _Protocol:
             return []
         env = self.suite.vector_env(most, split=self.split)
         adaptation, settings = self.learner.adaptation, self.settings
-        seen, alive = jax.jit(jax.vmap(self._collect, in_axes=(None, 0, 0)))(env, states, keys)
+        collect_keys, infer_keys = _apart(keys, 2)
+        seen, alive = jax.jit(jax.vmap(self._collect, in_axes=(None, 0, 0)))(env, states, collect_keys)
 
         @jax.jit
         def find(states: Any, seen: Sample, alive: Array, keys: Array, number: Array) -> Array:
@@ -171,7 +172,7 @@ class _Protocol:
                     adaptation.start(state, self.number),
                     flat,
                     weight.reshape(self.number, -1),
-                    key=jax.random.fold_in(key, 1),
+                    key=key,
                     num_steps=settings.num_steps,
                     learning_rate=settings.learning_rate,
                     batch_size=settings.batch_size,
@@ -185,7 +186,7 @@ class _Protocol:
             return adaptation.policy(state, theta, observation, key, deterministic, unseen)
 
         evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
-        thetas = [find(states, seen, alive, keys, jnp.asarray(k)) for k in settings.episodes[1:]]
+        thetas = [find(states, seen, alive, infer_keys, jnp.asarray(k)) for k in settings.episodes[1:]]
         return [evaluate((states, theta), split=self.split, key=evaluate_key) for theta in thetas]
 
     def _collect(self, env: VectorEnv, state: Any, key: Array) -> tuple[Sample, Array]:
@@ -215,9 +216,11 @@ class _Protocol:
         each = jax.tree.map(lambda x: x[:, None], self.unseen)  # of N tasks, each an Unseen of one
         over_tasks = jax.vmap(tuning.update, in_axes=(0, 0, 0, 0))
 
-        def start(state: Any, key: Array) -> Any:
-            learning = jax.vmap(tuning.start, in_axes=(None, 0))(state, jax.random.split(key, number))
-            return learning, env.reset(jax.random.fold_in(key, 1))
+        start_keys, reset_keys, update_keys = _apart(keys, 3)
+
+        def start(state: Any, start_key: Array, reset_key: Array) -> Any:
+            learning = jax.vmap(tuning.start, in_axes=(None, 0))(state, jax.random.split(start_key, number))
+            return learning, env.reset(reset_key)
 
         def act(learning: Any, observation: Array, key: Array) -> tuple[Array, Any]:
             """Actions [N, 1, ...] of N agents at observations [N, 1, obs]."""
@@ -250,14 +253,19 @@ class _Protocol:
 
         evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
         run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]))
-        carry, done, points = jax.jit(jax.vmap(start))(states, keys), 0, []
+        carry, done, points = jax.jit(jax.vmap(start))(states, start_keys, reset_keys), 0, []
         for episodes in self.settings.episodes[1:]:
             updates = round(episodes * horizon / tuning.rollout_length) - done
             done += updates
-            part = jax.vmap(lambda key, done=done, n=updates: jax.random.split(jax.random.fold_in(key, done), n))(keys)
-            carry = run(carry, part)
+            part = jax.vmap(lambda key, done=done, n=updates: jax.random.split(jax.random.fold_in(key, done), n))
+            carry = run(carry, part(update_keys))
             points.append(evaluate(carry[0], split=self.split, key=evaluate_key))
         return points
+
+
+def _apart(keys: Array, number: int) -> Array:
+    """[number, S] keys of S: the seeds' keys for so many purposes."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, number))(keys), 1, 0)
 
 
 class _OfSplit(Evaluator):
