@@ -25,8 +25,9 @@ import numpy as np
 
 from mtjax import suites
 from mtjax.envs.base import Array, VectorEnv
+from mtjax.learners import replay
 from mtjax.learners.base import Learner, Transitions, Unseen
-from mtjax.learners.replay import Sample
+from mtjax.learners.replay import Sample, size_text
 from mtjax.suites.base import Suite
 from mtjax.training import adaptation_plot, statistics, versions
 from mtjax.training.checkpoint import Checkpointer
@@ -94,12 +95,15 @@ def measure(
 
     Raises:
         ValueError: the suite runs on the host or lacks the split, the learner has nothing to say of unseen tasks, the
-            split is the training one, a method is unknown, or the episodes do not ascend from 0.
+            split is the training one, a method is unknown, the episodes do not ascend from 0, or the replays of all
+            fine-tuned agents are larger than the free memory.
     """
     settings = settings or Settings()
     _check(learner, suite, split, methods, settings.episodes)
     protocol = _Protocol(learner, suite, split, unseen_tasks(suite, split, contexts or {}), settings)
     number = len(jax.tree.leaves(states)[0])
+    if "fine-tuned" in methods and learner.fine_tuning:
+        protocol.require_memory(number)
     evaluate_key, key = jax.random.split(key)
     keys = jax.random.split(key, (number, 2))
     found: dict[str, list[Mapping[str, Array]]] = {}
@@ -209,9 +213,27 @@ class _Protocol:
 
     # ------------------------------------------------------------------------------------- fine-tuned
 
+    @property
+    def steps(self) -> int:
+        """Environment steps of each fine-tuned agent: those of the most episodes."""
+        return self.settings.episodes[-1] * self.suite.horizon
+
+    def require_memory(self, num_seeds: int) -> None:
+        """Refuse replays of all N × S agents that are larger than the free memory. Raises ValueError with one line."""
+        buffer = self.learner.fine_tuning(self.steps).replay if self.steps else None
+        agents = num_seeds * self.number
+        if buffer and (allowed := buffer.lacking(agents)):
+            raise ValueError(
+                f"fine-tuning: replays of {buffer.capacity:,} transitions of {agents} agents, one for each of "
+                f"{self.number} tasks and {num_seeds} seeds, take {size_text(agents * buffer.bytes)}, but {allowed}; "
+                "ask for fewer episodes"
+            )
+
     def fine_tuned(self, states: Any, keys: Array, evaluate_key: Array) -> list[Mapping[str, Array]]:
         """Values after the steps of each number of episodes but 0."""
-        tuning, env = self.learner.fine_tuning, self.suite.vector_env(1, split=self.split)
+        if not self.steps:
+            return []
+        tuning, env = self.learner.fine_tuning(self.steps), self.suite.vector_env(1, split=self.split)
         number, horizon = self.number, self.suite.horizon
         each = jax.tree.map(lambda x: x[:, None], self.unseen)  # of N tasks, each an Unseen of one
         over_tasks = jax.vmap(tuning.update, in_axes=(0, 0, 0, 0))
@@ -252,8 +274,10 @@ class _Protocol:
             return found[:, 0]
 
         evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
-        run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]))
+        run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]), donate_argnums=0)
         carry, done, points = jax.jit(jax.vmap(start))(states, start_keys, reset_keys), 0, []
+        # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
+        carry = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), carry, is_leaf=replay.is_replay)
         for episodes in self.settings.episodes[1:]:
             updates = round(episodes * horizon / tuning.rollout_length) - done
             done += updates

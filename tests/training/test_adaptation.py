@@ -76,7 +76,7 @@ def _counting():
         policy=lambda state, unseen, observation, key, deterministic: jnp.zeros((1, observation.shape[1], 1)) + state,
         rollout_length=2,
     )
-    return Learner(None, None, None, policy, adaptation=adapt, fine_tuning=tune)
+    return Learner(None, None, None, policy, adaptation=adapt, fine_tuning=lambda steps: tune)
 
 
 def test_exactly_the_episodes_that_were_seen_count(suite):
@@ -140,13 +140,14 @@ def test_no_key_is_used_twice(monkeypatch):
                 _note(used, jax.random.fold_in(task, step))
         return theta
 
-    tune = learner.fine_tuning._replace(
+    tune = learner.fine_tuning(4)._replace(
         start=noting(1, jnp.zeros(())),
         act=noting(3, (jnp.zeros((1, 1, 1)), {})),
         update=noting(3, (jnp.zeros(()), {})),
     )
     adapt = learner.adaptation._replace(infer=infer)
-    learner = learner._replace(policy=noting(2, jnp.zeros((3, 1, 1))), adaptation=adapt, fine_tuning=tune)
+    learner = learner._replace(policy=noting(2, jnp.zeros((3, 1, 1))), adaptation=adapt)
+    learner = learner._replace(fine_tuning=lambda steps: tune)
     suite = types.SimpleNamespace(vector_env=lambda number, split: Watched(used), horizon=4)
     monkeypatch.setattr(adaptation._Protocol, "evaluator", lambda *asked: lambda *given, **named: {})
     unseen, settings = Unseen(jnp.zeros((3, 0)), jnp.ones((3, 1))), SETTINGS._replace(episodes=(0, 1))
@@ -169,13 +170,22 @@ SMALL = {
 MODELS = {"latent_size": 3, "state_encoder_sizes": (), "theta_size": 2, "theta_hidden_sizes": (), "model_sizes": (4,)}
 
 
-def test_a_real_agent_learns_on(suite):
+def test_a_real_agent_learns_on(suite, monkeypatch):
     """HiP-BMDP, with heads of its own and all: what belonged to the training tasks has become one task's."""
     network = NetworkConfig(arrangement="multi_head", hidden_sizes=(4,), scale="state")
     config = HiPBMDPConfig(**SMALL, **MODELS, transition_model="deterministic", reward_cost=0.0)
     learner = make_hipbmdp(config, network, grads.mean(), TaskSpec(2, 1, suite.action), num_envs=2, num_updates=1)
     states = jax.jit(jax.vmap(learner.init))(jax.random.split(jax.random.key(0), S))
     settings = SETTINGS._replace(episodes=(0, 2))
+    assert learner.fine_tuning(2 * HORIZON).replay.capacity == 16 < SMALL["replay_capacity"]
+    assert learner.fine_tuning(99 * HORIZON).replay.capacity == SMALL["replay_capacity"]
+    with monkeypatch.context() as patch, pytest.raises(ValueError) as caught:
+        patch.setattr("mtjax.learners.replay.free_memory", lambda: 1900)
+        measure(learner, suite, states, split="extrapolation", key=jax.random.key(1), settings=settings)
+    assert str(caught.value) == (
+        "fine-tuning: replays of 16 transitions of 6 agents, one for each of 3 tasks and 2 seeds, take 1.92 kB, but "
+        "1.9 kB are free; ask for fewer episodes"
+    )
     found = measure(
         learner, suite, states, split="extrapolation", key=jax.random.key(1), methods=("fine-tuned",), settings=settings
     )
