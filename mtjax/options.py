@@ -17,6 +17,7 @@ def option(
     above: float | None = None,
     high: float | None = None,
     choices: Collection[str] | None = None,
+    fewest: int = 0,
 ) -> Any:
     """A dataclass field that documents and bounds itself.
 
@@ -28,8 +29,9 @@ def option(
         above: the value must be greater than this.
         high: largest value allowed.
         choices: the only strings allowed, of a tuple for each element, as they are when a value is checked.
+        fewest: elements that a tuple must have.
     """
-    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices}
+    metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices, "fewest": fewest}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -112,6 +114,8 @@ def explain(field: dataclasses.Field, value: Any) -> str | None:
     """Say what is wrong with ``value`` for this option, or None if nothing is."""
     bounds = field.metadata
     elements = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, tuple) and len(value) < bounds["fewest"]:
+        return f"{as_text(value) or 'empty'} is too short; it must have at least {bounds['fewest']}"
     for element in elements if bounds["choices"] is not None else ():
         if element not in bounds["choices"]:
             near = difflib.get_close_matches(str(element), bounds["choices"], n=1, cutoff=0.3)

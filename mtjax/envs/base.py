@@ -54,7 +54,8 @@ class Step(NamedTuple):
         truncated: [] bool, the episode was cut (time limit): bootstrap from ``final_observation``.
         final_observation: [obs] the observation BEFORE any reset; equals ``observation`` within an episode.
         info: arrays by name, the same names at every step; "success" ([] float32, 0 or 1) where the suite
-            defines success.
+            defines success; "whole" ([] bool) where first episodes may be shortened to spread their ends: False in
+            one that is, which is no measure of anything.
     """
 
     observation: Array

@@ -69,7 +69,7 @@ class EnvPool:
             reward,
             terminated,
             truncated,
-            {name: info[name] for name in self._info_names},
+            {name: info[entry] for name, entry in self._info_names.items()},
         )
 
     def send_reset(self, indices: np.ndarray) -> None:

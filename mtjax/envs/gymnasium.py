@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,9 +46,10 @@ class GymnasiumPool:
         self._actions = native_action(self.envs[0].action_space, actions)
 
     def close(self) -> None:
-        """Close the environments, and whatever they draw with."""
-        for env in self.envs:
-            env.close()
+        """Close the environments, all of them, and whatever they draw with."""
+        with contextlib.ExitStack() as stack:
+            for env in self.envs:
+                stack.callback(env.close)
 
     def receive(self) -> PoolStep:
         answers = [env.step(action) for env, action in zip(self.envs, self._actions, strict=True)]

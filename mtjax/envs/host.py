@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -45,7 +46,8 @@ class Pool(Protocol):
     """N environments of ONE task on the host: what a simulator has to offer to become a VectorEnv.
 
     Sending is apart from receiving, so that the pools of all tasks can work at the same time. An
-    environment that has ended is not stepped again before it has been reset.
+    environment that has ended is not stepped again before it has been reset. A pool may have a method ``close``,
+    too, which is called when nobody needs it any more.
     """
 
     def send(self, actions: np.ndarray) -> None:
@@ -118,7 +120,7 @@ class HostVectorEnv:
         info_names: the entries of ``PoolStep.info`` that become ``Step.info``.
         stagger: shorten the first episode of environment e to ``horizon·(1 − e/E)`` steps, so that from
             then on the episodes of a task end at different times and a short rollout sees all phases of
-            an episode. For training; evaluation wants whole episodes.
+            an episode. ``Step.info`` then has "whole". For training; evaluation wants whole episodes.
         task_names: T names, for messages.
     """
 
@@ -182,7 +184,7 @@ class HostVectorEnv:
         self._host(lead)
         observation = self._observation(lead)
         flag, number = _shape(batch, jnp.bool_), _shape(batch, jnp.float32)
-        info = dict.fromkeys(self.info_names, number)
+        info = dict.fromkeys(self.info_names, number) | ({"whole": flag} if self.stagger else {})
         shapes = (
             HostState(_shape(lead, jnp.int32)),
             Step(observation, number, flag, flag, observation, info),
@@ -192,7 +194,9 @@ class HostVectorEnv:
         return io_callback(callback, shapes, state.clock, actions.astype(dtype), ordered=True)
 
     def close(self) -> None:
-        """Free the pools and their threads; the next ``reset`` makes new ones if traced anew."""
+        """Close and free the pools and their threads; the next ``reset`` makes new ones if traced anew."""
+        for host in self._hosts.values():
+            host.close()
         self._hosts.clear()
 
     def _observation(self, lead):
@@ -221,13 +225,19 @@ class HostVectorEnv:
 
 
 class _Host:
-    """The simulators' side: T pools of S·E environments, their episode counters and the clock."""
+    """The simulators' side: T pools of S·E environments, their episode counters and the clock.
+
+    Attributes:
+        steps: [S, T, E] counted towards the horizon, of each running episode.
+        whole: [S, T, E] False for one whose count did not begin at 0.
+    """
 
     def __init__(self, env: HostVectorEnv, num_seeds: int):
         self.env = env
         self.batch = (num_seeds, env.num_tasks, env.num_envs)
         self.pools: Sequence[Pool] = [make(num_seeds * env.num_envs) for make in env.make_pools]
         self.steps = np.zeros(self.batch, np.int32)
+        self.whole = np.ones(self.batch, bool)
         self.clock = 0
 
     def reset(self) -> np.ndarray:
@@ -236,6 +246,7 @@ class _Host:
         self._restart(np.ones(self.batch, bool), observation)
         if self.env.stagger:
             self.steps[:] = np.arange(self.env.num_envs) * self.env.horizon // self.env.num_envs
+            self.whole[:] = self.steps == 0
         self.clock += 1
         return observation
 
@@ -256,6 +267,8 @@ class _Host:
             for target, value in zip(targets, values, strict=True):
                 part = target[:, task]
                 part[...] = np.reshape(value, part.shape)
+        if self.env.stagger:
+            info["whole"] = self.whole.copy()
         self.steps += 1
         truncated = (truncated | (self.steps >= self.env.horizon)) & ~terminated
         done = terminated | truncated
@@ -265,6 +278,15 @@ class _Host:
             self._restart(done, observation)
         self.clock += 1
         return Step(observation, reward, terminated, truncated, final, info)
+
+    def close(self) -> None:
+        """Close the pools that can be. What one of them raises is a warning: it may be why all are closed."""
+        for task, pool in enumerate(self.pools):
+            try:
+                with self._of(task):
+                    getattr(pool, "close", lambda: None)()
+            except SimulatorError as error:
+                warnings.warn(f"while closing: {str(error).splitlines()[0]}", stacklevel=3)
 
     def _restart(self, done: np.ndarray, observation: np.ndarray) -> None:
         """Start new episodes where ``done`` [S, T, E]; their first observations go into ``observation``."""
@@ -278,7 +300,7 @@ class _Host:
                 with self._of(task):
                     first = pool.receive_reset()
                 observation[:, task][done[:, task]] = first
-        self.steps[done] = 0
+        self.steps[done], self.whole[done] = 0, True
 
     @contextlib.contextmanager
     def _of(self, task: int) -> Iterator[None]:

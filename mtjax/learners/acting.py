@@ -50,11 +50,18 @@ def act(
         tasks, masks = unseen_tasks(spec.num_tasks, unseen.contexts), unseen.masks
         private = repeat(of_unseen_task(parameters), len(masks))
         statistics = pooled(statistics, len(masks))
-    apply: Callable[[Any, Any, Task, Array], Any] = jax.vmap(policy.apply, in_axes=(None, 0, 0, 0))
     view = normalize(statistics, observation)
     if see is not None:
         view = see(tasks, view)
-    distribution = apply(parameters.shared, private, tasks, view)
+    return act_on(policy, parameters._replace(private=private), tasks, masks, view, key, deterministic)
+
+
+def act_on(
+    policy: Policy, parameters: Parameters, tasks: Task, masks: Array, view: Array, key: Array, deterministic: Array
+) -> Array:
+    """Actions [N, E, ...] of N tasks, each with its own private parameters, at what the network takes, [N, E, ·]."""
+    apply: Callable[[Any, Any, Task, Array], Any] = jax.vmap(policy.apply, in_axes=(None, 0, 0, 0))
+    distribution = apply(parameters.shared, parameters.private, tasks, view)
     return choose(policy, distribution, masks, key, deterministic)
 
 

@@ -96,6 +96,7 @@ class FineTuning(NamedTuple):
         update: (state, unseen, rollout, key) -> (state, metrics).
         policy: (state, unseen, observation [1, E, obs], key, deterministic []) -> action [1, E, ...].
         rollout_length: H, steps between two updates, of E = 1 environment.
+        replay: the replay that its state holds, or None.
     """
 
     start: Callable[[Any, Array], Any]
@@ -103,6 +104,7 @@ class FineTuning(NamedTuple):
     update: Callable[..., tuple[Any, Mapping[str, Array]]]
     policy: Callable[..., Array]
     rollout_length: int
+    replay: Buffer | None = None
 
 
 class Learner(NamedTuple):
@@ -120,7 +122,8 @@ class Learner(NamedTuple):
         generalises: False if the learner has nothing to say about unseen tasks.
         replay: the replay that its state holds, or None: who runs it states its memory before it is taken.
         adaptation: how it infers an unseen task's dynamics, or None.
-        fine_tuning: how it learns on in an unseen task, or None.
+        fine_tuning: environment steps to come -> how it learns on in an unseen task for at most so many (its replay has
+            room for no more), or None.
         detours: (state, key, H) -> Detours [H, T, E, ...] of a rollout, which the environments follow in place of
             ``act``; a rollout's extras then hold "detour" [H, T, E] bool. None: there are none.
         cut: state -> the state after all running episodes were lost: what the next step earns belongs to a new one.
@@ -134,7 +137,7 @@ class Learner(NamedTuple):
     generalises: bool = True
     replay: Buffer | None = None
     adaptation: Adaptation | None = None
-    fine_tuning: FineTuning | None = None
+    fine_tuning: Callable[[int], FineTuning] | None = None
     detours: Callable[[Any, Array, int], Any] | None = None
     cut: Callable[[Any], Any] | None = None
 

@@ -77,7 +77,7 @@ class PPOConfig:
     )
     count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
     count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
-    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1)
+    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1, fewest=1)
     rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
     detour_share: float = option(
         0.0,
@@ -274,6 +274,7 @@ class SACConfig:
                     categorical or self.return_scaling == "range",
                     "critic_head=categorical and return_scaling=range",
                 ),
+                "critic_reduction": (self.num_critics > 1, "num_critics above 1"),
                 "temperature_learning_rate": (self.learn_temperature, "learn_temperature"),
                 "observation_clip": (self.normalize_observations, "normalize_observations"),
             },
@@ -331,7 +332,11 @@ class HiPBMDPConfig(SACConfig):
             "reconstruction_cost": (self.state_encoder != "identity", "state_encoder=mlp"),
             "latent_cost": (self.reconstruction_cost, "reconstruction_cost above 0"),
             "theta_cost": (self.theta_size or not self.theta_cost, "theta_size above 0"),
-            "transition_members": (self.transition_model == "ensemble", "transition_model=ensemble"),
+            "transition_model": (self.transition_cost, "transition_cost above 0"),
+            "transition_members": (
+                self.transition_model == "ensemble" and self.transition_cost,
+                "transition_model=ensemble" if self.transition_cost else "transition_cost above 0",
+            ),
             "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and a loss to admit"),
         }
         refuse_unused(self, used)

@@ -122,11 +122,19 @@ def project(positions: Array, mass: Array, atoms: Array) -> Array:
     Returns:
         Mass [B, K] on the atoms, as much as before.
     """
-    spacing = atoms[1] - atoms[0]
-    place = (jnp.clip(positions, atoms[0], atoms[-1]) - atoms[0]) / spacing
-    index = jnp.arange(atoms.shape[0], dtype=place.dtype)
-    share = jnp.clip(1.0 - jnp.abs(place[..., None] - index), 0.0, 1.0)  # [B, M, K]
-    return jnp.einsum("bm,bmk->bk", mass, share)
+    number = atoms.shape[0]
+    place = (jnp.clip(positions, atoms[0], atoms[-1]) - atoms[0]) / (atoms[1] - atoms[0])
+    below = jnp.clip(place.astype(jnp.int32), 0, number - 2)  # within bounds, where a position is NaN too
+    share = jnp.clip(place - below.astype(place.dtype), 0.0, 1.0)  # of the atom above
+    parts = mass[..., None] * jnp.stack(
+        [1.0 - share, share], axis=-1
+    )  # [B, M, 2]; every atom's share would be [B, M, K]
+
+    def add(below: Array, parts: Array) -> Array:
+        pairs = jnp.zeros((number, 2), parts.dtype).at[below].add(parts, mode="promise_in_bounds")
+        return pairs[:, 0] + jnp.roll(pairs[:, 1], 1)  # above the last atom there is nothing
+
+    return jax.vmap(add)(below, parts)
 
 
 class Critic(NamedTuple):

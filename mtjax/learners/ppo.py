@@ -378,7 +378,7 @@ class _PPO:
     def _combine(self, states: Mapping[str, Any], shared: Any, task_grads: Any, losses: Mapping[str, Array]):
         """One gradient per task [T, ...] in, one direction out, and what is known of their conflict."""
         if not states:  # nothing is shared, nothing can conflict
-            return task_grads_like(shared), {}, {}
+            return shared, {}, {}  # trees without leaves, as their direction is
         params, gradients = self._parts(shared), self._parts(task_grads)
         directions = {part: tree for part, tree in params.items() if part not in states}  # empty trees
         of_part = {  # the losses whose gradients these are
@@ -517,8 +517,3 @@ def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, A
 def join(shared: Mapping[str, Any], private: Mapping[str, Any]) -> dict[str, Parameters]:
     """The inverse of :func:`split`."""
     return {k: Parameters(shared[k], private[k]) for k in shared}
-
-
-def task_grads_like(shared: Any) -> Any:
-    """Zeros: the direction of parameters that do not exist."""
-    return jax.tree.map(jnp.zeros_like, shared)

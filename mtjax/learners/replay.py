@@ -134,14 +134,17 @@ class Buffer:
         Raises:
             ValueError: the replay of all seeds is larger than the limit, or than what the device has free.
         """
-        need, free = num_seeds * self.bytes, free_memory()
+        if allowed := self.lacking(num_seeds):
+            raise ValueError(f"{self.describe(num_seeds)}, but {allowed}; lower replay_capacity or num_seeds")
+
+    def lacking(self, number: int) -> str | None:
+        """What there is in place of the memory that so many of these replays need; None if there is enough."""
+        need, free = number * self.bytes, free_memory()
         if self.limit and need > self.limit:
-            allowed = f"replay_limit allows {size_text(self.limit)}"
-        elif not self.limit and free is not None and need > free:
-            allowed = f"{size_text(free)} are free"
-        else:
-            return
-        raise ValueError(f"{self.describe(num_seeds)}, but {allowed}; lower replay_capacity or num_seeds")
+            return f"replay_limit allows {size_text(self.limit)}"
+        if not self.limit and free is not None and need > free:
+            return f"{size_text(free)} are free"
+        return None
 
 
 def size_text(number: float) -> str:

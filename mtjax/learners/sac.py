@@ -207,7 +207,7 @@ class _SAC:
             self.generalises,
             self.buffer,
             self.adaptation(),
-            fine_tuning(self) if self.generalises else None,
+            functools.partial(fine_tuning, self) if self.generalises else None,
             cut=self.cut,
         )
 

@@ -30,9 +30,9 @@ Array = jax.Array
 NUM_ENVS = 1
 
 
-def fine_tuning(agent: _SAC) -> FineTuning:
-    """How a trained agent of SAC's kind, such as HiP-BMDP, learns on in one unseen task."""
-    alone = of_one_task(agent)
+def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
+    """How a trained agent of SAC's kind, such as HiP-BMDP, learns on in one unseen task for at most so many steps."""
+    alone = of_one_task(agent, steps)
 
     def told(unseen: Unseen) -> _SAC:
         one = copy.copy(alone)
@@ -53,21 +53,20 @@ def fine_tuning(agent: _SAC) -> FineTuning:
     def policy(state: SACState, unseen: Unseen, observation: Array, key: Array, deterministic: Array) -> Array:
         one = told(unseen)
         view = one._see(state.params["critic"], one.tasks, one._normalize(state.observations, observation))
-        p = state.params["policy"]
-        distribution = jax.vmap(one.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, one.tasks, view)
-        return acting.choose(one.policy, distribution, one.masks, key, deterministic)
+        return acting.act_on(one.policy, state.params["policy"], one.tasks, one.masks, view, key, deterministic)
 
-    return FineTuning(start, act, update, policy, agent.config.rollout_length)
+    return FineTuning(start, act, update, policy, agent.config.rollout_length, alone.buffer)
 
 
-def of_one_task(agent: _SAC) -> _SAC:
-    """The agent's functions for T = 1, with its networks (whose task codes keep their length)."""
+def of_one_task(agent: _SAC, steps: int) -> _SAC:
+    """The agent's functions for T = 1 and so many steps, with its networks (whose task codes keep their length)."""
     one = copy.copy(agent)
     one.config = dataclasses.replace(agent.config, warm_start=0)
     one.spec = agent.spec._replace(num_tasks=1, action_sizes=None, contexts=None)
     one.num_envs, one.arriving = NUM_ENVS, agent.config.rollout_length * NUM_ENVS
     one.num_steps = max(1, round(agent.config.update_to_data * one.arriving))
-    one.buffer = Buffer(one.spec, capacity=agent.config.replay_capacity, arriving=one.arriving)
+    # Room for more than will arrive would only take memory: draws are among what is there.
+    one.buffer = Buffer(one.spec, capacity=min(agent.config.replay_capacity, steps), arriving=one.arriving)
     # One task has nothing to conflict with, and a method may be one of all training tasks, e.g. their weights.
     one.descent = {part: Descent(grads.mean(), 1, d.optimizer) for part, d in agent.descent.items()}
     return one

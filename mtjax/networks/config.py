@@ -111,7 +111,10 @@ class NetworkConfig:
         "Embeddings of the tasks' descriptions: 'shipped', or an .npz file with one vector for each task's name.",
     )
     context_sizes: tuple[int, ...] = option(
-        (50, 50), "Widths of the layers that turn the embedding of a description into the task's context.", low=1
+        (50, 50),
+        "Widths of the layers that turn the embedding of a description into the task's context.",
+        low=1,
+        fewest=1,
     )
     num_experts: int = option(4, "Experts of experts and moore, encoders of care, parameter sets of paco.", low=1)
     selection: str = option(

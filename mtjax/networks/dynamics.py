@@ -137,11 +137,6 @@ def negative_log_likelihood(prediction: Normal, target: Array) -> Array:
     return (0.5 * jnp.square(error) + prediction.log_scale).mean(axis=-1).mean(axis=0)
 
 
-def squared_error(prediction: Normal, target: Array) -> Array:
-    """[...] the squared error of the members' mean, averaged over the dimensions of ``target`` [..., Z]."""
-    return jnp.square(prediction.mean.mean(axis=0) - target).mean(axis=-1)
-
-
 def wasserstein(p: Normal, q: Normal) -> Array:
     """W₂ of diagonal Gaussians, √(‖Δμ‖² + ‖Δσ‖²), the mean over members: leaves [M, ..., Z] to [...]."""
     means, scales = p.mean - q.mean, jnp.exp(p.log_scale) - jnp.exp(q.log_scale)

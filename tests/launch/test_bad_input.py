@@ -34,6 +34,9 @@ FLAGS = {
     "--seed=2147483647 --num_seeds=2": "seed: 2 seeds from 2147483647 on go beyond the greatest, 2147483647",
     "--hidden_sizes=64,x": "flag --hidden_sizes=64,x: 'x' is not a whole number" + PASS_HELP,
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
+    "--arrangement=context --context_sizes=": "flag --context_sizes=: empty is too short; it must have at least 1"
+    + PASS_HELP,
+    "--exploration=rnd --rnd_sizes=": "flag --rnd_sizes=: empty is too short; it must have at least 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
     "did you mean 'relu'?" + PASS_HELP,
     "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, distral, sac, hipbmdp; did you mean 'ppo'?"

@@ -189,6 +189,18 @@ def test_ppo_learns_from_reward_and_bonus():
             SACConfig(temperature_learning_rate=1e-3, learn_temperature=False),
             "temperature_learning_rate: 0.001 has no effect; it belongs to learn_temperature",
         ),
+        (
+            SACConfig(critic_reduction="mean", num_critics=1),
+            "critic_reduction: 'mean' has no effect; it belongs to num_critics above 1",
+        ),
+        (
+            HiPBMDPConfig(transition_model="ensemble", transition_cost=0.0, theta_size=0),
+            "transition_model: 'ensemble' has no effect; it belongs to transition_cost above 0",
+        ),
+        (
+            HiPBMDPConfig(transition_members=3, transition_cost=0.0, theta_size=0),
+            "transition_members: 3 has no effect; it belongs to transition_cost above 0",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(config, message):

@@ -2,6 +2,7 @@
 
 import collections
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,18 @@ def test_draws_are_uniform_of_the_own_task_and_of_what_is_there():
     assert not np.array_equal(rows, sample(state, jax.random.key(1), 4800).reward)
     ranks = [np.argsort(np.argsort(rows[t])) for t in range(T)]
     assert abs(np.corrcoef(ranks)[0, 1]) < 0.1  # each task's draws are its own
+
+
+def test_room_for_more_than_arrives_changes_no_draw():
+    """A fine-tuned agent's replay holds as much as will arrive; its curve must not depend on that."""
+    drawn = []
+    for capacity in (24, 1000):
+        buffer = _buffer(capacity=capacity)
+        state = buffer.init()
+        for seed in range(2):
+            state = buffer.insert(state, *_rollout(seed, continuous(2)))
+            drawn.append(buffer.sample(state, jax.random.key(seed), 64))
+    chex.assert_trees_all_equal(drawn[:2], drawn[2:])
 
 
 def test_insertion_is_in_place():

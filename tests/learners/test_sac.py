@@ -489,7 +489,7 @@ def test_a_nan_is_blamed_on_the_task_that_brought_it():
 def test_fine_tuning_needs_no_method_of_all_tasks(method):
     """Weights of three tasks, or a main one among them, say nothing of the one task that an agent learns on in."""
     agent = _make(method=grads.get(method))
-    tuning, unseen = agent.learner().fine_tuning, Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
+    tuning, unseen = agent.learner().fine_tuning(H), Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
 
     def tune(state):
         seen, zeros, never = jnp.zeros((H, 1, 1, OBS)), jnp.zeros((H, 1, 1)), jnp.zeros((H, 1, 1), bool)

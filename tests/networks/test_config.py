@@ -75,6 +75,7 @@ REFUSED = {
     "trunk: moore has layers of its own": {"arrangement": "moore", "trunk": "residual"},
     "trunk: soft_modular has layers of its own": {"arrangement": "soft_modular", "value_trunk": "residual"},
     "encoder_sizes: care compares encodings (8) with the context (50)": {"arrangement": "care", "encoder_sizes": (8,)},
+    "context_sizes: empty is too short; it must have at least 1": {"arrangement": "care", "context_sizes": ()},
     "task_input: care attends by the task's description": {"arrangement": "care", "task_input": "one_hot"},
     "task_input: film is conditioned on the task": {"arrangement": "film", "task_input": "none"},
     "task_input: a hypernetwork computes": {"arrangement": "hypernetwork", "task_input": "none"},

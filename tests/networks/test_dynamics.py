@@ -26,8 +26,6 @@ def test_likelihood_against_numpy():
     certain = p._replace(log_scale=jnp.zeros_like(p.mean))
     error = 0.5 * ((np.asarray(p.mean) - target) ** 2).mean(axis=(0, 2))
     np.testing.assert_allclose(dynamics.negative_log_likelihood(certain, target), error, rtol=1e-5)
-    mean_error = ((np.asarray(p.mean).mean(axis=0) - target) ** 2).mean(axis=1)
-    np.testing.assert_allclose(dynamics.squared_error(p, target), mean_error, rtol=1e-5)
 
 
 def test_wasserstein_counts_means_and_scales_row_by_row():

@@ -85,7 +85,7 @@ def test_bodies_mjx_is_three_bodies():
     suite = suites.make("bodies-mjx")
     assert suite.num_tasks == 3 and len(set(suite.action_sizes)) > 1
     envs = suite.vector_env(1)
-    sizes = envs.observation_sizes
+    sizes = [group.observation_size for group in envs.groups]
     _, observation = jax.jit(envs.reset)(jax.random.key(0))
     for row, size in zip(np.asarray(observation), sizes, strict=True):
         assert not row[0, size:].any()

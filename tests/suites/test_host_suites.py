@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtjax.envs.envpool import EnvPool
+from mtjax.envs.gymnasium import GymnasiumPool
+from mtjax.suites.bodies import combine
 from mtjax.suites.host import from_envpool, from_gymnasium
 from mtjax.training import video
 
@@ -140,6 +144,29 @@ def test_a_simulator_that_draws_nothing_costs_the_videos_alone(tmp_path):
         assert video.render_tasks(suite, lambda task: lambda observation, key: jnp.zeros(1), tmp_path) == []
 
 
+def test_the_first_tasks_of_suites_are_put_together():
+    """Tasks on the host are names and functions, not arrays to be cut."""
+    walks = from_gymnasium("walks", {"near": Walk, "far": lambda: Walk(9.0)}, horizon=5)
+    swings = from_gymnasium("swings", {"one": "Pendulum-v1", "other": "Pendulum-v1"})
+    suite = combine("both", [walks, swings], tasks_per_suite=1)
+    assert [info.name for info in suite.tasks] == ["walks/near", "swings/one"]
+    assert suite.vector_env(2).num_tasks == 2
+
+
+def test_every_environment_of_a_pool_is_closed():
+    closed = []
+
+    class Closing(Walk):
+        def close(self):
+            closed.append(self)
+            raise OSError("no display")
+
+    pool = GymnasiumPool(Closing, 3, seed=0)
+    with pytest.raises(OSError, match="no display"):
+        pool.close()
+    assert set(closed) == set(pool.envs)
+
+
 def test_held_out_tasks_become_splits():
     suite = from_gymnasium("walk", {"a": Walk}, extrapolation={"b": lambda: Walk(7.0)}, horizon=5)
     assert suite.vector_env(1, split="extrapolation").num_tasks == 1
@@ -193,6 +220,22 @@ def test_envpool_tasks_answer_as_they_do_alone():
             observation = observation.copy()
             observation[terminated] = pool.reset(np.flatnonzero(terminated).astype(np.int32))[0]
         np.testing.assert_array_equal(steps.observation[time, 0], observation)
+
+
+def test_envpools_own_name_of_success_is_looked_up(monkeypatch):
+    """Whatever EnvPool calls it, a learner reads "success"."""
+
+    class Made:
+        action_space, observation_space = gymnasium.spaces.Discrete(2), None
+
+        def recv(self):
+            no = np.zeros(1, bool)
+            return np.zeros((1, 2)), np.ones(1), no, no, {"is_success": np.ones(1), "elapsed_step": np.ones(1)}
+
+    fake = types.SimpleNamespace(make_gymnasium=lambda task_id, **options: Made())
+    monkeypatch.setattr("mtjax.envs.envpool.require_envpool", lambda: fake)
+    pool = EnvPool("Any-v1", 1, seed=0, num_threads=1, info_names={"success": "is_success"})
+    assert {name: value.tolist() for name, value in pool.receive().info.items()} == {"success": [1.0]}
 
 
 def test_envpool_physics_with_dict_observations_and_a_shorter_horizon():

@@ -10,7 +10,7 @@ import pytest
 
 from mtjax import grads, suites
 from mtjax.envs import Step, continuous
-from mtjax.learners.base import Adaptation, FineTuning, Learner, TaskSpec
+from mtjax.learners.base import Adaptation, FineTuning, Learner, TaskSpec, Unseen
 from mtjax.learners.config import HiPBMDPConfig
 from mtjax.learners.hipbmdp import make_hipbmdp
 from mtjax.networks.config import NetworkConfig
@@ -76,7 +76,7 @@ def _counting():
         policy=lambda state, unseen, observation, key, deterministic: jnp.zeros((1, observation.shape[1], 1)) + state,
         rollout_length=2,
     )
-    return Learner(None, None, None, policy, adaptation=adapt, fine_tuning=tune)
+    return Learner(None, None, None, policy, adaptation=adapt, fine_tuning=lambda steps: tune)
 
 
 def test_exactly_the_episodes_that_were_seen_count(suite):
@@ -105,6 +105,60 @@ def test_fine_tuning_has_the_steps_of_k_episodes(suite):
     assert plain["values"]["fine-tuned"]["return"][1]["mean"]["value"] == pytest.approx(np.mean(hidden + lengths * 4))
 
 
+def _note(used, key):
+    """Add a key to those used, for each seed and task that uses it."""
+    jax.debug.callback(lambda data: used.append(tuple(np.ravel(data).tolist())), jax.random.key_data(key))
+
+
+@jax.tree_util.register_static
+class Watched:
+    """Three tasks with one environment each, in which nothing happens; notes the keys it is given."""
+
+    def __init__(self, used):
+        self.used = used
+
+    def reset(self, key):
+        _note(self.used, key)
+        return jnp.zeros(()), jnp.zeros((3, 1, 1))
+
+    def step(self, state, action, key):
+        _note(self.used, key)
+        zeros, no, seen = jnp.zeros((3, 1)), jnp.zeros((3, 1), bool), jnp.zeros((3, 1, 1))
+        return state, Step(seen, zeros, no, no, seen, {})
+
+
+def test_no_key_is_used_twice(monkeypatch):
+    """What is drawn for an agent's start, its actions, its environment and its learning must not be the same."""
+    used, learner = [], _counting()
+
+    def noting(place, result):
+        return lambda *given: _note(used, given[place]) or result
+
+    def infer(state, theta, seen, weight, key, **settings):
+        for task in jax.random.split(key, 3):  # as HiP-BMDP does
+            for step in range(2):
+                _note(used, jax.random.fold_in(task, step))
+        return theta
+
+    tune = learner.fine_tuning(4)._replace(
+        start=noting(1, jnp.zeros(())),
+        act=noting(3, (jnp.zeros((1, 1, 1)), {})),
+        update=noting(3, (jnp.zeros(()), {})),
+    )
+    adapt = learner.adaptation._replace(infer=infer)
+    learner = learner._replace(policy=noting(2, jnp.zeros((3, 1, 1))), adaptation=adapt)
+    learner = learner._replace(fine_tuning=lambda steps: tune)
+    suite = types.SimpleNamespace(vector_env=lambda number, split: Watched(used), horizon=4)
+    monkeypatch.setattr(adaptation._Protocol, "evaluator", lambda *asked: lambda *given, **named: {})
+    unseen, settings = Unseen(jnp.zeros((3, 0)), jnp.ones((3, 1))), SETTINGS._replace(episodes=(0, 1))
+    protocol = adaptation._Protocol(learner, suite, "extrapolation", unseen, settings)
+    for run, number in ((protocol.inferred, 1 + 4 * 2 + 6), (protocol.fine_tuned, 1 + 3 + 4 * (1 + 3) + 2 * 3)):
+        used.clear()
+        run(jnp.zeros(1), jax.random.split(jax.random.key(0), 1), None)
+        jax.effects_barrier()
+        assert len(set(used)) == len(used) == number
+
+
 SMALL = {
     "rollout_length": 4,
     "batch_size": 4,
@@ -116,13 +170,22 @@ SMALL = {
 MODELS = {"latent_size": 3, "state_encoder_sizes": (), "theta_size": 2, "theta_hidden_sizes": (), "model_sizes": (4,)}
 
 
-def test_a_real_agent_learns_on(suite):
+def test_a_real_agent_learns_on(suite, monkeypatch):
     """HiP-BMDP, with heads of its own and all: what belonged to the training tasks has become one task's."""
     network = NetworkConfig(arrangement="multi_head", hidden_sizes=(4,), scale="state")
     config = HiPBMDPConfig(**SMALL, **MODELS, transition_model="deterministic", reward_cost=0.0)
     learner = make_hipbmdp(config, network, grads.mean(), TaskSpec(2, 1, suite.action), num_envs=2, num_updates=1)
     states = jax.jit(jax.vmap(learner.init))(jax.random.split(jax.random.key(0), S))
     settings = SETTINGS._replace(episodes=(0, 2))
+    assert learner.fine_tuning(2 * HORIZON).replay.capacity == 16 < SMALL["replay_capacity"]
+    assert learner.fine_tuning(99 * HORIZON).replay.capacity == SMALL["replay_capacity"]
+    with monkeypatch.context() as patch, pytest.raises(ValueError) as caught:
+        patch.setattr("mtjax.learners.replay.free_memory", lambda: 1900)
+        measure(learner, suite, states, split="extrapolation", key=jax.random.key(1), settings=settings)
+    assert str(caught.value) == (
+        "fine-tuning: replays of 16 transitions of 6 agents, one for each of 3 tasks and 2 seeds, take 1.92 kB, but "
+        "1.9 kB are free; ask for fewer episodes"
+    )
     found = measure(
         learner, suite, states, split="extrapolation", key=jax.random.key(1), methods=("fine-tuned",), settings=settings
     )

@@ -79,11 +79,13 @@ def test_episodes_by_hand():
         assert set(means) == {"return", "length", "episodes"}
 
 
-def _step(reward, done, success):
+def _step(reward, done, success, **info):
     shape = (1, 1, 2)
     zeros = jnp.zeros((*shape, 1))
     done = jnp.asarray(done).reshape(shape)
-    info = {"success": jnp.asarray(success, jnp.float32).reshape(shape)}
+    info = {"success": jnp.asarray(success, jnp.float32).reshape(shape)} | {
+        name: jnp.asarray(value).reshape(shape) for name, value in info.items()
+    }
     reward = jnp.asarray(reward, jnp.float32).reshape(shape)
     return Step(zeros, reward, done, jnp.zeros(shape, bool), zeros, info)
 
@@ -105,3 +107,18 @@ def test_success_at_any_step_and_at_the_last():
     assert total.returns == 2 + 6 + 10 and total.length == 2 + 3 + 2
     np.testing.assert_allclose(rollout.averages(finished, has_success=True)["success"], 2 / 3, rtol=1e-6)
     np.testing.assert_array_equal(running.returns[0, 0], [0, 9])
+
+
+def test_an_episode_that_was_shortened_on_purpose_is_not_booked():
+    """Half an episode has about half the return: learning curves would begin, and go on after a resume, with a dip."""
+    running, finished = rollout.init_running((1, 1, 2)), rollout.init_finished((1, 1, 2))
+    for step in (
+        _step([1, 1], [False, True], [0, 1], whole=[True, False]),
+        _step([1, 5], [True, False], [1, 0], whole=[True, True]),
+        _step([7, 5], [False, True], [0, 0], whole=[True, True]),
+    ):
+        running, finished = rollout.account(running, finished, step)
+    np.testing.assert_array_equal(finished.episodes[0, 0], [1, 1])
+    np.testing.assert_array_equal(finished.returns[0, 0], [2, 10])
+    np.testing.assert_array_equal(finished.success_any[0, 0], [1, 0])
+    np.testing.assert_array_equal(running.returns[0, 0], [7, 0])

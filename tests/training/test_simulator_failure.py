@@ -4,10 +4,12 @@ import dataclasses
 import gc
 import weakref
 
+import jax
 import pytest
 import test_run
 import test_trainer
 
+from mtjax.envs.padding import Grouped
 from mtjax.suites import base
 from mtjax.training import record, run, simulators
 
@@ -55,20 +57,32 @@ def test_a_simulator_that_dies(tmp_path, monkeypatch, caplog):
         run.evaluate(place, episodes=1)
 
 
+def test_groups_within_groups_are_closed():
+    inner, outer = test_trainer._host_suite().vector_env(1), test_trainer._host_suite().vector_env(1)
+    for env in (inner, outer):
+        jax.block_until_ready(env.reset(jax.random.key(0)))
+    simulators.close(Grouped((Grouped((inner,)), outer)))
+    assert not inner._hosts and not outer._hosts
+
+
 def test_runs_free_their_simulators(tmp_path, monkeypatch):
     """A study of four MT10 runs in one process once took 24 GB, and the machine."""
-    alive = weakref.WeakSet()
+    alive, opened = weakref.WeakSet(), []
 
     class Counted(test_trainer._Pool):
         def __init__(self, task, num_envs):
             super().__init__(task, num_envs)
             alive.add(self)
+            opened.append(id(self))
+
+        def close(self):
+            opened.remove(id(self))
 
     monkeypatch.setattr(test_trainer, "_Pool", Counted)
     base._REGISTRY["trainer-host"] = test_trainer._host_suite
     run.train(CONFIG, tmp_path / "run", **QUIET)
     gc.collect()
-    assert not alive
+    assert not alive and not opened
     made = run.evaluate(tmp_path / "run", episodes=2)["results"]["train"]["deterministic"]
     gc.collect()
     assert not alive and made["return"]["tasks"] == {"task_0": 5.0, "task_1": 10.0}

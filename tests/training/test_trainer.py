@@ -200,9 +200,10 @@ def test_a_simulator_on_the_host(num_seeds):
             np.testing.assert_array_equal(rollout.observation[t, 0, 0, :, 1], np.arange(4 * t, 4 * t + 4))
         state, metrics = trainer.update(state, rollout)
     state, values = trainer.report(state)
-    # The first episodes are cut to 5, 4, 3 and 2 steps, so that not all end at once; two whole ones follow.
-    np.testing.assert_array_equal(values["episodes"], [[12.0, 12.0]] * num_seeds)
-    np.testing.assert_array_equal(values["return"], [[54 / 12, 2 * 54 / 12]] * num_seeds)
+    # The first episodes are cut to 5, 4, 3 and 2 steps, so that not all end at once, and those of less than 5 are not
+    # counted; two whole ones follow.
+    np.testing.assert_array_equal(values["episodes"], [[9.0, 9.0]] * num_seeds)
+    np.testing.assert_array_equal(values["return"], [[5.0, 10.0]] * num_seeds)
     np.testing.assert_array_equal(values["success"], [[1.0, 1.0]] * num_seeds)
 
     assert (state.learner.return_sums > 0).any()
@@ -233,6 +234,8 @@ def test_training_horizon_cuts_episodes_of_training_alone():
         for t in range(tasks):
             ends = np.flatnonzero(ended[:, t, 0])
             np.testing.assert_array_equal(ends, np.arange(2, len(ended), 3))
+        _, means = trainer.report(jax.tree.map(jnp.copy, state))
+        np.testing.assert_array_equal(means["length"], np.full((config.num_seeds, tasks), 3))
         evaluator = Evaluator(trainer.learner, suite, episodes=2, num_seeds=config.num_seeds, seed=0)
         values = evaluator(state.learner, key=jax.random.key(0), rounds=1)
         np.testing.assert_array_equal(values["length"], np.full((config.num_seeds, tasks), suite.horizon))
