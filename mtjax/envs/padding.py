@@ -74,11 +74,6 @@ class Grouped:
         return ActionSpec(self.groups[0].action.kind, max(group.action.size for group in self.groups))
 
     @property
-    def observation_sizes(self) -> tuple[int, ...]:
-        """[T] real numbers in each task's observation."""
-        return tuple(group.observation_size for group in self.groups for _ in range(group.num_tasks))
-
-    @property
     def action_sizes(self) -> tuple[int, ...]:
         """[T] real entries (or choices) of each task's action."""
         return tuple(group.action.size for group in self.groups for _ in range(group.num_tasks))
