@@ -95,7 +95,7 @@ def define(values: command.FlagValues) -> None:
     absl_flags.DEFINE_multi_string("sweep", [], text, flag_values=values, module_name=section)
     values["sweep"].help = text  # without what absl appends
     flags.define_options(values, Command())
-    flags.define_options(values, RunConfig())
+    flags.define_options(values, RunConfig(), empty=True)
     flags.define_help(values, USAGE)
 
 

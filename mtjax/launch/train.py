@@ -86,7 +86,7 @@ class Command:
 def define(values: command.FlagValues) -> None:
     """Define the command's flags and one for every option of a run."""
     flags.define_options(values, Command())
-    flags.define_options(values, RunConfig())
+    flags.define_options(values, RunConfig(), empty=True)
     flags.also(values, "num_envs", AUTO, "'auto' chooses what fits the device's memory and the length of the run")
     flags.define_help(values, USAGE)
 

@@ -65,6 +65,7 @@ FLAGS = {
     "--nosquash=1": "--nosquash=1 does not take an argument",
     "--suite": "missing value for --suite" + PASS_HELP,
     "--suite=": "flag --suite=: the value is empty" + PASS_HELP,
+    "--run_dir= --resume": "flag --run_dir=: the value is empty" + PASS_HELP,
     "hidden-hopper": "unexpected argument 'hidden-hopper'; every option is a flag, written --name=value",
     "--seed=1 --seed=2": "--seed is given twice; give it once",
     "--seed 1 --seed=1 -seed=1": "--seed is given 3 times; give it once",
