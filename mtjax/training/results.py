@@ -28,15 +28,15 @@ def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str])
         names: of the N tasks.
 
     Returns:
-        {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}}.
+        {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}};
+        None for what is not finite.
     """
-    return {
-        measure: {
-            **statistics.summarize(value),
-            "tasks": {name: float(v) for name, v in zip(names, value.mean(axis=0), strict=True)},
-        }
-        for measure, value in values.items()
-    }
+
+    def of_tasks(value: np.ndarray) -> dict[str, float | None]:
+        means = zip(names, value.mean(axis=0), strict=True)
+        return {name: float(mean) if np.isfinite(mean) else None for name, mean in means}
+
+    return {measure: {**statistics.summarize(value), "tasks": of_tasks(value)} for measure, value in values.items()}
 
 
 def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
