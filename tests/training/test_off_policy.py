@@ -15,6 +15,7 @@ from mtjax.launch import train as command
 from mtjax.learners import replay
 from mtjax.learners.config import SACConfig
 from mtjax.training import record, run
+from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Trainer
 
 setting, no_plots = test_run.setting, test_run.no_plots  # fixtures
@@ -68,7 +69,7 @@ def test_too_large_a_replay_is_refused_before_it_is_taken():
 
 
 def _final_state(folder, config):
-    with run.Checkpointer(folder, read_only=True) as saver:
+    with Checkpointer(folder, read_only=True) as saver:
         step, state, _ = saver.restore(Trainer(config, test_run.make_suite()).abstract())
     assert step == UPDATES * STEPS
     return test_trainer._numbers(state)
