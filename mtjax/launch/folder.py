@@ -82,6 +82,20 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
         if "suite" not in given and not folder.exists():  # a mistyped folder, rather than a run of the default suite
             raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, name its --suite")
         return dataclasses.replace(plan_new(resolved, run_dir, overwrite=False), afresh=True)
+    return plan_continued(given, folder)
+
+
+def plan_continued(given: Mapping[str, Any], run_dir: str | Path) -> Plan:
+    """Continue a run that is there: what it is, it says itself, and whatever preset is in force by now does not.
+
+    Args:
+        given: as of :func:`plan_resume`; they may repeat the run's.
+        run_dir: the run's folder.
+
+    Raises:
+        ValueError: it was started with other options, or it cannot be written.
+    """
+    folder = Path(run_dir).expanduser()
     saved = resolve.load_config(folder)
     config = resumed(saved, given, folder)
     _require_writable(folder)

@@ -72,7 +72,7 @@ def resolve(
 
 def is_run(folder: str | Path) -> bool:
     """True if the folder holds a run."""
-    return (Path(folder) / CONFIG).is_file()
+    return (Path(folder).expanduser() / CONFIG).is_file()
 
 
 def flagfile(config: RunConfig) -> str:

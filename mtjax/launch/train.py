@@ -161,7 +161,7 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
     if asked.resume and asked.run_dir and resolve.is_run(asked.run_dir) and not asked.config_from:
-        given = {"learner": resolve.load_config(asked.run_dir).learner, **given}  # whose options are meant
+        return folder.plan_continued(given, asked.run_dir)
     resolved = resolve.resolve(given, preset=asked.preset, config_from=asked.config_from or None)
     run_dir = asked.run_dir or None
     if not asked.resume:

@@ -324,6 +324,22 @@ def test_a_run_of_another_learner_is_resumed_by_its_folder(command, training):
     assert result.code == 1 and "--learner: sac in the run, ppo asked" in result.err
 
 
+def test_resume_repeats_options_that_the_default_run_lacks(command, training):
+    """Whether an option has an effect, the run's own options decide, not those of the default suite."""
+    first = (PROBE, "--run_dir=run", "--preset=none", "--arrangement=experts", "--num_experts=3")
+    assert command(*first).code == 0
+    assert command("--run_dir=run", "--resume", "--num_experts=3").code == 0
+    assert training.calls[1][0] == training.calls[0][0]
+    for typed, message in (
+        ("--num_experts=2", "--num_experts: 3 in the run, 2 asked"),
+        ("--detour_steps=20", "--detour_steps: 40 in the run, 20 asked"),
+        ("--polyak=0.1", "polyak is an option of learner sac and hipbmdp; the learner here is ppo"),
+    ):
+        result = command("--run_dir=run", "--resume", typed)
+        assert result.code == 1 and message in result.err, result.err
+    assert len(training.calls) == 2
+
+
 def test_config_from_with_another_learner_takes_what_is_common(command, training):
     """Suite, environments and network stay; the new learner's own options start from its defaults."""
     command(PROBE, "--run_dir=run", "--num_envs=3", "--hidden_sizes=8", "--learning_rate=0.5")
