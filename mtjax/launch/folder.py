@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
     return Plan(resolved, folder, replace=used)
 
 
-def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None) -> Plan:
+def plan_resume(
+    given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None, *, unknown: Collection[str] = ()
+) -> Plan:
     """Continue the run in ``run_dir``, or the newest run of these options under ``runs`` if none is named.
 
     Where ``run_dir`` holds nothing yet, as of a run that was killed before it had written its configuration, that
@@ -73,11 +75,12 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
         given: options that the user named, on the command line or by ``--config_from``.
         resolved: what the same command would start without ``--resume``.
         run_dir: the run's folder.
+        unknown: options of ``resolved`` that were chosen when the run was started.
 
     Raises:
         ValueError: there is no such run, it was started with other options, or it cannot be written.
     """
-    folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config)
+    folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config, unknown)
     if run_dir and not resolve.is_run(folder):
         if "suite" not in given and not folder.exists():  # a mistyped folder, rather than a run of the default suite
             raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, name its --suite")
@@ -168,13 +171,14 @@ def _require_writable(folder: Path) -> None:
         raise ValueError(f"--run_dir={folder} {why}")
 
 
-def _newest(config: RunConfig) -> Path:
-    """The newest run under ``runs`` that this configuration could have started."""
+def _newest(config: RunConfig, unknown: Collection[str]) -> Path:
+    """The newest run under ``runs`` that this configuration could have started, whatever the unknown options were."""
+    asked = {name: value for name, value in options.flatten(config).items() if name not in unknown}
     runs = [folder for folder in RUNS.glob("*") if resolve.is_run(folder)] if RUNS.is_dir() else []
     runs.sort(key=lambda folder: (folder / CONFIG).stat().st_mtime, reverse=True)
     for folder in runs:
         try:
-            resumed(resolve.load_config(folder), options.flatten(config), folder)
+            resumed(resolve.load_config(folder), asked, folder)
         except ValueError:
             continue
         return folder

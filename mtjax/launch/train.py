@@ -106,7 +106,7 @@ def run(values: command.FlagValues) -> int:
     fit = given.get("num_envs") == AUTO
     if fit:
         del given["num_envs"]
-    plan = make_plan(asked, given)
+    plan = make_plan(asked, given, fit=fit)
     environment.connect(asked.coordinator, asked.num_processes, asked.process_id)
     environment.choose_platform(asked.platform)
     environment.keep_compiled_programs(asked.compilation_cache)
@@ -150,8 +150,13 @@ def run(values: command.FlagValues) -> int:
     return command.OK
 
 
-def make_plan(asked: Command, given: dict) -> folder.Plan:
+def make_plan(asked: Command, given: dict, *, fit: bool = False) -> folder.Plan:
     """Resolve the configuration and the run's folder. Imports neither jax nor a simulator.
+
+    Args:
+        asked: the command.
+        given: the run's options that it names.
+        fit: whether num_envs, which is none of them, is to be chosen.
 
     Raises:
         ValueError: options that contradict each other, or a folder that does not allow it.
@@ -168,7 +173,7 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
         return folder.plan_new(resolved, run_dir, overwrite=asked.overwrite)
     named = {name for name, source in resolved.sources.items() if source != "preset"}
     explicit = {name: value for name, value in options.flatten(resolved.config).items() if name in named}
-    return folder.plan_resume(explicit, resolved, run_dir)
+    return folder.plan_resume(explicit, resolved, run_dir, unknown=("num_envs",) if fit else ())
 
 
 def fitted(plan: folder.Plan, mesh: str) -> tuple[folder.Plan, str]:

@@ -52,6 +52,17 @@ def test_as_many_environments_as_fit_and_are_of_use(command, training):
     assert [config.num_envs for config, *_ in training.calls] == [128] * 3
 
 
+def test_a_run_of_as_many_environments_as_fit_is_found_again(command, training):
+    """By the same command, which does not say how many those were."""
+    typed = (PROBE, "--num_envs=auto", "--total_steps=1_000_000", "--rollout_length=16")
+    assert command(*typed).code == 0
+    result = command(*typed, "--resume")
+    assert result.code == 0, result.err
+    (config, folder, _), (again, same, asked) = training.calls
+    assert config == again and config.num_envs == 128 and folder == same and asked["resume"]
+    assert command(*typed, "--seed=1", "--resume").code == 1
+
+
 def test_the_run_folder_holds_flags_that_reproduce_it(command, training, tmp_path):
     command(PROBE, "--run_dir=first", "--num_envs=3", "--grads=pcgrad(reduction='mean')")
     command("--flagfile=first/flags.txt", "--run_dir=second")
