@@ -88,18 +88,20 @@ def plan_resume(
     return plan_continued(given, folder)
 
 
-def plan_continued(given: Mapping[str, Any], run_dir: str | Path) -> Plan:
+def plan_continued(given: Mapping[str, Any], run_dir: str | Path, *, preset: str = "auto") -> Plan:
     """Continue a run that is there: what it is, it says itself, and whatever preset is in force by now does not.
 
     Args:
         given: as of :func:`plan_resume`; they may repeat the run's.
         run_dir: the run's folder.
+        preset: the one that the command names, which may repeat the run's.
 
     Raises:
-        ValueError: it was started with other options, or it cannot be written.
+        ValueError: it was started with other options or another preset, or it cannot be written.
     """
     folder = Path(run_dir).expanduser()
     saved = resolve.load_config(folder)
+    resolve.require_preset(preset, saved, given, run_dir)
     config = resumed(saved, given, folder)
     _require_writable(folder)
     sources = dict.fromkeys(options.flatten(config), "run") | dict.fromkeys(given, "flag")

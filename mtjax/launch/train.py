@@ -165,8 +165,10 @@ def make_plan(asked: Command, given: dict, *, fit: bool = False) -> folder.Plan:
         raise ValueError("--coordinator needs --run_dir: all processes must name the same folder")
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
+    if asked.overwrite and not asked.run_dir:
+        raise ValueError("--overwrite needs --run_dir: without it, a new run gets a folder of its own")
     if asked.resume and asked.run_dir and resolve.is_run(asked.run_dir) and not asked.config_from:
-        return folder.plan_continued(given, asked.run_dir)
+        return folder.plan_continued(given, asked.run_dir, preset=asked.preset)
     resolved = resolve.resolve(given, preset=asked.preset, config_from=asked.config_from or None)
     run_dir = asked.run_dir or None
     if not asked.resume:

@@ -351,6 +351,27 @@ def test_resume_repeats_options_that_the_default_run_lacks(command, training):
     assert len(training.calls) == 2
 
 
+def test_resume_takes_the_preset_of_the_run_and_no_other(command, training):
+    """The same command continues the run; a preset that would have made another run is not dropped silently."""
+    sac = (PROBE, "--learner=sac", "--preset=brc", "--total_steps=100", "--embedding_size=4")
+    assert command(*sac, "--run_dir=run").code == 0
+    assert command(*sac, "--run_dir=run", "--resume").code == 0
+    assert training.calls[1][0] == training.calls[0][0]
+    assert command("--run_dir=run", "--resume", "--preset=none").code == 0  # as in the run's own flags.txt
+    for preset, message in (
+        ("brc", "--embedding_size is 4 there, 32 in the preset"),
+        ("sac_ae", "preset 'sac_ae' is for the learner hipbmdp; the learner here is sac"),
+    ):
+        result = command("--run_dir=run", "--resume", f"--preset={preset}")
+        assert result.code == 1 and message in result.err and result.err.count("\n") == 1, result.err
+    assert len(training.calls) == 3
+    command(PROBE, "--learner=sac", "--run_dir=plain")
+    assert command(*sac[1:3], "--run_dir=plain", "--resume").err == (
+        "mtjax-train: --preset=brc is not what plain was started with: --value_trunk is same there, residual in the "
+        "preset; leave it out to continue the run\n"
+    )
+
+
 def test_config_from_with_another_learner_takes_what_is_common(command, training):
     """Suite, environments and network stay; the new learner's own options start from its defaults."""
     command(PROBE, "--run_dir=run", "--num_envs=3", "--hidden_sizes=8", "--learning_rate=0.5")
