@@ -297,12 +297,11 @@ def measure_run(
     suite = suites.make(config.suite)
     trainer = Trainer(config, suite)
     step, state, _ = saved.restore(run_dir, trainer, checkpoint, to_be="adapted")
-    states = trainer.restored(state).learner
     curves = {
         split: measure(
             trainer.learner,
             suite,
-            states,
+            state.learner,
             split=split,
             key=jax.random.key(seed),
             contexts=trainer.contexts,

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from mtjax import options, suites
-from mtjax.training import lock, meshes, processes, record, saved, simulators
+from mtjax.training import lock, memory, meshes, processes, record, saved, simulators
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
@@ -83,6 +83,7 @@ def train(
             resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
         suite = suites.make(config.suite)
         trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
+        memory.require_replay(trainer)
         if processes.first():
             write_description(config, suite, run_dir)
         with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:

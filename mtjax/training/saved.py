@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import Any
 
+from mtjax.training import memory
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Trainer, TrainState
 
@@ -30,8 +31,10 @@ def restore(
         (step, state, host), as :meth:`Checkpointer.restore`.
 
     Raises:
-        ValueError: there is none; the message says why.
+        ValueError: there is none, and the message says why; or it holds a replay that is larger than the memory.
     """
+    if trainer.learner.replay and trainer.learner.replay.saved:
+        memory.require_replay(trainer)
     with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
         if checkpoint is not None:
             warnings.simplefilter("ignore")  # there is nothing else to fall back on, and it is said below

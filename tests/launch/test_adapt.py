@@ -14,6 +14,7 @@ import pytest
 from mtjax import suites
 from mtjax.envs import Step, continuous
 from mtjax.launch import evaluate
+from mtjax.learners import replay
 from mtjax.learners.config import HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.suites import base
@@ -123,6 +124,17 @@ def test_an_older_checkpoint_is_not_taken_without_a_word(saved, unmeasured, tmp_
     assert written["extrapolation"]["checkpoint"] == 16
     with pytest.raises(ValueError, match=r"no usable checkpoint 32 \(it has no manifest, so its save was cut off\)"):
         adaptation.measure_run("run", checkpoint=32)
+
+
+def test_a_replay_that_was_not_saved_needs_no_memory(saved, unmeasured, monkeypatch):
+    """A run of the cluster is measured on a laptop: what it had learnt from is not in the checkpoint, nor asked for."""
+    saved("sac", SACConfig(**SMALL, checkpoint_replay=False))
+    monkeypatch.setattr(replay, "free_memory", lambda: 0)
+    monkeypatch.setattr(Trainer, "restored", lambda *_: pytest.fail("nobody reads a replay"))
+    assert adaptation.measure_run("run", splits=["extrapolation"]).keys() == {"extrapolation"}
+    saved("sac", SACConfig(**SMALL), checkpoints=())
+    with pytest.raises(ValueError, match="replay: 32 transitions .* but 0 B are free"):
+        adaptation.measure_run("run")
 
 
 HIP, SAC, PPO = ("hipbmdp", HiPBMDPConfig()), ("sac", SACConfig()), ("ppo", PPOConfig())
