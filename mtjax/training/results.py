@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtjax.learners import replay
 from mtjax.suites.base import Suite
 from mtjax.training import statistics, versions, video
 from mtjax.training.config import CONFIG, RunConfig
@@ -54,7 +55,7 @@ def draw_videos(
 ) -> None:
     """Draw an episode of every task of a split by the first seed's deterministic policy."""
     unseen = unseen_tasks(suite, split, trainer.contexts)
-    learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
+    learner = jax.tree.map(lambda leaf: leaf[0], replay.emptied(state.learner))  # whose replay would be copied
     number = len(suite.splits[split])
 
     @jax.jit
