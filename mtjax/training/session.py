@@ -93,6 +93,8 @@ class Session:
             self.bar.message(self.trainer.learner.replay.describe(seeds))
         messages = self._restore() if resume else []
         self.recorder = self._recorder(resume, tensorboard, stack)
+        if processes.first() and self.update < self.trainer.num_updates:
+            (self.run_dir / SUMMARY).unlink(missing_ok=True)  # of a run that is extended: it is not done any more
         for message in messages:
             self.bar.message(message)
             self.recorder.event(self.step, self.seconds, message)

@@ -229,6 +229,13 @@ def test_resume_extends_a_run(command, training):
     assert (config.total_steps, config.log_every) == (200, 5)
 
 
+@pytest.mark.parametrize("share, part, told", [(0.2, 0.5, True), (0.2, 1.0, False), (0.0, 1.0, False)])
+def test_a_longer_run_that_has_detours_again_says_so(command, training, share, part, told):
+    command(PROBE, "--run_dir=run", "--total_steps=100", f"--detour_share={share}", f"--detour_part={part}")
+    out = command("--run_dir=run", "--resume", "--total_steps=200").out
+    assert ("warning: --detour_part=0.5 is stretched\n" in out) is told and out.count("is stretched") == told
+
+
 def test_resume_may_follow_other_splits(command, training):
     """What is looked at does not decide what is learnt; a split that the suite lacks is refused before it starts."""
     command("--suite=control-pendulum", "--run_dir=run", "--evaluation_splits=train,extrapolation")
