@@ -21,16 +21,24 @@ class OptionParser(flags.ArgumentParser):
 
     An option that several kinds of a part have is refused if none of them takes the value; that the chosen one
     does is checked when the configuration is put together.
+
+    Args:
+        fields: of the option, by kind.
+        empty: whether an empty text is a value where it is the default, as an option of a run's is in its flagfile;
+            to a command it is rather a shell's variable that is not set.
     """
 
-    def __init__(self, fields: Mapping[str, dataclasses.Field]):
+    def __init__(self, fields: Mapping[str, dataclasses.Field], *, empty: bool = False):
         self.fields = list(fields.values())
         self.field = self.fields[0]
+        self.empty = empty and self.field.default == ""
         self.syntactic_help = ""
 
     def parse(self, argument: Any) -> Any:
         """The option's value. Raises ValueError with what was expected and the nearest valid choice."""
-        value = _read(self.field.default, argument.strip()) if isinstance(argument, str) else argument
+        value = argument.strip() if isinstance(argument, str) else argument
+        if isinstance(value, str) and (value or not self.empty):
+            value = _read(self.field.default, value)
         problems = [options.explain(field, value) for field in self.fields]
         if all(problems):
             raise ValueError(max(problems, key=len))  # which names the most choices
@@ -89,11 +97,17 @@ def _read_float(text: str, expected: str = "a number") -> float:
 # ------------------------------------------------------------------------------- definition and help
 
 
-def define_options(values: FlagValues, config: Any) -> None:
-    """Define one flag for every option of a configuration and its parts; None means "not given"."""
+def define_options(values: FlagValues, config: Any, *, empty: bool = False) -> None:
+    """Define one flag for every option of a configuration and its parts; None means "not given".
+
+    Args:
+        values: where to.
+        config: the configuration.
+        empty: as of :class:`OptionParser`.
+    """
     for title, members in sections(config).items():
         for name, fields in members.items():
-            parser = OptionParser(fields)
+            parser = OptionParser(fields, empty=empty)
             boolean = isinstance(parser.field.default, bool)
             flag = flags.Flag(parser, None, name, None, describe(fields), boolean=boolean)
             flags.DEFINE_flag(flag, values, module_name=title)

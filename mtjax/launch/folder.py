@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
     return Plan(resolved, folder, replace=used)
 
 
-def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None) -> Plan:
+def plan_resume(
+    given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None, *, unknown: Collection[str] = ()
+) -> Plan:
     """Continue the run in ``run_dir``, or the newest run of these options under ``runs`` if none is named.
 
     Where ``run_dir`` holds nothing yet, as of a run that was killed before it had written its configuration, that
@@ -73,16 +75,33 @@ def plan_resume(given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: s
         given: options that the user named, on the command line or by ``--config_from``.
         resolved: what the same command would start without ``--resume``.
         run_dir: the run's folder.
+        unknown: options of ``resolved`` that were chosen when the run was started.
 
     Raises:
         ValueError: there is no such run, it was started with other options, or it cannot be written.
     """
-    folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config)
+    folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config, unknown)
     if run_dir and not resolve.is_run(folder):
         if "suite" not in given and not folder.exists():  # a mistyped folder, rather than a run of the default suite
             raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, name its --suite")
         return dataclasses.replace(plan_new(resolved, run_dir, overwrite=False), afresh=True)
+    return plan_continued(given, folder)
+
+
+def plan_continued(given: Mapping[str, Any], run_dir: str | Path, *, preset: str = "auto") -> Plan:
+    """Continue a run that is there: what it is, it says itself, and whatever preset is in force by now does not.
+
+    Args:
+        given: as of :func:`plan_resume`; they may repeat the run's.
+        run_dir: the run's folder.
+        preset: the one that the command names, which may repeat the run's.
+
+    Raises:
+        ValueError: it was started with other options or another preset, or it cannot be written.
+    """
+    folder = Path(run_dir).expanduser()
     saved = resolve.load_config(folder)
+    resolve.require_preset(preset, saved, given, run_dir)
     config = resumed(saved, given, folder)
     _require_writable(folder)
     sources = dict.fromkeys(options.flatten(config), "run") | dict.fromkeys(given, "flag")
@@ -154,13 +173,14 @@ def _require_writable(folder: Path) -> None:
         raise ValueError(f"--run_dir={folder} {why}")
 
 
-def _newest(config: RunConfig) -> Path:
-    """The newest run under ``runs`` that this configuration could have started."""
+def _newest(config: RunConfig, unknown: Collection[str]) -> Path:
+    """The newest run under ``runs`` that this configuration could have started, whatever the unknown options were."""
+    asked = {name: value for name, value in options.flatten(config).items() if name not in unknown}
     runs = [folder for folder in RUNS.glob("*") if resolve.is_run(folder)] if RUNS.is_dir() else []
     runs.sort(key=lambda folder: (folder / CONFIG).stat().st_mtime, reverse=True)
     for folder in runs:
         try:
-            resumed(resolve.load_config(folder), options.flatten(config), folder)
+            resumed(resolve.load_config(folder), asked, folder)
         except ValueError:
             continue
         return folder

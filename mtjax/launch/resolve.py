@@ -10,7 +10,7 @@ from typing import Any
 from mtjax import options
 from mtjax.launch import presets
 from mtjax.options import as_text
-from mtjax.training.config import CONFIG, RunConfig, load_config, settle
+from mtjax.training.config import CONFIG, OPERATIONAL, RunConfig, load_config, settle
 
 FLAGS = "flags.txt"
 
@@ -70,9 +70,36 @@ def resolve(
     return Resolved(config, chosen, sources)
 
 
+def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_dir: str | Path) -> None:
+    """Refuse a preset, named beside ``--resume``, that a saved run was not started with.
+
+    Args:
+        preset: as of :func:`resolve`; "auto" and "none" name no preset.
+        saved: the run's configuration, which does not say its preset, but what that had set.
+        given: options that the user named besides, which beat the preset's.
+        run_dir: for the message.
+
+    Raises:
+        ValueError: one line with the first option that is another one; or there is no such preset for the learner.
+    """
+    if preset in ("auto", "none"):
+        return
+    may_differ = {*given, *OPERATIONAL, "total_steps"}
+    chosen = presets.find(saved.suite, saved.learner, preset).options
+    wanted = {name: value for name, value in chosen.items() if name not in may_differ}
+    have = options.flatten(saved)
+    would = options.flatten(settle({**have, **wanted}, ()))  # where what has no effect is not the preset's
+    for name in wanted:
+        if would[name] != have[name]:
+            raise ValueError(
+                f"--preset={preset} is not what {run_dir} was started with: --{name} is {as_text(have[name])} there, "
+                f"{as_text(would[name])} in the preset; leave it out to continue the run"
+            )
+
+
 def is_run(folder: str | Path) -> bool:
     """True if the folder holds a run."""
-    return (Path(folder) / CONFIG).is_file()
+    return (Path(folder).expanduser() / CONFIG).is_file()
 
 
 def flagfile(config: RunConfig) -> str:

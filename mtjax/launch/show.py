@@ -86,10 +86,7 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
     lines += [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
     if plan.extended_from:
         lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
-        schedules = {name: value for name, value in options.flatten(config).items() if name.endswith("_schedule")}
-        for name, schedule in schedules.items():
-            if schedule != "constant":
-                lines.append(f"warning: --{name}={schedule} is stretched")
+        lines += [f"warning: --{name}={as_text(value)} is stretched" for name, value in shares_of_run(config).items()]
     warm_start = steps_of_warm_start(config) * suite.num_tasks
     if config.total_steps < warm_start:
         lines.append(
@@ -101,6 +98,15 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
         lines.append(f"nothing to resume in {plan.run_dir} yet: starting from the beginning")
     verb = "resuming" if plan.resume else "replacing" if plan.replace else "run folder"
     return "\n".join([*lines, f"{verb}: {plan.run_dir}"])
+
+
+def shares_of_run(config: RunConfig) -> dict[str, Any]:
+    """Options that say what changes over the run, in shares of its length; a longer run is at an earlier share."""
+    values = options.flatten(config)
+    found = {name: v for name, v in values.items() if name.endswith("_schedule") and v != "constant"}
+    if values.get("detour_share") and values["detour_part"] < 1:
+        found["detour_part"] = values["detour_part"]
+    return found
 
 
 def steps_of_warm_start(config: RunConfig) -> int:

@@ -95,7 +95,7 @@ def define(values: command.FlagValues) -> None:
     absl_flags.DEFINE_multi_string("sweep", [], text, flag_values=values, module_name=section)
     values["sweep"].help = text  # without what absl appends
     flags.define_options(values, Command())
-    flags.define_options(values, RunConfig())
+    flags.define_options(values, RunConfig(), empty=True)
     flags.define_help(values, USAGE)
 
 
@@ -142,6 +142,11 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     """
     if asked.retry_failed:
         raise ValueError("--retry_failed goes with --resume: it tries the failed trials of a sweep again")
+    usual = Command()
+    if asked.batch != usual.batch and asked.search != "optuna":
+        raise ValueError(f"--batch is for --search=optuna; the search here is {asked.search}")
+    if asked.search_seed != usual.search_seed and asked.search in ("grid", "zip"):
+        raise ValueError(f"--search_seed is for --search=random and optuna; the search here is {asked.search}")
     axes = parse_axes(sweep)
     for axis in axes:
         if axis.name in given:

@@ -86,7 +86,7 @@ class Command:
 def define(values: command.FlagValues) -> None:
     """Define the command's flags and one for every option of a run."""
     flags.define_options(values, Command())
-    flags.define_options(values, RunConfig())
+    flags.define_options(values, RunConfig(), empty=True)
     flags.also(values, "num_envs", AUTO, "'auto' chooses what fits the device's memory and the length of the run")
     flags.define_help(values, USAGE)
 
@@ -106,7 +106,7 @@ def run(values: command.FlagValues) -> int:
     fit = given.get("num_envs") == AUTO
     if fit:
         del given["num_envs"]
-    plan = make_plan(asked, given)
+    plan = make_plan(asked, given, fit=fit)
     environment.connect(asked.coordinator, asked.num_processes, asked.process_id)
     environment.choose_platform(asked.platform)
     environment.keep_compiled_programs(asked.compilation_cache)
@@ -150,8 +150,13 @@ def run(values: command.FlagValues) -> int:
     return command.OK
 
 
-def make_plan(asked: Command, given: dict) -> folder.Plan:
+def make_plan(asked: Command, given: dict, *, fit: bool = False) -> folder.Plan:
     """Resolve the configuration and the run's folder. Imports neither jax nor a simulator.
+
+    Args:
+        asked: the command.
+        given: the run's options that it names.
+        fit: whether num_envs, which is none of them, is to be chosen.
 
     Raises:
         ValueError: options that contradict each other, or a folder that does not allow it.
@@ -160,15 +165,17 @@ def make_plan(asked: Command, given: dict) -> folder.Plan:
         raise ValueError("--coordinator needs --run_dir: all processes must name the same folder")
     if asked.resume and asked.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
+    if asked.overwrite and not asked.run_dir:
+        raise ValueError("--overwrite needs --run_dir: without it, a new run gets a folder of its own")
     if asked.resume and asked.run_dir and resolve.is_run(asked.run_dir) and not asked.config_from:
-        given = {"learner": resolve.load_config(asked.run_dir).learner, **given}  # whose options are meant
+        return folder.plan_continued(given, asked.run_dir, preset=asked.preset)
     resolved = resolve.resolve(given, preset=asked.preset, config_from=asked.config_from or None)
     run_dir = asked.run_dir or None
     if not asked.resume:
         return folder.plan_new(resolved, run_dir, overwrite=asked.overwrite)
     named = {name for name, source in resolved.sources.items() if source != "preset"}
     explicit = {name: value for name, value in options.flatten(resolved.config).items() if name in named}
-    return folder.plan_resume(explicit, resolved, run_dir)
+    return folder.plan_resume(explicit, resolved, run_dir, unknown=("num_envs",) if fit else ())
 
 
 def fitted(plan: folder.Plan, mesh: str) -> tuple[folder.Plan, str]:

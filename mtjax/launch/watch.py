@@ -15,6 +15,7 @@ import rich.text
 from mtjax.launch import command, flags
 from mtjax.options import option
 from mtjax.sweeps import ledger, status
+from mtjax.training.progress import time_text
 
 USAGE = """
     mtjax-watch shows how a sweep is doing, until it is done. Ctrl-C ends the watching, not the sweep.
@@ -83,7 +84,7 @@ def draw(now: status.Status, most: int, width: int = WIDE) -> rich.table.Table:
     """
     wide = width >= WIDE
     counts = ", ".join(f"{number} {state}" for state, number in now.state.count().items() if number)
-    times = f"{clock(now.elapsed)} so far" + (f", about {clock(now.left)} left" if now.left else "")
+    times = f"{time_text(now.elapsed)} so far" + (f", about {time_text(now.left)} left" if now.left else "")
     idle = "" if now.launcher or not any(r.state != ledger.DONE for r in now.rows) else " · no launcher is at work"
     table = rich.table.Table(
         title=f"{now.plan.name}: {counts} · {times}{idle}",
@@ -122,13 +123,6 @@ def figure(value: float | None, measure: str) -> str:
     if measure.startswith("success"):
         return f"{value:.0%}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """1:05 or 2:03:04."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

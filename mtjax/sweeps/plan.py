@@ -238,6 +238,8 @@ def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
         steps = trainer.num_updates * trainer.steps_per_update
         replay = trainer.learner.replay
         limit = (replay.limit or memory) if replay else None
+        if limit is not None:  # else nobody knows what there is where programs run
+            replay.require_memory(config.num_seeds)
         room = None if limit is None else max(1, int(limit / replay.bytes))
         code = packing.method_code(options.flatten(config))
         return Facts(steps, vmapped[config.learner], suite.on_device, room, code)

@@ -12,10 +12,8 @@ Three protocols, each vmapped over seeds and tasks; every task is met alone and 
 
 from __future__ import annotations
 
-import errno
 import os
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +27,7 @@ from mtjax.learners import replay
 from mtjax.learners.base import Learner, Transitions, Unseen
 from mtjax.learners.replay import Sample, size_text
 from mtjax.suites.base import Suite
-from mtjax.training import adaptation_plot, statistics, versions
-from mtjax.training.checkpoint import Checkpointer
+from mtjax.training import adaptation_plot, saved, statistics, versions
 from mtjax.training.config import load_config
 from mtjax.training.evaluation import Evaluator, unseen_tasks
 from mtjax.training.trainer import Trainer
@@ -331,19 +328,12 @@ def measure_run(
     config = load_config(run_dir)
     suite = suites.make(config.suite)
     trainer = Trainer(config, suite)
-    with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a run without any usable checkpoint is said below
-        found = saver.restore(trainer.abstract(), checkpoint)
-    if found is None:
-        which = "" if checkpoint is None else f" {checkpoint}"
-        raise ValueError(f"{run_dir} has no usable checkpoint{which}; nothing can be adapted")
-    step, state, _ = found
-    states = trainer.restored(state).learner
+    step, state, _ = saved.restore(run_dir, trainer, checkpoint, to_be="adapted")
     curves = {
         split: measure(
             trainer.learner,
             suite,
-            states,
+            state.learner,
             split=split,
             key=jax.random.key(seed),
             contexts=trainer.contexts,
@@ -364,9 +354,7 @@ def _write(run_dir: pathlib.Path, found: Mapping[str, Any]) -> None:
         (run_dir / "plots").mkdir(exist_ok=True)
         adaptation_plot.draw(found, run_dir / "plots" / "adaptation.png")
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        warnings.warn(f"{run_dir} cannot be written: the results are not kept there", stacklevel=3)
+        saved.warn_unwritable(error, run_dir, stacklevel=3)
 
 
 def as_dict(curves: Curves) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ def _draw(axes: Axes, curves: Mapping[str, Any], task: str) -> dict[str, Any]:
         style = {"color": COLOURS[method], "marker": "o", "markersize": 3.5, "linewidth": 1.8}
         (lines[method],) = axes.plot(x, [point["value"] for point in points], **style)
         if points[0]["low"] is not None:
-            ends = [[point[end] for point in points] for end in ("low", "high")]
+            ends = np.array([[point[end] for point in points] for end in ("low", "high")], float)  # NaN for None
             axes.fill_between(x, *ends, color=COLOURS[method], alpha=0.16, linewidth=0)
         if measure == "success_any":
             axes.yaxis.set_major_formatter(PERCENT)

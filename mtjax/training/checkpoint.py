@@ -36,6 +36,7 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine"
 TEMPORARY = "*.orbax-checkpoint-tmp*"
+LOOKS = 5  # of a reader, while the run that it reads saves one checkpoint after the other
 
 Leaves = dict[str, str]  # "['params']['w']" -> "float32[2, 3]", in the order of the pytree
 
@@ -106,7 +107,11 @@ class Checkpointer:
         # Orbax deletes nothing: it would drop the old checkpoint before we have sealed the new one. And it
         # saves in our thread, not its own: those of a failed save keep the program from ending for minutes.
         options = ocp.CheckpointManagerOptions(
-            create=False, read_only=read_only, enable_async_checkpointing=False, multiprocessing_options=_alone()
+            create=False,
+            read_only=read_only,
+            lightweight_initialize=read_only,  # else it fails on a step that another process drops meanwhile
+            enable_async_checkpointing=False,
+            multiprocessing_options=_alone(),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -181,8 +186,7 @@ class Checkpointer:
         if not self._manager.save(step, args=args):
             raise CheckpointError(f"Orbax refused to save it in {self.folder}")
         write_manifest(self.folder / str(step), step, leaves)
-        sealed = [s for s in self._steps() if (self.folder / str(s) / MANIFEST).exists()]
-        oldest_kept = sorted(sealed)[-self.keep :][0]
+        oldest_kept = sorted(self._sealed())[-self.keep :][0]
         for old in self._steps():
             if old < oldest_kept:
                 shutil.rmtree(self.folder / str(old))
@@ -215,22 +219,38 @@ class Checkpointer:
             MismatchError: it holds another pytree; the message names the leaf.
             CheckpointError: it is as it was written, yet Orbax cannot read it.
         """
-        good = self.find(step)
-        return None if good is None else (good, *self.load(good, abstract_state))
+        for left in reversed(range(LOOKS)):
+            sealed, good = self._sealed(), self.find(step)
+            try:
+                return None if good is None else (good, *self.load(good, abstract_state))
+            except (OSError, CheckpointError):
+                if not (left and self._moved_on(sealed)):
+                    raise
+        return None
 
     def find(self, step: int | None = None) -> int | None:
         """The step that :meth:`restore` loads, or None; what is damaged is dealt with as it says."""
         self.wait()
+        for _ in range(LOOKS):
+            sealed, good = self._sealed(), self._look(step)
+            if good is not None or not self._moved_on(sealed):
+                break
+        self._set_aside(good)
+        return good
+
+    def _look(self, step: int | None) -> int | None:
+        """The newest good step, or ``step`` if it is good; what was passed over is in :attr:`skipped`."""
         self.skipped = []
-        good = None
         for candidate in sorted(self._steps(), reverse=True) if step is None else [step]:
             problem = verify(self.folder / str(candidate), candidate)
             if problem is None:
-                good = candidate
-                break
+                return candidate
             self.skipped.append((candidate, problem))
-        self._set_aside(good)
-        return good
+        return None
+
+    def _moved_on(self, sealed: set[int]) -> bool:
+        """True of a reader who had seen other steps sealed: the run has saved one since, and may have dropped them."""
+        return self.read_only and self._sealed() != sealed
 
     def load(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         """The (state, host) of a step that :meth:`find` has found. Raises as :meth:`restore`."""
@@ -267,6 +287,9 @@ class Checkpointer:
         if not self.folder.is_dir():
             return []
         return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+    def _sealed(self) -> set[int]:
+        return {step for step in self._steps() if (self.folder / str(step) / MANIFEST).exists()}
 
     def _remove_temporary(self) -> None:
         for path in self.folder.glob(TEMPORARY):

@@ -102,12 +102,14 @@ class Evaluator:
             actions = jax.vmap(policy)(states, observation, step_keys[:, 0])
             env_state, result = step(env_state, actions, step_keys[:, 1])
             success = result.info.get("success", jnp.zeros_like(result.reward))
-            totals = {
-                "return": totals["return"] + result.reward * alive,
-                "length": totals["length"] + alive,
-                "success_any": jnp.maximum(totals["success_any"], success * alive),
-                "success_last": jnp.where(alive > 0, success, totals["success_last"]),
+            counted = {
+                "return": totals["return"] + result.reward,
+                "length": totals["length"] + 1.0,
+                "success_any": jnp.maximum(totals["success_any"], success),
+                "success_last": success,
             }
+            # Chosen, not weighted: what comes after an episode may be NaN.
+            totals = {name: jnp.where(alive > 0, value, totals[name]) for name, value in counted.items()}
             alive = alive * (1.0 - (result.terminated | result.truncated).astype(jnp.float32))
             return (env_state, result.observation, alive, totals), None
 

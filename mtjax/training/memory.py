@@ -76,15 +76,23 @@ def describe(programs: Mapping[str, Program | None], free: int | None) -> str | 
 # ------------------------------------------------------------------------------------- what can never fit
 
 
+def require_replay(trainer: Trainer) -> None:
+    """Refuse a replay, of all seeds, that is larger than its limit or than the memory. Raises ValueError."""
+    buffer = trainer.learner.replay
+    if buffer:
+        buffer.require_memory(trainer.config.num_seeds // trainer.placement.layout.seed)
+
+
 def require(trainer: Trainer) -> None:
-    """Refuse a run whose state and rollout alone are larger than the memory, before anything is allocated.
+    """Refuse a run whose replay, or whose state and rollout alone, are larger than the memory, before any is allocated.
 
     Compiles nothing, and traces the programs only of a run whose rollout is large. What updates need besides is not
-    counted, nor are simulators on the host and replays, which have checks of their own.
+    counted, nor are simulators on the host.
 
     Raises:
         ValueError: one line with the sizes and what to lower.
     """
+    require_replay(trainer)
     config, suite, free = trainer.config, trainer.suite, free_memory()
     if free is None or not suite.on_device:
         return

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtjax import suites
-from mtjax.training import lock, packing, record, run, versions
+from mtjax.training import lock, memory, packing, record, run, versions
 from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
@@ -64,6 +64,7 @@ def train_packed(
     for config in trials.values():
         config.validate()
     trainer = make_trainer(trials)
+    memory.require_replay(trainer)
     with lock.lock(program_dir, "program"):
         if not resume and (program_dir / record.FILE).exists():
             raise ValueError(f"{program_dir} already holds a program; resume it, or choose another folder")

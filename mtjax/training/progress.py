@@ -133,10 +133,12 @@ class Progress:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the seconds spent inside (an evaluation, a checkpoint) out of the speed."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            self._restart_clock()
+            took = time.monotonic() - start
+            self._marks = collections.deque((moment + took, step) for moment, step in self._marks)
 
     @property
     def steps_per_second(self) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtjax.learners import replay
 from mtjax.suites.base import Suite
 from mtjax.training import statistics, versions, video
 from mtjax.training.config import CONFIG, RunConfig
@@ -28,15 +29,15 @@ def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str])
         names: of the N tasks.
 
     Returns:
-        {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}}.
+        {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}};
+        None for what is not finite.
     """
-    return {
-        measure: {
-            **statistics.summarize(value),
-            "tasks": {name: float(v) for name, v in zip(names, value.mean(axis=0), strict=True)},
-        }
-        for measure, value in values.items()
-    }
+
+    def of_tasks(value: np.ndarray) -> dict[str, float | None]:
+        means = zip(names, value.mean(axis=0), strict=True)
+        return {name: float(mean) if np.isfinite(mean) else None for name, mean in means}
+
+    return {measure: {**statistics.summarize(value), "tasks": of_tasks(value)} for measure, value in values.items()}
 
 
 def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
@@ -54,7 +55,7 @@ def draw_videos(
 ) -> None:
     """Draw an episode of every task of a split by the first seed's deterministic policy."""
     unseen = unseen_tasks(suite, split, trainer.contexts)
-    learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
+    learner = jax.tree.map(lambda leaf: leaf[0], replay.emptied(state.learner))  # whose replay would be copied
     number = len(suite.splits[split])
 
     @jax.jit

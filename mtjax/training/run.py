@@ -8,7 +8,6 @@ The folder holds::
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pathlib
 import tempfile
@@ -20,8 +19,7 @@ import jax
 import numpy as np
 
 from mtjax import options, suites
-from mtjax.training import lock, meshes, processes, record, simulators
-from mtjax.training.checkpoint import Checkpointer
+from mtjax.training import lock, memory, meshes, processes, record, saved, simulators
 from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
@@ -85,6 +83,7 @@ def train(
             resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
         suite = suites.make(config.suite)
         trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
+        memory.require_replay(trainer)
         if processes.first():
             write_description(config, suite, run_dir)
         with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
@@ -132,15 +131,7 @@ def evaluate(
         if mode not in MODES:
             raise ValueError(options.unknown("mode", mode, MODES))
     trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
-    with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
-        if checkpoint is not None:
-            warnings.simplefilter("ignore")  # there is nothing else to fall back on, and it is said below
-        found = saver.restore(trainer.abstract(), checkpoint)
-    if found is None:
-        what = "no usable checkpoint" if checkpoint is None else f"no usable checkpoint {checkpoint}"
-        why = f" ({'; '.join(problem for _, problem in saver.skipped)})" if saver.skipped else ""
-        raise ValueError(f"{run_dir} has {what}{why}; nothing can be evaluated")
-    step, state, host = found
+    step, state, host = saved.restore(run_dir, trainer, checkpoint, to_be="evaluated")
     evaluator = Evaluator(
         trainer.learner,
         suite,
@@ -179,9 +170,7 @@ def _recorder(run_dir: pathlib.Path, suite: suites.Suite) -> Iterator[record.Rec
         try:
             recorder = record.Recorder(run_dir, names, tensorboard=False, alone=alone)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            warnings.warn(f"{run_dir} cannot be written: the results are not kept there", stacklevel=4)
+            saved.warn_unwritable(error, run_dir, stacklevel=4)
             elsewhere = stack.enter_context(tempfile.TemporaryDirectory())
             recorder = record.Recorder(elsewhere, names, tensorboard=False)
         yield stack.enter_context(recorder)

@@ -56,7 +56,7 @@ class Session:
         self.saved: int | None = None  # step of the newest checkpoint
         self.lost: dict[str, dict[str, Any]] = {}
         self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.started = self.mark = time.monotonic()  # mark: from where steps per second count, pauses left out
         self.state: TrainState
         self.recorder: record.Recorder | record.Unrecorded = record.Unrecorded()
         self.evaluator = Evaluator(
@@ -93,6 +93,8 @@ class Session:
             self.bar.message(self.trainer.learner.replay.describe(seeds))
         messages = self._restore() if resume else []
         self.recorder = self._recorder(resume, tensorboard, stack)
+        if processes.first() and self.update < self.trainer.num_updates:
+            (self.run_dir / SUMMARY).unlink(missing_ok=True)  # of a run that is extended: it is not done any more
         for message in messages:
             self.bar.message(message)
             self.recorder.event(self.step, self.seconds, message)
@@ -149,7 +151,7 @@ class Session:
         evaluate_every = self._updates(self.config.evaluate_every, default=total / 10)
         checkpoint_every = self._updates(self.config.checkpoint_every, default=evaluate_every)
         self.bar.start(self.step)
-        mark, mark_step = time.monotonic(), self.step
+        self.mark, mark_step = time.monotonic(), self.step
         metrics = None
         while self.update < total:
             log = (self.update + 1) % log_every == 0 or self.update + 1 == total
@@ -159,19 +161,26 @@ class Session:
             if log:
                 self._check(metrics, self.step)
                 now = time.monotonic()
-                timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - mark)
-                mark, mark_step = now, self.step
+                timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - self.mark)
+                self.mark, mark_step = now, self.step
                 self._log(metrics, timing)
             if self.update % evaluate_every == 0 and self.update < total:
                 self._check(metrics, self.step)
-                started = time.monotonic()
-                for split in filter(self._has_policy, self.config.evaluation_splits):
-                    self.evaluate(split, "deterministic")
-                mark += time.monotonic() - started
+                with self._paused():
+                    for split in filter(self._has_policy, self.config.evaluation_splits):
+                        self.evaluate(split, "deterministic")
             if self.update % checkpoint_every == 0 or self.update == total:
                 self._save(metrics)
             if self.update < total:
                 self._stop_if_asked(metrics)
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Leave the seconds spent inside out of the steps per second, on the screen and in the record."""
+        started = time.monotonic()
+        with self.bar.paused():
+            yield
+        self.mark += time.monotonic() - started
 
     def _stop_if_asked(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Save and raise Interrupted if a signal came; without metrics, what is there was saved already."""
@@ -252,11 +261,12 @@ class Session:
     def _save(self, metrics: Mapping[str, Any]) -> None:
         if self.saved == self.step:
             return
-        self._check(metrics, self.step)
-        self.recorder.sync()
-        host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}
-        state = self.trainer.placement.whole(self.trainer.saved(self.state))
-        self.saver.save(self.step, state, host)
+        self._check(metrics, self.step)  # which waits for the update: its seconds are training's
+        with self._paused():
+            self.recorder.sync()
+            host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}
+            state = self.trainer.placement.whole(self.trainer.saved(self.state))
+            self.saver.save(self.step, state, host)
         self.saved = self.step
 
     # ------------------------------------------------------------------------------------ evaluation
@@ -265,9 +275,8 @@ class Session:
         """Evaluate now, record it, and return "return" … [S, N]."""
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         keys = fold(fold(self.state.keys, STREAM_EVALUATION), self.update)
-        with self.bar.paused():
-            values = self.evaluator(self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds)
-            values = jax.tree.map(np.asarray, values)
+        values = self.evaluator(self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds)
+        values = jax.tree.map(np.asarray, values)
         self.recorder.evaluation(
             self.step,
             self.seconds,

@@ -69,8 +69,6 @@ class Trainer:
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.contexts = task_contexts(config, suite)
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
-        if self.learner.replay:
-            self.learner.replay.require_memory(config.num_seeds // place.layout.seed)
         env = training_env(config, suite)
         self.env: VectorEnv = place.place(traceable(env), place.everywhere)
         self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)

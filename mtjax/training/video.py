@@ -91,7 +91,7 @@ def render_tasks(
     run_dir: str | os.PathLike,
     *,
     split: str = "train",
-    returns: Sequence[float] | None = None,
+    returns: Sequence[float | None] | None = None,
     max_tasks: int | None = None,
     columns: int | None = None,
     steps: int | None = None,
@@ -108,7 +108,7 @@ def render_tasks(
         policy_for_task: of a task's index, the policy ``policy(observation [obs], key) -> action``.
         run_dir: the run's folder.
         split: which tasks.
-        returns: [T] of them, e.g. of the last evaluation, to be shown beside the names.
+        returns: [T] of them, e.g. of the last evaluation, to be shown beside the names where they are known.
         max_tasks: film only the first so many.
         columns: of the tiles; by default about as many as rows.
         steps: of an episode; the suite's horizon by default.
@@ -142,9 +142,8 @@ def render_tasks(
             break
         films.append(_shrunk(frames, fps, total, columns))
     if films:
-        captions = [
-            (info.name, None if returns is None else float(returns[index])) for index, info in enumerate(infos)
-        ][: len(films)]
+        names = [info.name for info in infos]
+        captions = list(zip(names, returns or [None] * len(names), strict=True))[: len(films)]
         written += _write_all(folder, films, captions, min(columns, len(films)))
     return written
 

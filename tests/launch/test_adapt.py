@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mtjax import suites
 from mtjax.envs import Step, continuous
 from mtjax.launch import evaluate
+from mtjax.learners import replay
 from mtjax.learners.config import HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.suites import base
-from mtjax.training import versions
+from mtjax.training import adaptation, versions
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
 from mtjax.training.trainer import Trainer
@@ -56,14 +58,16 @@ def saved(monkeypatch):
     suite = suites.from_env("push", Push(), splits, version=suites.Version("1", "none", "1", 8))
     monkeypatch.setitem(base._REGISTRY, "push", lambda: suite)
 
-    def save(learner, hyper, arrangement="none", *, checkpoint=True):
+    def save(learner, hyper, arrangement="none", *, checkpoints=(16,)):
         network = NetworkConfig(arrangement=arrangement, hidden_sizes=(4,), scale="state")
         config = RunConfig("push", learner, "mean", num_envs=2, num_seeds=2, hyper=hyper, network=network)
         versions.write_json("run/config.json", dataclasses.asdict(config))
-        if checkpoint:
+        if checkpoints:
             trainer = Trainer(config, suite)
+            state = trainer.saved(trainer.init())
             with Checkpointer("run") as saver:
-                saver.save(16, trainer.saved(trainer.init()), {"update": 1, "seconds": 0.0})
+                for step in checkpoints:
+                    saver.save(step, state, {"update": 1, "seconds": 0.0})
 
     return save
 
@@ -101,6 +105,36 @@ def test_both_ways_of_adapting(saved, adapted, tmp_path):
             assert point["mean"]["low"] <= point["mean"]["value"] <= point["mean"]["high"]
     picture = tmp_path / "run" / "plots" / "adaptation.png"
     assert picture.stat().st_size > 10_000 and "run/plots/adaptation.png" in result.out
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Every protocol finds 0 at once."""
+    found = adaptation.Curves((0,), tuple(TASKS), {"zero-shot": {"return": np.zeros((1, 2, 3))}})
+    monkeypatch.setattr(adaptation, "measure", lambda *_, **__: found)
+
+
+def test_an_older_checkpoint_is_not_taken_without_a_word(saved, unmeasured, tmp_path):
+    """Numbers of a run half trained must not pass for the run's: as mtjax-evaluate without --adapt says it."""
+    saved("sac", SACConfig(**SMALL), checkpoints=(16, 32))
+    (tmp_path / "run" / "checkpoints" / "32" / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="skipped damaged checkpoints .* so its save was cut off.*; using 16"):
+        adaptation.measure_run("run", splits=["extrapolation"])
+    written = json.loads((tmp_path / "run" / "adaptation.json").read_text())
+    assert written["extrapolation"]["checkpoint"] == 16
+    with pytest.raises(ValueError, match=r"no usable checkpoint 32 \(it has no manifest, so its save was cut off\)"):
+        adaptation.measure_run("run", checkpoint=32)
+
+
+def test_a_replay_that_was_not_saved_needs_no_memory(saved, unmeasured, monkeypatch):
+    """A run of the cluster is measured on a laptop: what it had learnt from is not in the checkpoint, nor asked for."""
+    saved("sac", SACConfig(**SMALL, checkpoint_replay=False))
+    monkeypatch.setattr(replay, "free_memory", lambda: 0)
+    monkeypatch.setattr(Trainer, "restored", lambda *_: pytest.fail("nobody reads a replay"))
+    assert adaptation.measure_run("run", splits=["extrapolation"]).keys() == {"extrapolation"}
+    saved("sac", SACConfig(**SMALL), checkpoints=())
+    with pytest.raises(ValueError, match="replay: 32 transitions .* but 0 B are free"):
+        adaptation.measure_run("run")
 
 
 HIP, SAC, PPO = ("hipbmdp", HiPBMDPConfig()), ("sac", SACConfig()), ("ppo", PPOConfig())
@@ -147,12 +181,16 @@ REFUSED = (
         (*SAC, "independent"),
         "--adapt=finetune: in this run tasks own their networks, and unseen ones have none to adapt",
     ),
-    ("--adapt=finetune --checkpoint=8", SAC, "run has no usable checkpoint 8; nothing can be adapted"),
+    (
+        "--adapt=finetune --checkpoint=8",
+        SAC,
+        "run has no usable checkpoint 8 (there is no such checkpoint); nothing can be adapted",
+    ),
 )
 
 
 @pytest.mark.parametrize(("typed", "run", "message"), REFUSED)
 def test_what_is_refused_with_one_line(saved, adapted, typed, run, message):
-    saved(*run, checkpoint=False)
+    saved(*run, checkpoints=())
     result = adapted(*typed.split())
     assert (result.code, result.err) == (1, f"mtjax-evaluate: {message}\n")

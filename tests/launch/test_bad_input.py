@@ -68,6 +68,7 @@ FLAGS = {
     "--nosquash=1": "--nosquash=1 does not take an argument",
     "--suite": "missing value for --suite" + PASS_HELP,
     "--suite=": "flag --suite=: the value is empty" + PASS_HELP,
+    "--run_dir= --resume": "flag --run_dir=: the value is empty" + PASS_HELP,
     "hidden-hopper": "unexpected argument 'hidden-hopper'; every option is a flag, written --name=value",
     "--seed=1 --seed=2": "--seed is given twice; give it once",
     "--seed 1 --seed=1 -seed=1": "--seed is given 3 times; give it once",
@@ -79,6 +80,7 @@ FLAGS = {
     "sac_ae, popart, metaworld-quick, brc; "
     "did you mean 'gridworld-*'?" + PASS_HELP,
     "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
+    "--overwrite": "--overwrite needs --run_dir: without it, a new run gets a folder of its own",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
     "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",
     "--resume --run_dir=nowhere --total_steps=9": "nothing to resume: there is no folder nowhere; to start a run "
@@ -272,6 +274,9 @@ SWEEP = {
     "--resume=x --sweep=grads=mean": "--sweep has no place beside --resume: a sweep goes on as it was planned",
     "--resume=x --num_seeds=3": "--num_seeds has no place beside --resume: a sweep goes on as it was planned",
     "--retry_failed": "--retry_failed goes with --resume: it tries the failed trials of a sweep again",
+    "--batch=4 --search=random": "--batch is for --search=optuna; the search here is random",
+    "--search_seed=1": "--search_seed is for --search=random and optuna; the search here is grid",
+    "--search_seed=1 --search=zip": "--search_seed is for --search=random and optuna; the search here is zip",
     "--platform=gpu": "--platform=gpu: this machine shows no NVIDIA GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)",
     "--slurm=partition=gpu": "--slurm is for --launcher=slurm; the launcher here is local",
     "--launcher=slurm --slurm=gpu": "--slurm=gpu: write NAME=VALUE,…, e.g. partition=gpu,timeout_min=240, not 'gpu'",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from mtjax.launch import evaluate
+from mtjax.launch import evaluate, show
 
 PROBE = "--suite=launch-probe"
 
@@ -57,6 +58,19 @@ def test_a_table_of_tasks_and_aggregates(evaluated):
     assert ["task", "return", "length"] in words
     assert ["task_1", "0", "0"] in words
     assert ["(worst)", *["0.5", "[0.25,", "0.75]"] * 2] in words
+
+
+def test_what_is_not_finite_is_a_dash(tmp_path):
+    """One seed whose last episodes overflowed: the run still has a summary, the others' numbers and a table."""
+    from mtjax.training import results, versions
+
+    values = {"return": np.array([[1.0, 2.0], [3.0, np.nan]]), "length": np.array([[1.0, np.inf], [1.0, 1.0]])}
+    measures = results.summarize_evaluation(values, ("task_0", "task_1"))
+    versions.write_json(tmp_path / "summary.json", measures)  # which takes no NaN
+    assert json.loads((tmp_path / "summary.json").read_text())["return"]["tasks"] == {"task_0": 2.0, "task_1": None}
+    found = {"step": 1, "episodes": 1, "results": {"train": {"deterministic": measures}}}
+    words = [line.split() for line in show.evaluation(found).splitlines()]
+    assert ["task_0", "2", "1"] in words and ["task_1", "–", "–"] in words and ["(mean)", "–", "–"] in words
 
 
 def test_a_checkpoint_of_another_configuration_is_one_line(command, probe_suite, tmp_path):

@@ -118,7 +118,7 @@ def values_of(field: dataclasses.Field) -> st.SearchStrategy:
         return st.floats(low, bounds["high"], exclude_min=above, allow_nan=False, allow_infinity=False)
     if isinstance(default, tuple):
         return st.lists(st.integers(1, 999), min_size=bounds["fewest"], max_size=3).map(tuple)
-    return st.sampled_from(["mean", "pcgrad(reduction='mean')"])
+    return st.sampled_from(["mean", "pcgrad(reduction='mean')", *([""] if default == "" else [])])
 
 
 def configurations(learner: str) -> st.SearchStrategy:

@@ -52,6 +52,17 @@ def test_as_many_environments_as_fit_and_are_of_use(command, training):
     assert [config.num_envs for config, *_ in training.calls] == [128] * 3
 
 
+def test_a_run_of_as_many_environments_as_fit_is_found_again(command, training):
+    """By the same command, which does not say how many those were."""
+    typed = (PROBE, "--num_envs=auto", "--total_steps=1_000_000", "--rollout_length=16")
+    assert command(*typed).code == 0
+    result = command(*typed, "--resume")
+    assert result.code == 0, result.err
+    (config, folder, _), (again, same, asked) = training.calls
+    assert config == again and config.num_envs == 128 and folder == same and asked["resume"]
+    assert command(*typed, "--seed=1", "--resume").code == 1
+
+
 def test_the_run_folder_holds_flags_that_reproduce_it(command, training, tmp_path):
     command(PROBE, "--run_dir=first", "--num_envs=3", "--grads=pcgrad(reduction='mean')")
     command("--flagfile=first/flags.txt", "--run_dir=second")
@@ -218,6 +229,13 @@ def test_resume_extends_a_run(command, training):
     assert (config.total_steps, config.log_every) == (200, 5)
 
 
+@pytest.mark.parametrize("share, part, told", [(0.2, 0.5, True), (0.2, 1.0, False), (0.0, 1.0, False)])
+def test_a_longer_run_that_has_detours_again_says_so(command, training, share, part, told):
+    command(PROBE, "--run_dir=run", "--total_steps=100", f"--detour_share={share}", f"--detour_part={part}")
+    out = command("--run_dir=run", "--resume", "--total_steps=200").out
+    assert ("warning: --detour_part=0.5 is stretched\n" in out) is told and out.count("is stretched") == told
+
+
 def test_resume_may_follow_other_splits(command, training):
     """What is looked at does not decide what is learnt; a split that the suite lacks is refused before it starts."""
     command("--suite=control-pendulum", "--run_dir=run", "--evaluation_splits=train,extrapolation")
@@ -322,6 +340,43 @@ def test_a_run_of_another_learner_is_resumed_by_its_folder(command, training):
     assert result.code == 1 and "--polyak: 0.1 in the run, 0.2 asked" in result.err
     result = command("--run_dir=run", "--resume", "--learner=ppo")
     assert result.code == 1 and "--learner: sac in the run, ppo asked" in result.err
+
+
+def test_resume_repeats_options_that_the_default_run_lacks(command, training):
+    """Whether an option has an effect, the run's own options decide, not those of the default suite."""
+    first = (PROBE, "--run_dir=run", "--preset=none", "--arrangement=experts", "--num_experts=3")
+    assert command(*first).code == 0
+    assert command("--run_dir=run", "--resume", "--num_experts=3").code == 0
+    assert training.calls[1][0] == training.calls[0][0]
+    for typed, message in (
+        ("--num_experts=2", "--num_experts: 3 in the run, 2 asked"),
+        ("--detour_steps=20", "--detour_steps: 40 in the run, 20 asked"),
+        ("--polyak=0.1", "polyak is an option of learner sac and hipbmdp; the learner here is ppo"),
+    ):
+        result = command("--run_dir=run", "--resume", typed)
+        assert result.code == 1 and message in result.err, result.err
+    assert len(training.calls) == 2
+
+
+def test_resume_takes_the_preset_of_the_run_and_no_other(command, training):
+    """The same command continues the run; a preset that would have made another run is not dropped silently."""
+    sac = (PROBE, "--learner=sac", "--preset=brc", "--total_steps=100", "--embedding_size=4")
+    assert command(*sac, "--run_dir=run").code == 0
+    assert command(*sac, "--run_dir=run", "--resume").code == 0
+    assert training.calls[1][0] == training.calls[0][0]
+    assert command("--run_dir=run", "--resume", "--preset=none").code == 0  # as in the run's own flags.txt
+    for preset, message in (
+        ("brc", "--embedding_size is 4 there, 32 in the preset"),
+        ("sac_ae", "preset 'sac_ae' is for the learner hipbmdp; the learner here is sac"),
+    ):
+        result = command("--run_dir=run", "--resume", f"--preset={preset}")
+        assert result.code == 1 and message in result.err and result.err.count("\n") == 1, result.err
+    assert len(training.calls) == 3
+    command(PROBE, "--learner=sac", "--run_dir=plain")
+    assert command(*sac[1:3], "--run_dir=plain", "--resume").err == (
+        "mtjax-train: --preset=brc is not what plain was started with: --value_trunk is same there, residual in the "
+        "preset; leave it out to continue the run\n"
+    )
 
 
 def test_config_from_with_another_learner_takes_what_is_common(command, training):

@@ -182,6 +182,38 @@ def test_read_only_changes_nothing(run):
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.parametrize("moment", ["verify", "restore"])
+def test_a_reader_beside_a_writer_that_keeps_one(run, monkeypatch, moment):
+    """While it looks, the step that it took for cut off is sealed, and the older one, its last resort, is gone."""
+    folder = run / "checkpoints"
+    shutil.rmtree(folder / "100")
+    (folder / "300" / checkpoint.MANIFEST).rename(run / "seal")
+    moved = []
+
+    def writer_moves_on():
+        if not moved:
+            moved.append((run / "seal").rename(folder / "300" / checkpoint.MANIFEST))
+            shutil.rmtree(folder / "200")
+
+    verify, load = checkpoint.verify, Checkpointer.load
+
+    def verified(place, step):
+        if moment == "verify" and step == 200:
+            writer_moves_on()
+        return verify(place, step)
+
+    def loaded(self, step, abstract):
+        writer_moves_on()
+        return load(self, step, abstract)
+
+    monkeypatch.setattr(checkpoint, "verify", verified)
+    monkeypatch.setattr(Checkpointer, "load", loaded)
+    with Checkpointer(run, read_only=True) as reader, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the first look
+        step, state, _ = reader.restore(ABSTRACT)
+    assert step == 300 and bits(state) == bits(make_state(3)) and reader.skipped == []
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -57,20 +57,20 @@ def _policy(state, observation, key, deterministic, unseen):
     return jnp.where(deterministic, jnp.full(shape, state + 5 * (unseen is not None), jnp.int32), drawn)
 
 
-def _evaluator(has_success=True, num_seeds=S):
+def _evaluator(has_success=True, num_seeds=S, env=None, episodes=E):
     def split(*tasks):
         infos = tuple(suites.TaskInfo(f"{task}", "A task.") for task in tasks)
         return suites.Split(infos, Task(*(jnp.asarray(x, jnp.float32) for x in zip(*tasks, strict=True))))
 
     suite = suites.from_env(
         "countdown",
-        Countdown(),
+        env or Countdown(),
         {"train": split((2, 1), (5, 5), (100, 3)), "extrapolation": split((4, 9))},
         version=suites.Version("1", "none", "v1", HORIZON),
         has_success=has_success,
     )
     learner = Learner(None, None, None, _policy)
-    return Evaluator(learner, suite, episodes=E, num_seeds=num_seeds, seed=0)
+    return Evaluator(learner, suite, episodes=episodes, num_seeds=num_seeds, seed=0)
 
 
 def test_whole_episodes_of_every_task_and_seed():
@@ -81,6 +81,25 @@ def test_whole_episodes_of_every_task_and_seed():
     np.testing.assert_array_equal(values["return"], [lengths, 2 * lengths])
     np.testing.assert_array_equal(values["success_any"], [[1, 1, 1]] * S)
     np.testing.assert_array_equal(values["success_last"], [[0, 1, 0]] * S)
+
+
+def test_what_comes_after_an_episode_spoils_nothing():
+    """A simulator whose next episode, which nobody asked for, gives NaN: the one that was asked for is whole."""
+
+    class Fragile(Countdown):
+        def step(self, task, state, action, key):
+            state, step = super().step(task, state, action, key)
+            whole = state[0] > 0.5  # an episode is, by its draw
+            return state, step._replace(
+                reward=jnp.where(whole, 1.0, jnp.nan), info={"success": jnp.where(whole, 1.0, jnp.nan)}
+            )
+
+    values = _evaluator(env=Fragile(), num_seeds=20, episodes=1)(jnp.arange(20), key=jax.random.key(0))
+    whole = np.isfinite(values["success_last"])  # of the one episode
+    assert 4 < whole[:, 0].sum() < 16
+    lengths = np.broadcast_to([2.0, 5.0, HORIZON], whole.shape)
+    np.testing.assert_array_equal(values["return"], np.where(whole, lengths, np.nan))
+    np.testing.assert_array_equal(values["success_any"], np.where(whole, 1.0, np.nan))
 
 
 def test_held_out_splits_are_acted_for_zero_shot():

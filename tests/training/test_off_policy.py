@@ -14,7 +14,8 @@ import test_trainer
 from mtjax.launch import train as command
 from mtjax.learners import replay
 from mtjax.learners.config import SACConfig
-from mtjax.training import record, run
+from mtjax.training import memory, packed, record, run
+from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Trainer
 
 setting, no_plots = test_run.setting, test_run.no_plots  # fixtures
@@ -58,17 +59,23 @@ def test_a_simulator_on_the_host():
     assert state.learner.replay.size == 64 and metrics["finite"].all()
 
 
-def test_too_large_a_replay_is_refused_before_it_is_taken():
+def test_too_large_a_replay_is_refused_before_it_is_taken(tmp_path):
     config = dataclasses.replace(CONFIG, hyper=dataclasses.replace(HYPER, replay_capacity=10**9, replay_limit=1.0))
-    with pytest.raises(ValueError, match="replay: 1,000,000,000 transitions .* but replay_limit allows 1 GB"):
-        Trainer(config, test_run.make_suite())
+    told = "replay: 1,000,000,000 transitions .* but replay_limit allows 1 GB"
+    with pytest.raises(ValueError, match=told):
+        test_run._train(tmp_path / "run", config)
+    assert not (tmp_path / "run" / "config.json").exists()
+    with pytest.raises(ValueError, match=told):
+        memory.require(Trainer(config, test_run.make_suite()))  # as mtjax-train does, earlier
+    with pytest.raises(ValueError, match=told):
+        packed.train_packed({"a": config}, tmp_path / "program", tmp_path / "trials")
 
 
 # --------------------------------------------------------------------------------------------- whole runs
 
 
 def _final_state(folder, config):
-    with run.Checkpointer(folder, read_only=True) as saver:
+    with Checkpointer(folder, read_only=True) as saver:
         step, state, _ = saver.restore(Trainer(config, test_run.make_suite()).abstract())
     assert step == UPDATES * STEPS
     return test_trainer._numbers(state)

@@ -2,6 +2,7 @@
 
 import io
 import time
+import types
 import warnings
 
 import numpy as np
@@ -10,6 +11,8 @@ import rich.console
 
 from mtjax.training import progress
 from mtjax.training.progress import Progress
+from mtjax.training.record import Unrecorded
+from mtjax.training.session import Session
 
 VALUES = {"return": np.array([[100.0, 2000.0, 300.0], [100.0, np.nan, 500.0]])}
 
@@ -60,9 +63,33 @@ def test_speed_is_recent_and_leaves_pauses_out(clock):
         assert bar.steps_per_second == pytest.approx(10)
         with bar.paused():
             clock[0] += 1000
+        assert bar.steps_per_second == pytest.approx(10)
         clock[0] += 1
-        bar.update(501_030)
-        assert bar.steps_per_second == pytest.approx(30)
+        bar.update(501_010)
+        assert bar.steps_per_second == pytest.approx(10)
+
+
+def test_a_checkpoint_is_no_part_of_the_speed(clock):
+    """Neither on the screen nor in the record: a large replay takes long to copy, and training is not slower for it."""
+
+    def save(*_):
+        clock[0] += 50
+
+    itself = types.SimpleNamespace(whole=lambda state: state)
+    session = object.__new__(Session)
+    session.trainer = types.SimpleNamespace(steps_per_update=10, placement=itself, saved=itself.whole)
+    session.saver, session.recorder = types.SimpleNamespace(save=save), Unrecorded()
+    session.update, session.saved, session.lost, session.state = 1, None, {}, None
+    session.started, session.seconds_before = clock[0], 0.0
+    with Progress(100, "s", enabled=False) as session.bar:
+        session.mark = clock[0]
+        clock[0] += 1
+        session.bar.update(10)
+        session._save({"finite": np.ones((1, 1)), "finite_state": np.ones(1)})
+        assert session.saved == 10 and session.mark == 1050
+        clock[0] += 1
+        session.bar.update(20)
+        assert session.bar.steps_per_second == pytest.approx(10)
 
 
 def test_the_live_bar_shows_compiling_steps_and_measures():

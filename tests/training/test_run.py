@@ -341,6 +341,17 @@ def test_a_signal_during_the_last_evaluation_stops_the_run(straight, tmp_path, m
     assert (folder / run.SUMMARY).exists()
 
 
+def test_an_extended_run_is_not_done(straight, tmp_path, monkeypatch, no_plots):
+    """The old summary must not pass for the longer run's: not while it trains, nor if it diverges."""
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Session, "loop", lambda self: self.stop.set() or self._stop_if_asked())
+        with pytest.raises(run.Interrupted):
+            _train(folder, dataclasses.replace(CONFIG, total_steps=(UPDATES + 1) * STEPS), resume=True)
+    assert not (folder / run.SUMMARY).exists()
+
+
 SCRIPT = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[1])

@@ -4,15 +4,19 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import imageio_ffmpeg
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from mtjax.envs.base import discrete
+from mtjax.learners import replay
 from mtjax.suites.base import Split, Suite, TaskInfo, Version
-from mtjax.training import video
+from mtjax.training import results, video
 
 NAMES = ("mass 0.5/a", "mass_1.0", "a task with a name far too long for any tile to hold it")
 
@@ -93,12 +97,32 @@ def test_an_encoder_that_fails_is_named(tmp_path, monkeypatch):
 
 
 def test_every_task_and_all_of_them(tmp_path):
-    written = video.render_tasks(make_suite(render), policy_for_task, tmp_path, returns=[1.5, 1234.5, np.nan])
+    written = video.render_tasks(make_suite(render), policy_for_task, tmp_path, returns=[1.5, None, np.nan])
     names = [str(path.relative_to(tmp_path / "videos")) for path in written]
     assert names[:2] == ["mass_0.5_a.mp4", "mass_1.0.mp4"] and names[3:] == ["all_tasks.mp4", "all_tasks.png"]
     fps, decoded = read_video(written[3])
     assert fps == 30 and len(decoded) == 30  # one second each, at the rate of the fastest
     assert picture_size(written[4]) == (2 * 324 + 4, 2 * 264 + 4)
+
+
+def test_the_policy_that_is_filmed_has_no_replay(monkeypatch):
+    """Which may fill half the device: a copy of one seed's would end an evaluation that had all its numbers."""
+    filmed = []
+
+    def policy(learner, observations, key, deterministic, unseen):
+        filmed.append((learner["weight"].shape, learner["replay"].rows.shape))
+        return jnp.zeros((len(NAMES), 1), jnp.int32)
+
+    def play(suite, policy_for_task, run_dir, **_):
+        policy_for_task(1)(jnp.zeros(1), jax.random.key(0))
+
+    monkeypatch.setattr(video, "render_tasks", play)
+    trainer = types.SimpleNamespace(learner=types.SimpleNamespace(policy=policy), contexts={})
+    rows = replay.Replay(jnp.zeros((2, 3, 1000, 4)), jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32))
+    state = types.SimpleNamespace(learner={"weight": jnp.zeros((2, 5)), "replay": rows})
+    found = {"deterministic": {"return": {"tasks": dict.fromkeys(NAMES, 0.0)}}}
+    results.draw_videos(trainer, make_suite(render), state, None, "train", found)
+    assert filmed == [((5,), (3, 0, 4))]
 
 
 def test_a_held_out_split_and_few_tasks(tmp_path):
