@@ -143,7 +143,8 @@ def evaluate(
     )
     key = jax.random.fold_in(jax.random.key(seed), STREAM_EVALUATION)
     results: dict[str, dict[str, Any]] = {}
-    with _recorder(run_dir, suite) as recorder, contextlib.closing(evaluator):
+    with _recorder(run_dir, suite) as recorder, contextlib.closing(evaluator), contextlib.ExitStack() as after:
+        after.callback(simulators.close, trainer.env)
         for split in splits:
             if split != "train" and not trainer.learner.generalises:
                 warnings.warn(f"{split}: tasks own their networks, and unseen ones have none; skipped", stacklevel=2)
