@@ -126,9 +126,7 @@ def project(positions: Array, mass: Array, atoms: Array) -> Array:
     place = (jnp.clip(positions, atoms[0], atoms[-1]) - atoms[0]) / (atoms[1] - atoms[0])
     below = jnp.clip(place.astype(jnp.int32), 0, number - 2)  # within bounds, where a position is NaN too
     share = jnp.clip(place - below.astype(place.dtype), 0.0, 1.0)  # of the atom above
-    parts = mass[..., None] * jnp.stack(
-        [1.0 - share, share], axis=-1
-    )  # [B, M, 2]; every atom's share would be [B, M, K]
+    parts = mass[..., None] * jnp.stack([1.0 - share, share], axis=-1)  # [B, M, 2]; of every atom it were [B, M, K]
 
     def add(below: Array, parts: Array) -> Array:
         pairs = jnp.zeros((number, 2), parts.dtype).at[below].add(parts, mode="promise_in_bounds")
