@@ -147,7 +147,7 @@ def main() -> None:
     for result in off:
         print(f'        "{result.task}": "{result.fault}",')
     if flags.update:
-        how = f"{flags.episodes}, {ROUNDS} in a row, {datetime.date.today()}"
+        how = f"{flags.episodes} ({datetime.date.today()})"
         PAGE.write_text(updated(page, results, how))
     if flags.output:
         flags.output.write_text(json.dumps([result._asdict() for result in results]))

@@ -10,8 +10,8 @@ a result, not a premise (at 1.5 million steps it is worse). A difference whose i
 The methods are compared at one scale. PCGrad, as its paper prints it, sums the projected gradients: T times the average
 where nothing conflicts. Adam takes a constant factor out, clipping to `max_grad_norm` before it does not, so that a sum
 would be clipped where an average is not; here PCGrad averages, and CAGrad's direction is a mean by itself. GradNorm's
-weights alone add up to T, as in its paper. It sees losses through a softplus: a policy's are near or below 0, where its
-ratios L/L(0) have no meaning.
+weights alone add up to T, as in its paper: the plain sum stands beside it, and what it has in common with that is not
+its merit. It sees losses through a softplus: a policy's are near or below 0, where its ratios L/L(0) have no meaning.
 
 A study that was stopped goes on.
 """
@@ -36,6 +36,7 @@ _SEEDS = flags.DEFINE_integer("num_seeds", 3, "Agents of every variant.")
 
 VARIANTS: dict[str, dict] = {
     "shared, averaged": {"arrangement": "one_hot", "grads": "mean"},
+    "shared, summed": {"arrangement": "one_hot", "grads": "sum"},
     "one agent per task": {"arrangement": "independent", "grads": "mean"},
     "shared, PCGrad": {"arrangement": "one_hot", "grads": 'pcgrad(reduction="mean")'},
     "shared, CAGrad": {"arrangement": "one_hot", "grads": "cagrad(c=0.5)"},
