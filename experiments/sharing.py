@@ -88,7 +88,7 @@ def draw_gain(axes, results: dict[str, study.Result], label: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(baseline.tasks)), baseline.tasks, rotation=45, ha="right")
     axes.figure.colorbar(image, ax=axes, label=f"{label}, gained")
-    axes.set(title=f"gained by sharing, against {next(iter(results))}")
+    axes.set(title=f"against {next(iter(results))}")
     axes.grid(False)
 
 
