@@ -304,8 +304,8 @@ def diverged(bench: Bench) -> Outcome:
     """A loss that is not finite."""
     process = bench.start("diverged", *RUN, "--learning_rate=1e30", "--max_grad_norm=0")
     printed = bench.finish(process, None)
-    good = process.returncode not in (0, None) and _clear(printed) and "not finite" in printed
-    last = printed.strip().splitlines()[-1][:160]
+    last = _last_line(bench, printed)
+    good = process.returncode == 3 and _clear(printed) and "not finite" in last and "checkpoint" in last
     return Outcome("a loss that is not finite", 1, "stops; names tasks, step and checkpoint", last, good)
 
 
@@ -346,10 +346,14 @@ def one_task_is_sick(bench: Bench) -> Outcome:
     """One task's rewards become NaN."""
     process = _frail(bench, "sick", *FRAIL_RUN, FRAIL_NAN="200")
     printed = bench.finish(process, None)
-    last = printed.strip().splitlines()[-1]
-    good = process.returncode == 3 and _clear(printed) and "'right'" in last and "'left'" not in last
-    found = last.replace(str(bench.folder), "…")[:160]
-    return Outcome("NaN in one task's rewards", 1, "stops; names the task and the last good checkpoint", found, good)
+    last = _last_line(bench, printed)
+    named = "'right'" in last and "'left'" not in last and "checkpoint" in last
+    good = process.returncode == 3 and _clear(printed) and named
+    return Outcome("NaN in one task's rewards", 1, "stops; names the task and the last good checkpoint", last, good)
+
+
+def _last_line(bench: Bench, printed: str) -> str:
+    return printed.strip().splitlines()[-1].replace(str(bench.folder), "…")
 
 
 VICTIMS = ("the launcher", "its program", "both")

@@ -53,15 +53,26 @@ def evaluated(run_dir: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 def interim(run_dir: pathlib.Path) -> str:
-    """Mean success of the deterministic policy in the evaluations during training, one after another."""
-    lines = [line for line in record.read(run_dir) if line["kind"] == "evaluation" and not line["final"]]
+    """Mean success of the deterministic policy in the evaluations during training, one after another.
+
+    Those made since, of a run that was stopped, are told by their number of episodes.
+    """
+    episodes = load_config(run_dir).evaluation_episodes
+    lines = [
+        line
+        for line in record.read(run_dir)
+        if line["kind"] == "evaluation"
+        and not line["final"]
+        and line["episodes"] == episodes
+        and (line["split"], line["mode"]) == ("train", "deterministic")
+    ]
     if not lines:
         return "none"
     reached = [
         f"{np.mean(line['values']['success_any']):.2f} after {line['time'] / 60:.1f} min ({line['step']:,} steps)"
         for line in lines
     ]
-    return f"{', '.join(reached)}; {lines[0]['episodes']} goals a task"
+    return f"{', '.join(reached)}; {episodes} goals a task"
 
 
 def train(run_dir: pathlib.Path) -> None:
