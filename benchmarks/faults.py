@@ -434,6 +434,8 @@ def main() -> None:
         "simulator": simulator_dies,
         "sweep killed": lambda bench: sweep_killed(bench, arguments.sweep_kills),
     }
+    if arguments.only and not any(arguments.only in name for name in faults):
+        parser.error(f"--only={arguments.only}: no fault's name contains it; there are {', '.join(faults)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(pathlib.Path(folder), arguments.seed)
