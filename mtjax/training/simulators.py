@@ -19,7 +19,7 @@ class SimulatorFailed(RuntimeError):
 
 
 def close(env: Any) -> None:
-    """Close an environment's simulators on the host, some 17 MB each for Meta-World; one on the device has none."""
+    """Close an environment's simulators on the host, some 18 MB each for Meta-World; one on the device has none."""
     if isinstance(env, host.HostVectorEnv):
         env.close()
     for group in getattr(env, "groups", ()):
