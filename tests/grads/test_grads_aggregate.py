@@ -206,7 +206,7 @@ def test_a_gram_for_a_method_that_does_not_look_at_one(spec):
 
 
 @pytest.mark.parametrize("num_tasks", [1, 10, 16, 18, 50])
-@pytest.mark.parametrize("size", [16384, 40000])
+@pytest.mark.parametrize("size", [16384, 32768, 40000])
 def test_gram_of_long_gradients(num_tasks, size):
     """Sliced by columns and rows on the CPU: the sum of the slices, the rest of the columns, and the rows left over."""
     left, right = np.random.default_rng(0).standard_normal((2, num_tasks, size))
