@@ -16,7 +16,7 @@ from mtjax.envs.base import continuous
 from mtjax.envs.envpool import EnvPool, FreshEnvPool, require_envpool, require_opengl, threads_per_pool
 from mtjax.envs.host import HostVectorEnv
 from mtjax.suites.base import Split, Suite, TaskInfo, Version, register
-from mtjax.suites.metaworld_tasks import DESCRIPTIONS, MT10, MT25, MT50
+from mtjax.suites.metaworld_tasks import DESCRIPTIONS, MT10, MT25, MT50, OBJECTS
 from mtjax.suites.render import film
 
 HORIZON = 500
@@ -58,21 +58,27 @@ PICTURE = {
 }
 
 
-def make_suite(name: str, train: tuple[str, ...], extrapolation: tuple[str, ...] = ()) -> Suite:
+def make_suite(name: str, train: tuple[str, ...], held_out: tuple[str, ...] = ()) -> Suite:
     """A suite of Meta-World tasks.
 
     Goals and objects are drawn anew at every episode and shown in the observation, so evaluation on
-    "train" already is on unseen goals. "extrapolation" holds tasks that are not trained on.
+    "train" already is on unseen goals. Tasks that are not trained on are "interpolation" where they ask
+    something else of a training task's object, and "extrapolation" where the object is new, too.
 
     Args:
         name: the suite's name.
         train: task names without version, e.g. "pick-place", in task order.
-        extrapolation: names of the held-out tasks, if any.
+        held_out: names of the held-out tasks, if any.
 
     Returns:
         The suite. EnvPool is imported when its environments are made, not before.
     """
-    splits = {"train": _split(train), "extrapolation": _split(extrapolation)}
+    known = {task for tasks in OBJECTS.values() if set(tasks) & set(train) for task in tasks}
+    splits = {
+        "train": _split(train),
+        "interpolation": _split(tuple(task for task in held_out if task in known)),
+        "extrapolation": _split(tuple(task for task in held_out if task not in known)),
+    }
     return Suite(
         name=name,
         version=_version(train),
@@ -147,7 +153,7 @@ def _version(tasks: tuple[str, ...]) -> Version:
     except metadata.PackageNotFoundError:
         installed = ""
     return Version(
-        suite="1",
+        suite="2",
         simulator=f"envpool {installed or '(not installed)'}, Meta-World v3",
         reward="v2",
         horizon=HORIZON,

@@ -33,6 +33,25 @@ MT25 = MT10 + (
     "dial-turn",
 )
 
+# What a task is done to, where that is the same simulated thing in several tasks.
+OBJECTS = {
+    "arm": ("reach", "reach-wall"),
+    "puck": ("pick-out-of-hole", "pick-place", "pick-place-wall", "push", "push-back", "push-wall"),
+    "block": ("bin-picking", "shelf-place", "sweep", "sweep-into"),
+    "button": ("button-press", "button-press-topdown", "button-press-topdown-wall", "button-press-wall"),
+    "coffee machine": ("coffee-button", "coffee-pull", "coffee-push"),
+    "door": ("door-close", "door-open"),
+    "lock": ("door-lock", "door-unlock"),
+    "drawer": ("drawer-close", "drawer-open"),
+    "faucet": ("faucet-close", "faucet-open"),
+    "handle": ("handle-press", "handle-press-side", "handle-pull", "handle-pull-side"),
+    "nut": ("assembly", "disassemble"),
+    "peg": ("peg-insert-side", "peg-unplug-side"),
+    "plate": ("plate-slide", "plate-slide-back", "plate-slide-back-side", "plate-slide-side"),
+    "stick": ("stick-pull", "stick-push"),
+    "window": ("window-close", "window-open"),
+}
+
 # In MT50's order.
 DESCRIPTIONS = {
     "assembly": "Grip the handle of a ring-shaped nut, lift it and lower it over an upright peg.",

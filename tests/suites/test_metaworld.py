@@ -19,7 +19,7 @@ import pytest
 from mtjax import suites
 from mtjax.envs.envpool import require_envpool
 from mtjax.suites import metaworld
-from mtjax.suites.metaworld_tasks import MT50
+from mtjax.suites.metaworld_tasks import MT50, OBJECTS
 
 try:
     require_envpool()  # the way mtjax imports it: OpenGL first
@@ -68,10 +68,25 @@ def test_every_task_has_a_sentence_of_its_own():
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
 
 
-def test_held_out_tasks_are_not_trained_on():
-    suite = suites.make("metaworld-mt10")
-    train, held_out = ({info.name for info in suite.splits[split].infos} for split in ("train", "extrapolation"))
-    assert len(held_out) == 15 and not train & held_out
+@pytest.mark.parametrize(("name", "sizes"), [("mt10", (10, 4, 11)), ("mt25", (25, 13, 12))])
+def test_held_out_tasks_are_not_trained_on(name, sizes):
+    splits = suites.make(f"metaworld-{name}").splits
+    train, near, far = ({info.name for info in splits[split].infos} for split in suites.SPLITS)
+    assert (len(train), len(near), len(far)) == sizes
+    assert not train & near and not train & far and not near & far
+
+
+def test_tasks_between_are_other_demands_of_a_training_tasks_object():
+    """A wall before the button, a hole under the puck: MT10 knows both things. Nut, ball and faucet it has never met."""
+    splits = suites.make("metaworld-mt10").splits
+    near, far = ([info.name for info in splits[split].infos] for split in ("interpolation", "extrapolation"))
+    assert set(near) >= {"pick-out-of-hole", "pick-place-wall", "button-press-wall", "button-press-topdown-wall"}
+    assert set(far) >= {"disassemble", "basketball", "faucet-open", "door-lock", "dial-turn"}
+
+
+def test_objects_are_of_tasks_that_there_are_and_each_has_one():
+    tasks = [task for of_one in OBJECTS.values() for task in of_one]
+    assert len(set(tasks)) == len(tasks) and set(tasks) <= set(MT50)
 
 
 def test_the_stamp_names_the_protocol():
