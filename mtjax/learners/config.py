@@ -10,7 +10,40 @@ SCHEDULES = ("constant", "linear", "cosine")  # from all to nothing at the end o
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig:
+class ExplorationConfig:
+    """Options of the exploration bonus, which PPO and SAC have alike."""
+
+    exploration: str = option(
+        "none",
+        "A bonus, each task's own, for reaching what was seldom seen: 'counts' (for observations that repeat exactly) "
+        "or 'rnd' (random network distillation).",
+        choices=("none", "counts", "rnd"),
+    )
+    exploration_bonus: float = option(
+        0.1,
+        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts) or usual (rnd).",
+        low=0,
+    )
+    count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
+    count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
+    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1, fewest=1)
+    rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
+
+    def used(self) -> dict[str, tuple[bool, str]]:
+        """For ``refuse_unused``: which of these options something reads."""
+        counts = self.exploration == "counts", "exploration=counts"
+        rnd = self.exploration == "rnd", "exploration=rnd"
+        return {
+            "exploration_bonus": (self.exploration != "none", "exploration=counts or rnd"),
+            "count_bins": counts,
+            "count_resolution": counts,
+            "rnd_sizes": rnd,
+            "rnd_learning_rate": rnd,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(ExplorationConfig):
     """Hyper-parameters of PPO. The floats marked [vmapped] are leaves of the state, one value a seed."""
 
     learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
@@ -64,21 +97,6 @@ class PPOConfig:
     )
     popart_step: float = option(0.05, "Share of a new rollout in the moments that are PopArt's units.", above=0, high=1)
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
-    exploration: str = option(
-        "none",
-        "A bonus, each task's own, for reaching what was seldom seen: 'counts' (for observations that repeat exactly) "
-        "or 'rnd' (random network distillation).",
-        choices=("none", "counts", "rnd"),
-    )
-    exploration_bonus: float = option(
-        0.1,
-        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts) or usual (rnd).",
-        low=0,
-    )
-    count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
-    count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
-    rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1, fewest=1)
-    rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
     detour_share: float = option(
         0.0,
         "Share of the steps of training spent on detours: one random action held for a while, from which the policy "
@@ -108,18 +126,12 @@ class PPOConfig:
 
     def check(self) -> None:
         """Refuse options without effect. Raises ValueError with one line."""
-        counts = self.exploration == "counts", "exploration=counts"
-        rnd = self.exploration == "rnd", "exploration=rnd"
         detours = self.detour_share, "detour_share above 0"
         entropy = self.entropy_cost, "entropy_cost above 0"
         refuse_unused(
             self,
             {
-                "exploration_bonus": (self.exploration != "none", "exploration=counts or rnd"),
-                "count_bins": counts,
-                "count_resolution": counts,
-                "rnd_sizes": rnd,
-                "rnd_learning_rate": rnd,
+                **self.used(),
                 "entropy_schedule": entropy,
                 "detour_schedule": detours,
                 "detour_steps": detours,
@@ -166,7 +178,7 @@ class DistralConfig(PPOConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SACConfig:
+class SACConfig(ExplorationConfig):
     """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value a seed."""
 
     learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
@@ -269,6 +281,7 @@ class SACConfig:
         refuse_unused(
             self,
             {
+                **self.used(),
                 "num_atoms": (categorical, "critic_head=categorical"),
                 "value_range": (
                     categorical or self.return_scaling == "range",

@@ -7,7 +7,8 @@ suites whose observations repeat exactly, such as grid worlds.
 observation. For continuous suites. Divided by its running root mean square, so that 1 is the usual bonus.
 
 Both look at the observation that a step leads to, before any reset. What the policy learns from is the reward after
-scaling plus ``exploration_bonus`` times this; evaluation and records never see it.
+scaling plus ``exploration_bonus`` times this; evaluation and records never see it. A learner with a replay asks for the
+bonus of what it draws, by what is known by then: what was new when it was stored is so no more.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from mtjax.learners import normalization
-from mtjax.learners.config import PPOConfig
+from mtjax.learners.config import ExplorationConfig
 from mtjax.networks.components import Trunk, init_stack
 
 Array = jax.Array
@@ -34,14 +35,17 @@ class Exploration(NamedTuple):
 
     Attributes:
         init: key -> state.
-        step: (state, observations reached [H, T, E, obs]) -> (state, bonus [H, T, E] float32, at least 0).
+        step: (state, observations reached [H, T, E, obs]) -> (state, bonus [H, T, E] float32, at least 0). They count
+            as seen from now on.
+        bonus: (state, observations [T, B, obs]) -> bonus [T, B] of what was seen before; nothing is learnt from it.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[Any, Array], tuple[Any, Array]]
+    bonus: Callable[[Any, Array], Array]
 
 
-def make_exploration(config: PPOConfig, *, num_tasks: int, observation_size: int) -> Exploration | None:
+def make_exploration(config: ExplorationConfig, *, num_tasks: int, observation_size: int) -> Exploration | None:
     """The bonus that ``config.exploration`` names, or None."""
     sizes = {"num_tasks": num_tasks, "observation_size": observation_size}
     if config.exploration == "counts":
@@ -80,17 +84,24 @@ def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: floa
             mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
         return ((mixed ^ (mixed >> 16)) % jnp.uint32(bins)).astype(jnp.int32)
 
+    def look(visits: Array, reached: Array) -> Array:
+        """Bonus of ONE task's bins [...], from its visits [bins]."""
+        return jax.lax.rsqrt(jnp.maximum(visits[reached], 1).astype(jnp.float32))
+
     def step(state: CountState, observation: Array) -> tuple[CountState, Array]:
         reached = jnp.moveaxis(bin_of(observation, state.multipliers), 1, 0)  # [T, H, E]
 
         def of_task(visits: Array, reached: Array) -> tuple[Array, Array]:
             visits = jnp.minimum(visits.at[reached.reshape(-1)].add(1), MANY)
-            return visits, jax.lax.rsqrt(visits[reached].astype(jnp.float32))
+            return visits, look(visits, reached)
 
         visits, bonus = jax.vmap(of_task)(state.visits, reached)
         return state._replace(visits=visits), jnp.moveaxis(bonus, 0, 1)
 
-    return Exploration(init, step)
+    def bonus(state: CountState, observation: Array) -> Array:
+        return jax.vmap(look)(state.visits, bin_of(observation, state.multipliers))
+
+    return Exploration(init, step, bonus)
 
 
 # ---------------------------------------------------------------------------------- network distillation
@@ -137,6 +148,10 @@ def rnd(*, num_tasks: int, observation_size: int, layers: tuple[int, ...], learn
 
         return jax.lax.scan(one, (predictor, optimizer), None, length=STEPS)[0]
 
+    def in_usual_errors(errors: normalization.Statistics, found: Array) -> Array:
+        """Errors [T, B] by their running root mean square."""
+        return found * jax.lax.rsqrt(errors.variance + jnp.square(errors.mean) + 1e-12)[:, None]
+
     def step(state: RndState, observation: Array) -> tuple[RndState, Array]:
         observations = normalization.update(state.observations, observation, axes=(0, 2))
         length, tasks, envs = observation.shape[:3]
@@ -144,9 +159,12 @@ def rnd(*, num_tasks: int, observation_size: int, layers: tuple[int, ...], learn
         x = normalization.normalize(observations, x, clip=CLIP)
         found = jax.vmap(errors_of)(state.predictor, state.target, x)  # [T, B]
         errors = normalization.update(state.errors, found, axes=(1,))
-        bonus = found * jax.lax.rsqrt(errors.variance + jnp.square(errors.mean) + 1e-12)[:, None]
         predictor, optimizer = jax.vmap(learn)(state.predictor, state.optimizer, state.target, x)
-        bonus = jnp.moveaxis(bonus.reshape(tasks, length, envs), 0, 1)
+        bonus = jnp.moveaxis(in_usual_errors(errors, found).reshape(tasks, length, envs), 0, 1)
         return RndState(state.target, predictor, optimizer, observations, errors), bonus
 
-    return Exploration(init, step)
+    def bonus(state: RndState, observation: Array) -> Array:
+        x = normalization.normalize(state.observations, observation, clip=CLIP)
+        return in_usual_errors(state.errors, jax.vmap(errors_of)(state.predictor, state.target, x))
+
+    return Exploration(init, step, bonus)

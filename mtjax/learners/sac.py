@@ -32,6 +32,7 @@ from mtjax.learners.descent import (
     over_steps,
     polyak,
 )
+from mtjax.learners.exploration import make_exploration
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
 from mtjax.learners.transfer import fine_tuning
@@ -74,6 +75,7 @@ class SACState(NamedTuple):
         seen: [] int32, transitions of each task that were ever stored; it stops at 2³¹ − 1.
         hyper: see Hyper.
         updates: [] int32, rollouts learnt from.
+        exploration: state of the exploration bonus; None without one.
     """
 
     params: dict[str, Parameters]
@@ -87,6 +89,7 @@ class SACState(NamedTuple):
     seen: Array
     hyper: Hyper
     updates: Array
+    exploration: Any = None
 
 
 class Batch(NamedTuple):
@@ -98,6 +101,7 @@ class Batch(NamedTuple):
         reward: scaled.
         discount: γ, and 0 where the step was terminal.
         view, next_view: what the policies see of the observations (see ``_SAC._see``).
+        bonus: for exploring, weighed; part of the values' targets, not of the reward. None: there is no bonus.
     """
 
     observation: Array
@@ -107,6 +111,7 @@ class Batch(NamedTuple):
     next_observation: Array
     view: Array
     next_view: Array
+    bonus: Array | None = None
 
 
 class Known(NamedTuple):
@@ -154,6 +159,7 @@ class _SAC:
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
         self.masks = action_masks(spec)
         self.rewards = make_reward_scaling(config.return_scaling, value_range=config.value_range)
+        self.exploration = make_exploration(config, num_tasks=spec.num_tasks, observation_size=spec.observation_size)
         adam = optimizer(
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
@@ -237,6 +243,7 @@ class _SAC:
             seen=jnp.zeros((), jnp.int32),
             hyper=Hyper(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hyper._fields)),
             updates=jnp.zeros((), jnp.int32),
+            exploration=self.exploration.init(jax.random.fold_in(key, 4)) if self.exploration else None,
         )
 
     def cut(self, state: SACState) -> SACState:
@@ -302,12 +309,15 @@ class _SAC:
 
     def update(self, state: SACState, rollout: Transitions, key: Array) -> tuple[SACState, Mapping[str, Array]]:
         state = self._take_in(state, rollout)
+        state, bonus = self._explore(state, rollout)
         state, metrics = self._learn(state, key)
         arrived = jnp.isfinite(rollout.reward) & jnp.isfinite(rollout.final_observation).all(axis=-1)
         arrived = arrived.all(axis=(0, 2))  # a NaN in the replay is blamed on its task before it is ever drawn
         metrics["finite"] = jnp.where(arrived.all(), metrics["finite"], arrived)
         metrics["replay/size"] = state.replay.size.astype(jnp.float32)
         metrics["learning_rate"] = state.hyper.learning_rate
+        if self.exploration:
+            metrics["exploration/bonus"] = bonus.mean(axis=(0, 2))
         metrics |= self._routing(state, rollout)
         return state._replace(updates=state.updates + 1), metrics
 
@@ -338,26 +348,37 @@ class _SAC:
             seen=jnp.minimum(state.seen, MANY - self.arriving) + self.arriving,
         )
 
+    def _explore(self, state: SACState, rollout: Transitions) -> tuple[SACState, Array | None]:
+        """Let the exploration bonus see a rollout; the bonus [H, T, E] of its steps, for the record."""
+        if self.exploration is None:
+            return state, None
+        exploration, bonus = self.exploration.step(state.exploration, rollout.final_observation)
+        return state._replace(exploration=exploration), bonus
+
     def _learn(self, state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
         """Make the gradient steps that follow a rollout.
 
         Before the warm start is over none is kept: what they measured is NaN, and nothing that was not finite counts.
         """
-        replay, config = state.replay, self.config
+        replay, exploration, config = state.replay, state.exploration, self.config
         ready = replay.size >= self._warm_start
 
         def visit(state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
             sample_key, step_key = jax.random.split(key)
-            batch = self._prepare(state, self.buffer.sample(replay, sample_key, config.batch_size))
+            sample = self.buffer.sample(replay, sample_key, config.batch_size)
+            batch = self._prepare(state, sample)
+            if self.exploration:
+                bonus = self.exploration.bonus(exploration, sample.final_observation)
+                batch = batch._replace(bonus=config.exploration_bonus * bonus)
             return self._step(state, batch, step_key)
 
-        before = state._replace(replay=None)  # of which the loop needs no copy
+        before = state._replace(replay=None, exploration=None)  # of which the loop needs no copy
         after, metrics = jax.lax.scan(visit, before, jax.random.split(key, self.num_steps))
         state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), after, before)
         found = over_steps(metrics)
         finite = found.pop("finite") | ~ready
         found = {name: jnp.where(ready, metric, jnp.nan) for name, metric in found.items()}
-        return state._replace(replay=replay), {**found, "finite": finite}
+        return state._replace(replay=replay, exploration=exploration), {**found, "finite": finite}
 
     def _prepare(self, state: SACState, sample: Sample) -> Batch:
         """Normalise and scale raw transitions with the statistics of now."""
@@ -437,7 +458,8 @@ class _SAC:
         """
         candidates = self._candidates(policy, known, batch.next_view, known.key[0])
         outputs = self.critic.apply(*targets, known.task, batch.next_observation, candidates.action)
-        return self.head.target(outputs, candidates, known.temperature, batch.reward, batch.discount)
+        reward = batch.reward if batch.bonus is None else batch.reward + batch.bonus
+        return self.head.target(outputs, candidates, known.temperature, reward, batch.discount)
 
     def critic_gradient(
         self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array

@@ -2,7 +2,7 @@
 
 The agent of the one task is the trained one with all networks as they are. What belonged to single training tasks
 (heads, temperatures, statistics) starts as their mean; the optimisers and the replay start empty; there is no phase of
-random actions.
+random actions, and no exploration bonus.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def of_one_task(agent: _SAC, steps: int) -> _SAC:
     one = copy.copy(agent)
     one.config = dataclasses.replace(agent.config, warm_start=0)
     one.spec = agent.spec._replace(num_tasks=1, action_sizes=None, contexts=None)
+    one.exploration = None
     one.num_envs, one.arriving = NUM_ENVS, agent.config.rollout_length * NUM_ENVS
     one.num_steps = max(1, round(agent.config.update_to_data * one.arriving))
     # Room for more than will arrive would only take memory: draws are among what is there.
@@ -99,4 +100,5 @@ def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
         replay=one.buffer.init(),
         seen=jnp.ones((), jnp.int32),
         updates=jnp.zeros((), jnp.int32),
+        exploration=None,
     )

@@ -1,4 +1,4 @@
-"""Exploration bonuses: large for what is new to THIS task, small for what is known, and part of what PPO learns."""
+"""Exploration bonuses: large for what is new to THIS task, small for what is known, and part of what learners learn."""
 
 import collections
 import dataclasses
@@ -10,8 +10,8 @@ import pytest
 
 from mtjax import grads, options
 from mtjax.envs.base import continuous
-from mtjax.learners import exploration, ppo
-from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners import exploration, hipbmdp, ppo, sac
+from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig, HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 
@@ -154,6 +154,134 @@ def test_ppo_learns_from_reward_and_bonus():
     assert int(kept.visits.sum()) == H * T * E
 
 
+# ------------------------------------------------------------------------------------------------- SAC
+
+
+def test_what_was_stored_is_as_new_as_it_is_by_now():
+    """Counts as of now, and errors of the predictor as it is; asking changes nothing."""
+    draw = np.random.default_rng(1)
+    observation = draw.integers(-1, 2, size=(H, T, E, OBS)) * 0.5
+    stored = jnp.asarray(np.moveaxis(observation, 1, 0).reshape(T, H * E, OBS), jnp.float32)
+    for bonus in (
+        exploration.counts(num_tasks=T, observation_size=OBS, bins=16384, resolution=0.01),
+        exploration.rnd(num_tasks=T, observation_size=OBS, layers=(8,), learning_rate=1e-2),
+    ):
+        state, first = _step(bonus, bonus.init(jax.random.key(0)), observation)
+        first = np.moveaxis(first, 1, 0).reshape(T, H * E)
+        again = jax.jit(bonus.bonus)(state, stored)
+        if isinstance(state, exploration.CountState):
+            np.testing.assert_allclose(again, first, rtol=1e-6)
+        for _ in range(3):
+            state, _ = _step(bonus, state, observation)
+        later = jax.jit(bonus.bonus)(state, stored)
+        assert later.shape == (T, H * E) and (later > 0).all()
+        if isinstance(state, exploration.CountState):
+            np.testing.assert_allclose(later, again / 2, rtol=1e-6)  # seen four times as often
+        else:
+            assert later.mean() < again.mean() < first.mean()
+
+
+OFF_POLICY = {
+    "rollout_length": H,
+    "update_to_data": 1.0,
+    "batch_size": 4,
+    "replay_capacity": 60,
+    "warm_start": 0,
+    "learn_temperature": False,
+}
+
+
+def _off_policy(make, config, **more):
+    options.validate(config)
+    network = NetworkConfig(hidden_sizes=(4,), scale="state", **more)
+    return make(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E)
+
+
+def _stored(draw):
+    rollout = _rollout(draw)
+    action = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, 2)), jnp.float32)
+    return rollout._replace(extras={"action": action})
+
+
+@pytest.mark.parametrize("kind", ["counts", "rnd"])
+def test_sac_values_reward_and_bonus(kind):
+    """Targets hold the bonus of the transitions drawn, as large as it is after this rollout; nothing else changes."""
+    config = SACConfig(**OFF_POLICY, exploration=kind, exploration_bonus=0.5)
+    agent = _off_policy(sac._SAC, config)
+    plain = _off_policy(sac._SAC, dataclasses.replace(config, exploration="none", exploration_bonus=0.1))
+    rollout, key = _stored(np.random.default_rng(0)), jax.random.key(1)
+
+    @jax.jit
+    def run():
+        start = agent.init(jax.random.key(0))
+        seen, bonus = agent._explore(agent._take_in(start, rollout), rollout)
+        drawn = agent.buffer.sample(seen.replay, key, 4)
+        batch, known = agent._prepare(seen, drawn), agent._known(seen, key)
+        drawn_bonus = agent.exploration.bonus(seen.exploration, drawn.final_observation)
+        policy = seen.params["policy"]
+        with_bonus, by_hand = (
+            jax.vmap(agent.task_target, in_axes=(sac.OF_TASK, sac.OF_TASK, 0, 0))(policy, seen.targets, known, b)
+            for b in (batch._replace(bonus=0.5 * drawn_bonus), batch._replace(reward=batch.reward + 0.5 * drawn_bonus))
+        )
+        after, metrics = agent.update(start, rollout, key)
+        bare, bare_metrics = plain.update(plain.init(jax.random.key(0)), rollout, key)
+        return with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen
+
+    with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen = run()
+    np.testing.assert_allclose(with_bonus, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(metrics["exploration/bonus"], bonus.mean(axis=(0, 2)), rtol=1e-5)
+    assert "exploration/bonus" not in bare_metrics and bare.exploration is None
+    np.testing.assert_array_equal(after.replay.rows, bare.replay.rows)  # stored without it
+    for a, b in zip(jax.tree.leaves(after.exploration), jax.tree.leaves(seen.exploration), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    moved = [np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(s.params) for s in (after, bare)), strict=True)]
+    assert max(moved) > 1e-5  # the gradient steps saw it
+    assert (metrics["loss/value"] > bare_metrics["loss/value"]).all()  # values start near 0, and the bonus is positive
+
+
+def test_models_of_rewards_do_not_learn_the_bonus():
+    """The world's rewards are the suite's: only the critics' loss of HiP-BMDP sees the bonus."""
+    config = HiPBMDPConfig(
+        **OFF_POLICY,
+        exploration="counts",
+        exploration_bonus=0.5,
+        state_encoder_sizes=(4,),
+        latent_size=3,
+        theta_size=2,
+        theta_hidden_sizes=(),
+        model_sizes=(4,),
+    )
+    agent = _off_policy(hipbmdp._HiPBMDP, config, arrangement="none")
+    rollout, key = _stored(np.random.default_rng(0)), jax.random.key(1)
+
+    @jax.jit
+    def run():
+        state, _ = agent._explore(agent._take_in(agent.init(jax.random.key(0)), rollout), rollout)
+        batch = agent._prepare(state, agent.buffer.sample(state.replay, key, 4))
+
+        def losses(batch):
+            return agent._step(state._replace(replay=None, exploration=None), batch, key)[1]
+
+        return losses(batch), losses(batch._replace(bonus=jnp.full((T, 4), 0.5)))
+
+    bare, explored = run()
+    assert set(bare) == set(explored)
+    for name in ("loss/reward", "loss/transition", "loss/theta"):
+        np.testing.assert_allclose(bare[name], explored[name], rtol=1e-5)
+    assert (np.abs(bare["loss/value"] - explored["loss/value"]) > 1e-3).all()
+
+
+def test_learning_on_in_an_unseen_task_is_without_a_bonus():
+    agent = _off_policy(sac._SAC, SACConfig(**OFF_POLICY, exploration="counts"), arrangement="none")
+    tuning = agent.learner().fine_tuning(60)
+    state = jax.jit(lambda key: tuning.start(agent.init(key), key))(jax.random.key(0))
+    assert state.exploration is None
+    unseen = Unseen(jnp.zeros((1, 0)), jnp.ones((1, 2)))
+    rollout = jax.tree.map(lambda x: x[:, :1, :1], _stored(np.random.default_rng(0)))
+    _, metrics = jax.jit(tuning.update)(state, unseen, rollout, jax.random.key(1))
+    assert "exploration/bonus" not in metrics and np.isfinite(metrics["loss/value"]).all()
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
@@ -166,6 +294,7 @@ def test_ppo_learns_from_reward_and_bonus():
             PPOConfig(exploration_bonus=0.5),
             "exploration_bonus: 0.5 has no effect; it belongs to exploration=counts or rnd",
         ),
+        (SACConfig(count_bins=8), "count_bins: 8 has no effect; it belongs to exploration=counts"),
         (DistralConfig(detour_steps=8), "detour_steps: 8 has no effect; it belongs to detour_share above 0"),
         (
             DistralConfig(detour_schedule="linear"),

@@ -77,7 +77,7 @@ def test_held_out_tasks_are_not_trained_on(name, sizes):
 
 
 def test_tasks_between_are_other_demands_of_a_training_tasks_object():
-    """A wall before the button, a hole under the puck: MT10 knows both things. Nut, ball and faucet it has never met."""
+    """A wall before the button, a hole under the puck: MT10 knows both. Nut, ball and faucet it never met."""
     splits = suites.make("metaworld-mt10").splits
     near, far = ([info.name for info in splits[split].infos] for split in ("interpolation", "extrapolation"))
     assert set(near) >= {"pick-out-of-hole", "pick-place-wall", "button-press-wall", "button-press-topdown-wall"}
