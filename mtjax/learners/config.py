@@ -10,9 +10,14 @@ SCHEDULES = ("constant", "linear", "cosine")  # from all to nothing at the end o
 
 
 @dataclasses.dataclass(frozen=True)
-class ExplorationConfig:
-    """Options of the exploration bonus, which PPO and SAC have alike."""
+class LearnerConfig:
+    """What all learners have alike."""
 
+    learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
+    discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
+    reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
+    normalize_observations: bool = option(False, "Running mean and variance of observations, per task.")
+    observation_clip: float = option(10.0, "Normalised observations are clipped to ± this.", above=0)
     exploration: str = option(
         "none",
         "A bonus, each task's own, for reaching what was seldom seen: 'counts' (for observations that repeat exactly) "
@@ -30,10 +35,11 @@ class ExplorationConfig:
     rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
 
     def used(self) -> dict[str, tuple[bool, str]]:
-        """For ``refuse_unused``: which of these options something reads."""
+        """For ``refuse_unused``: which of these options something reads, and what would. A subclass has more."""
         counts = self.exploration == "counts", "exploration=counts"
         rnd = self.exploration == "rnd", "exploration=rnd"
         return {
+            "observation_clip": (self.normalize_observations, "normalize_observations"),
             "exploration_bonus": (self.exploration != "none", "exploration=counts or rnd"),
             "count_bins": counts,
             "count_resolution": counts,
@@ -43,10 +49,9 @@ class ExplorationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig(ExplorationConfig):
+class PPOConfig(LearnerConfig):
     """Hyper-parameters of PPO. The floats marked [vmapped] are leaves of the state, one value a seed."""
 
-    learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
     learning_rate_schedule: str = option(
         "constant",
         "How the learning rate changes over the run.",
@@ -58,7 +63,6 @@ class PPOConfig(ExplorationConfig):
         "Gradients of the policy and of the values are each clipped to this global norm; 0 switches clipping off.",
         low=0,
     )
-    discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
     gae_lambda: float = option(0.95, "λ of generalised advantage estimation. [vmapped]", low=0, high=1)
     rollout_length: int = option(128, "Steps of every environment between two updates.", low=1)
     num_epochs: int = option(4, "Passes over a rollout.", low=1)
@@ -86,7 +90,6 @@ class PPOConfig(ExplorationConfig):
         0.0, "Adapt the learning rate so that an update's KL stays near this value; 0 does not.", low=0
     )
     normalize_observations: bool = option(True, "Running mean and variance of observations, per task.")
-    observation_clip: float = option(10.0, "Normalised observations are clipped to ± this.", above=0)
     normalize_advantages: bool = option(True, "Advantages to mean 0 and variance 1 within each task's batch.")
     return_scaling: str = option(
         "running",
@@ -96,7 +99,6 @@ class PPOConfig(ExplorationConfig):
         choices=("running", "popart", "none"),
     )
     popart_step: float = option(0.05, "Share of a new rollout in the moments that are PopArt's units.", above=0, high=1)
-    reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
     detour_share: float = option(
         0.0,
         "Share of the steps of training spent on detours: one random action held for a while, from which the policy "
@@ -137,7 +139,6 @@ class PPOConfig(ExplorationConfig):
                 "detour_steps": detours,
                 "detour_part": detours,
                 "popart_step": (self.return_scaling == "popart", "return_scaling=popart"),
-                "observation_clip": (self.normalize_observations, "normalize_observations"),
             },
         )
 
@@ -178,10 +179,9 @@ class DistralConfig(PPOConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SACConfig(ExplorationConfig):
+class SACConfig(LearnerConfig):
     """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value a seed."""
 
-    learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
     critic_learning_rate: float = option(0.0, "Step size of the critics' Adam; 0 means learning_rate. [vmapped]", low=0)
     temperature_learning_rate: float = option(
         0.0, "Step size of the temperatures' Adam; 0 means learning_rate. [vmapped]", low=0
@@ -196,7 +196,6 @@ class SACConfig(ExplorationConfig):
         "its own, by itself; 0 switches clipping off.",
         low=0,
     )
-    discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
     polyak: float = option(
         0.005, "Share τ of the critics that the target critics take over at every gradient step. [vmapped]",
         above=0, high=1,
@@ -262,8 +261,6 @@ class SACConfig(ExplorationConfig):
     critic_grads: str = option(
         "", "How the tasks' gradients of the critics become one, as --grads; empty means what --grads says."
     )
-    normalize_observations: bool = option(False, "Running mean and variance of observations, per task.")
-    observation_clip: float = option(10.0, "Normalised observations are clipped to ± this.", above=0)
     return_scaling: str = option(
         "none",
         "'running' divides each task's rewards by the running deviation of its discounted return and clips them to "
@@ -271,7 +268,6 @@ class SACConfig(ExplorationConfig):
         "'none' does neither.",
         choices=("running", "range", "none"),
     )
-    reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
 
     def check(self) -> None:
         """Refuse what has no meaning, and options without effect. Raises ValueError with one line."""
@@ -289,7 +285,6 @@ class SACConfig(ExplorationConfig):
                 ),
                 "critic_reduction": (self.num_critics > 1, "num_critics above 1"),
                 "temperature_learning_rate": (self.learn_temperature, "learn_temperature"),
-                "observation_clip": (self.normalize_observations, "normalize_observations"),
             },
         )
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from mtjax.learners import normalization
-from mtjax.learners.config import ExplorationConfig
+from mtjax.learners.config import LearnerConfig
 from mtjax.networks.components import Trunk, init_stack
 
 Array = jax.Array
@@ -45,7 +45,7 @@ class Exploration(NamedTuple):
     bonus: Callable[[Any, Array], Array]
 
 
-def make_exploration(config: ExplorationConfig, *, num_tasks: int, observation_size: int) -> Exploration | None:
+def make_exploration(config: LearnerConfig, *, num_tasks: int, observation_size: int) -> Exploration | None:
     """The bonus that ``config.exploration`` names, or None."""
     sizes = {"num_tasks": num_tasks, "observation_size": observation_size}
     if config.exploration == "counts":
