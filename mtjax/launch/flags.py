@@ -158,7 +158,10 @@ def _sections_of_kinds(by: str, kinds: Mapping[str, type]) -> dict[str, dict[str
         if len(types) > 1:
             raise TypeError(f"option {name!r} has several types: {', '.join(t.__name__ for t in types)}")
         owners = " and ".join(f"--{by}={kind}" for kind in fields)
-        title = f"{_title(kinds[next(iter(fields))])} ({owners})" if len(fields) == 1 else f"Options of {owners}"
+        if len(fields) == 1:
+            title = f"{_title(kinds[next(iter(fields))])} ({owners})"
+        else:
+            title = f"Options of every --{by}" if len(fields) == len(kinds) else f"Options of {owners}"
         found.setdefault(title, {})[name] = fields
     return found
 
