@@ -64,7 +64,7 @@ def variants() -> dict[str, RunConfig]:
         return presets.configure(suite, arrangement=arrangement, return_scaling=usual.return_scaling, **same)
 
     return {
-        "one agent per task": tied(0.0, kl + entropy, 1),
+        "one agent per task, with entropy in its return": tied(0.0, kl + entropy, 1),
         "one PPO agent per task": untied("independent"),
         "one policy for all": untied("none"),
         "KL, 1 column": tied(kl + entropy, 0.0, 1),

@@ -58,6 +58,7 @@ def compare(variants: Mapping[str, RunConfig], folder: pathlib.Path, measure: st
 
     Raises:
         ValueError: the folder holds a run of that name with another configuration.
+        SystemExit: a signal came, a run diverged, or a simulator failed; what was trained is kept.
     """
     environment.prepare()
     environment.keep_compiled_programs("auto")
@@ -77,7 +78,12 @@ def train(name: str, config: RunConfig, folder: pathlib.Path) -> pathlib.Path:
         raise ValueError(f"{run_dir} was run with another configuration; name another --output")
     if not (run_dir / run.SUMMARY).exists():
         print(f"{name}:", flush=True)
-        run.train(config, run_dir, resume=begun, video=False)
+        try:
+            run.train(config, run_dir, resume=begun, video=False)
+        except run.Interrupted:
+            raise SystemExit(f"{name}: stopped and saved; the same command goes on from there") from None
+        except (run.Diverged, run.SimulatorFailed) as error:
+            raise SystemExit(f"{name}: {error}") from None
     return run_dir
 
 
