@@ -57,9 +57,12 @@ def compare(variants: Mapping[str, RunConfig], folder: pathlib.Path, measure: st
         measure: "return" or "success_any".
 
     Raises:
-        ValueError: the folder holds a run of that name with another configuration.
+        ValueError: two variants are the same, or the folder holds a run of that name with another configuration.
         SystemExit: a signal came, a run diverged, or a simulator failed; what was trained is kept.
     """
+    for (one, mine), (other, its) in itertools.combinations(variants.items(), 2):
+        if mine == its:
+            raise ValueError(f"variants {one!r} and {other!r} have the same configuration: nothing to compare")
     environment.prepare()
     environment.keep_compiled_programs("auto")
     return {name: read(train(name, config, folder), measure) for name, config in variants.items()}
