@@ -9,9 +9,8 @@ from typing import Any
 from mtjax import options
 from mtjax.launch import adapt, command, environment, flags, resolve, show
 from mtjax.options import option
-from mtjax.training.config import SPLITS, RunConfig
+from mtjax.training.config import MODES, SPLITS, RunConfig
 
-MODES = ("deterministic", "stochastic")
 LESS_MEMORY = "lower --episodes"
 
 USAGE = """

@@ -25,6 +25,7 @@ NOT_A_METHOD = (
     "log_every",
     "evaluate_every",
     "evaluation_splits",
+    "evaluation_modes",
     "evaluation_episodes",
     "final_evaluation_episodes",
     "checkpoint_every",

@@ -81,7 +81,7 @@ def make_suite(name: str, train: tuple[str, ...], held_out: tuple[str, ...] = ()
     }
     return Suite(
         name=name,
-        version=_version(train),
+        version=_version(train + held_out),
         observation_size=OBSERVATION_SIZE,
         action=continuous(ACTION_SIZE),
         horizon=HORIZON,

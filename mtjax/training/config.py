@@ -16,12 +16,14 @@ from mtjax.options import option, validate
 
 CONFIG = "config.json"  # in a run's folder
 SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, which imports jax
+MODES = ("deterministic", "stochastic")
 
 # May change when a run is resumed: they decide what is looked at, not what is learnt.
 OPERATIONAL = (
     "log_every",
     "evaluate_every",
     "evaluation_splits",
+    "evaluation_modes",
     "evaluation_episodes",
     "final_evaluation_episodes",
     "checkpoint_every",
@@ -62,6 +64,12 @@ class RunConfig:
         "policy for unseen tasks. The last evaluation is of all splits.",
         choices=SPLITS,
     )
+    evaluation_modes: tuple[str, ...] = option(
+        ("deterministic",),
+        "Policies that these evaluations measure, comma-separated: that which takes the mode of its distribution, and "
+        "that which draws. The last evaluation is of both.",
+        choices=MODES,
+    )
     evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)
     final_evaluation_episodes: int = option(
         50, "Episodes of each task in the last evaluation, rounded up to whole rounds of evaluation_episodes.", low=1
@@ -77,11 +85,12 @@ class RunConfig:
         options.fill(self)
 
     def check(self) -> None:
-        """Refuse seeds beyond the greatest, and splits that repeat or are none. Raises ValueError with one line."""
-        splits = self.evaluation_splits
-        if not splits or len(set(splits)) < len(splits):
-            text, known = ",".join(splits) or "empty", ", ".join(SPLITS)
-            raise ValueError(f"evaluation_splits: {text}; expected one or more of {known}, each once")
+        """Refuse seeds beyond the greatest, and splits or modes that repeat or are none: ValueError."""
+        for name, known in (("evaluation_splits", SPLITS), ("evaluation_modes", MODES)):
+            chosen = getattr(self, name)
+            if not chosen or len(set(chosen)) < len(chosen):
+                text = ",".join(chosen) or "empty"
+                raise ValueError(f"{name}: {text}; expected one or more of {', '.join(known)}, each once")
         if self.seed + self.num_seeds > 2**31:
             raise ValueError(f"seed: {self.num_seeds} seeds from {self.seed} on go beyond the greatest, {2**31 - 1}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ class Evaluator:
         seed: folded into nothing else; host simulators take it.
         contexts: embeddings [N, D] of the tasks' descriptions by split, for learners that read them.
         placement: where arrays lie.
+        compiling: called with "the evaluation …", a context in which a split's program is compiled.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class Evaluator:
         seed: int,
         contexts: Mapping[str, Array] | None = None,
         placement: Placement | None = None,
+        compiling: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
-        self.learner, self.suite = learner, suite
+        self.learner, self.suite, self.compiling = learner, suite, compiling
         self.placement = placement or Placement()
         self.contexts = contexts or {}
         self.episodes, self.num_seeds, self.seed = episodes, num_seeds, seed
         self._envs: dict[str, VectorEnv] = {}
+        self._programs: dict[str, Callable] = {}
         self._run = self.placement.jit(self._evaluate, gives=self.placement.everywhere)
 
     def __call__(
@@ -69,10 +73,11 @@ class Evaluator:
         flag = np.asarray(deterministic)
         unseen = self.placement.place(unseen_tasks(self.suite, split, self.contexts), everywhere)
         keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num_seeds))
-        results = [
-            self._run(env, states, jax.vmap(jax.random.fold_in, (0, None))(keys, index), flag, unseen)
-            for index in range(rounds)
-        ]
+        of_rounds = [jax.vmap(jax.random.fold_in, (0, None))(keys, index) for index in range(rounds)]
+        if split not in self._programs:
+            with self.compiling("the evaluation" + (f" on {split}" if split != "train" else "")):
+                self._programs[split] = self._run.lower(env, states, of_rounds[0], flag, unseen).compile()
+        results = [self._programs[split](env, states, keys, flag, unseen) for keys in of_rounds]
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
 
     def close(self) -> None:
@@ -80,6 +85,7 @@ class Evaluator:
         for env in self._envs.values():
             simulators.close(env)
         self._envs.clear()
+        self._programs.clear()
 
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:

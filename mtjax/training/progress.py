@@ -33,6 +33,7 @@ class Progress:
     Args:
         total_steps: environment steps of one seed.
         suite: the suite's name.
+        num_seeds: agents in the program, whose steps count in the speed alike.
         enabled: False shows nothing but warnings, which go where they always do.
         console: where to; the standard error by default.
     """
@@ -42,11 +43,13 @@ class Progress:
         total_steps: int,
         suite: str,
         *,
+        num_seeds: int = 1,
         enabled: bool = True,
         console: rich.console.Console | None = None,
     ):
         self.total_steps = total_steps
         self.suite = suite
+        self.num_seeds = num_seeds
         self.enabled = enabled
         self.console = console or rich.console.Console(stderr=True)
         self._step = 0
@@ -137,14 +140,14 @@ class Progress:
         try:
             yield
         finally:
-            took = time.monotonic() - start
-            self._marks = collections.deque((moment + took, step) for moment, step in self._marks)
+            end = time.monotonic()  # a mark made inside (after compiling, say) counts from the end, too
+            self._marks = collections.deque((min(moment + end - start, end), step) for moment, step in self._marks)
 
     @property
     def steps_per_second(self) -> float | None:
-        """Speed over the last half minute, or None before it can be known."""
+        """Speed of all seeds together over the last half minute, or None before it can be known."""
         (start, first), (end, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (end - start) if end > start and last > first else None
+        return self.num_seeds * (last - first) / (end - start) if end > start and last > first else None
 
     # ----------------------------------------------------------------------------------------- drawing
 
@@ -153,14 +156,18 @@ class Progress:
 
     def _status(self) -> str:
         percent = min(100, int(100 * self._step / max(1, self.total_steps)))
-        parts = [f"{percent}% of {steps_text(self.total_steps)} steps", *self._speed(), self._measures]
+        parts = [f"{percent}% of {self._all()}", *self._speed(), self._measures]
         return f"{self.suite}: " + " · ".join(part for part in parts if part)
+
+    def _all(self) -> str:
+        seeds = f" × {self.num_seeds} seeds" if self.num_seeds > 1 else ""
+        return f"{steps_text(self.total_steps)} steps{seeds}"
 
     def _speed(self) -> list[str]:
         speed = self.steps_per_second
         if not speed:
             return []
-        left = max(0.0, self.total_steps - self._step) / speed
+        left = self.num_seeds * max(0.0, self.total_steps - self._step) / speed
         return [f"{steps_text(speed)} steps/s", f"{time_text(left)} left"]
 
     def _render(self) -> rich.console.RenderableType:
@@ -169,7 +176,7 @@ class Progress:
             what, start = self._compiling
             grid.add_row(f"[yellow]compiling {what} … {time.monotonic() - start:.0f} s")
         bar = rich.table.Table.grid(padding=(0, 1))
-        done = f"{steps_text(self._step)} of {steps_text(self.total_steps)} steps"
+        done = f"{steps_text(self._step)} of {self._all()}"
         bar.add_row(
             f"[bold]{self.suite}",
             rich.progress_bar.ProgressBar(total=self.total_steps, completed=self._step, width=24),

@@ -20,12 +20,15 @@ import numpy as np
 
 from mtjax import options, suites
 from mtjax.training import lock, memory, meshes, processes, record, saved, simulators
-from mtjax.training.config import CONFIG, RunConfig, load_config, resumed
+from mtjax.training.config import CONFIG, MODES, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
-from mtjax.training.session import MODES, Diverged, Interrupted, Session, at_work, stop_signals
+from mtjax.training.session import Diverged, Interrupted, Session, at_work, stop_signals
 from mtjax.training.simulators import SimulatorFailed
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer
+
+# Added to a seed, so that simulators on the host do not begin as those of the run's own evaluations did.
+OF_COMMAND = 1_000_000
 
 __all__ = [
     "SUMMARY",
@@ -137,7 +140,7 @@ def evaluate(
         suite,
         episodes=episodes,
         num_seeds=config.num_seeds,
-        seed=config.seed + seed + 1,
+        seed=OF_COMMAND + config.seed + seed,
         contexts=trainer.contexts,
         placement=trainer.placement,
     )
@@ -151,7 +154,7 @@ def evaluate(
                 continue
             for mode in modes:
                 with simulators.watched(run_dir):
-                    values = evaluator(state.learner, split=split, deterministic=MODES[mode], key=key)
+                    values = evaluator(state.learner, split=split, deterministic=mode == MODES[0], key=key)
                     values = jax.tree.map(np.asarray, values)
                 recorder.evaluation(
                     step, host["seconds"], split=split, mode=mode, final=False, episodes=episodes,

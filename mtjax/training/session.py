@@ -20,13 +20,11 @@ from mtjax.learners.replay import free_memory
 from mtjax.suites.base import Suite
 from mtjax.training import memory, plots, processes, record, simulators, versions
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import RunConfig
+from mtjax.training.config import MODES, RunConfig
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.progress import Progress
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
-
-MODES = {"deterministic": True, "stochastic": False}
 
 
 class Diverged(RuntimeError):
@@ -67,6 +65,7 @@ class Session:
             seed=config.seed + 1,
             contexts=trainer.contexts,
             placement=trainer.placement,
+            compiling=self.bar.compiling,
         )
 
     @property
@@ -168,7 +167,8 @@ class Session:
                 self._check(metrics, self.step)
                 with self._paused():
                     for split in filter(self._has_policy, self.config.evaluation_splits):
-                        self.evaluate(split, "deterministic")
+                        for mode in self.config.evaluation_modes:
+                            self.evaluate(split, mode)
             if self.update % checkpoint_every == 0 or self.update == total:
                 self._save(metrics)
             if self.update < total:
@@ -275,7 +275,8 @@ class Session:
         """Evaluate now, record it, and return "return" … [S, N]."""
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         keys = fold(fold(self.state.keys, STREAM_EVALUATION), self.update)
-        values = self.evaluator(self.state.learner, split=split, deterministic=MODES[mode], key=keys, rounds=rounds)
+        certain = mode == "deterministic"
+        values = self.evaluator(self.state.learner, split=split, deterministic=certain, key=keys, rounds=rounds)
         values = jax.tree.map(np.asarray, values)
         self.recorder.evaluation(
             self.step,
@@ -375,7 +376,8 @@ def at_work(
         saver = stack.enter_context(keeper(run_dir, trainer.config.keep_checkpoints))
         total_steps = trainer.num_updates * trainer.steps_per_update
         shown = progress and processes.first()
-        bar = stack.enter_context(Progress(total_steps, trainer.suite.name, enabled=shown))
+        seeds = trainer.config.num_seeds
+        bar = stack.enter_context(Progress(total_steps, trainer.suite.name, num_seeds=seeds, enabled=shown))
         stop = stack.enter_context(stop_signals())
         session = Session(trainer.config, trainer.suite, trainer, run_dir, saver, bar, stop)
         stack.callback(session.close)

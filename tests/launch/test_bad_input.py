@@ -27,6 +27,8 @@ FLAGS = {
     "--num_envs=inf": "flag --num_envs=inf: 'inf' is not a whole number" + PASS_HELP,
     "--evaluation_splits=train,extrapolate": "flag --evaluation_splits=train,extrapolate: 'extrapolate' is not one of "
     "train, interpolation, extrapolation; did you mean 'extrapolation'?" + PASS_HELP,
+    "--evaluation_modes=stochastic,stochastic": "evaluation_modes: stochastic,stochastic; expected one or more of "
+    "deterministic, stochastic, each once",
     "--evaluation_splits=train,train": "evaluation_splits: train,train; expected one or more of train, interpolation, "
     "extrapolation, each once",
     "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,

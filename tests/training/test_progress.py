@@ -52,6 +52,31 @@ def test_plain_lines_without_a_terminal(clock):
     assert lines[5].startswith("hidden-hopper: 25%") and len(lines) == 6
 
 
+def test_the_speed_is_of_all_seeds_and_the_time_left_is_theirs(clock):
+    """As the record has it: eight seeds that make 1,000 steps each in a second make 8,000."""
+    out = console(terminal=False)
+    with Progress(100_000, "s", num_seeds=8, console=out) as bar:
+        for second in range(1, 3):
+            clock[0] += 1
+            bar.update(1000 * second)
+    assert out.file.getvalue().splitlines()[0] == "s: 1% of 100.0k steps × 8 seeds · 8.0k steps/s · 1:39 left"
+
+
+def test_compiling_within_a_pause_leaves_a_clock_that_goes_on(clock):
+    """The first evaluation compiles its program: afterwards speeds are those of training, from the pause's end on."""
+    with Progress(1_000_000, "s", enabled=False) as bar:
+        clock[0] += 10
+        bar.update(100)
+        with bar.paused():
+            with bar.compiling("the evaluation"):
+                clock[0] += 7
+            clock[0] += 50
+        assert bar.steps_per_second is None
+        clock[0] += 10
+        bar.update(200)
+        assert bar.steps_per_second == pytest.approx(10)
+
+
 def test_speed_is_recent_and_leaves_pauses_out(clock):
     with Progress(1_000_000, "s", enabled=False) as bar:
         clock[0] += 5

@@ -230,6 +230,35 @@ def test_held_out_splits_are_followed_and_change_nothing(straight, tmp_path):
     assert not (tmp_path / "other" / "config.json").exists()
 
 
+def test_both_policies_are_followed_and_their_program_is_compiled_once(straight, tmp_path, no_plots, capsys):
+    """One program plays both, whose compilation the screen names; what is learnt is what is learnt without."""
+    config = dataclasses.replace(CONFIG, evaluation_modes=("deterministic", "stochastic"))
+    run.train(config, tmp_path / "run", video=False, tensorboard=False)
+    lines = [line for line in record.read(tmp_path / "run") if line["kind"] == "evaluation" and not line["final"]]
+    assert [(x["step"], x["mode"]) for x in lines] == [(4 * STEPS, "deterministic"), (4 * STEPS, "stochastic")]
+    chex.assert_trees_all_equal(_state(tmp_path / "run"), _state(straight[0]))
+    shown = capsys.readouterr().err
+    assert shown.count("compiling the evaluation …") == 1
+    assert shown.count("compiling the evaluation on extrapolation …") == 1
+    before, _, after = shown.partition("compiled the evaluation in")
+    assert "evaluation at" not in before and after.count("evaluation at") == 5
+
+
+def test_an_evaluation_by_command_starts_simulators_of_its_own(straight, monkeypatch):
+    """On the host the seed decides which goals come: not those of the run's own evaluations, and each seed its own."""
+    seeds = []
+
+    class Noted(run.Evaluator):
+        def __init__(self, *args, seed, **options):
+            seeds.append(seed)
+            super().__init__(*args, seed=seed, **options)
+
+    monkeypatch.setattr(run, "Evaluator", Noted)
+    for seed in (0, 1):
+        run.evaluate(straight[0], episodes=2, seed=seed)
+    assert len(set(seeds)) == 2 and CONFIG.seed + 1 not in seeds  # that one is the run's (session.py)
+
+
 def test_the_splits_of_options_are_those_of_suites():
     """The configuration names them itself, since what is read before jax is imported may not import suites."""
     assert training_config.SPLITS == suites.SPLITS
