@@ -1,14 +1,17 @@
 """If a task's leaves are incomplete or stale, a hidden parameter is a label on the wrong physics."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtjax.envs import Env, mjx
+from mtjax.envs.mjx import render
 from mtjax.envs.mjx.models import mjx as simulator
 from mtjax.envs.mjx.models import mujoco
-from mtjax.envs.mjx.render import RenderError, draw
+from mtjax.envs.mjx.sketch import hull
 from mtjax.envs.play import play
 
 USUAL, OTHER = {}, {"gravity": 0.8, "friction": 1.3, "mass": 1.2, "leg": 1.1, "strength": 0.9}
@@ -153,14 +156,52 @@ def test_finger_reward_by_hand():
         assert float(env.outcome(task, after, after, jnp.zeros(2))[0]) == pytest.approx(expected)
 
 
-def test_a_picture_is_drawn_or_the_reason_is_told():
-    env, task = make(mjx.Reacher), mjx.MjxTask({}, {})
-    states = play(env, task, lambda observation, key: jnp.ones(2), seed=0, steps=6)
-    poses = [(state.qpos, state.target) for state in states]
-    assert len(poses) == 7 and poses[0][0].shape == (2,)
-    try:
-        frames, rate = draw(env, mjx.Reacher.mjcf(), task, poses)
-    except RenderError as error:
-        pytest.skip(str(error))
+def _frames(env, xml, monkeypatch, opengl_error):
+    monkeypatch.setattr(render, "opengl_error", lambda: opengl_error)
+    task = mjx.MjxTask({}, {})
+    states = play(env, task, lambda observation, key: jnp.ones(env.action.size), seed=0, steps=6)
+    return render.draw(env, xml, task, [(state.qpos, state.target) for state in states])
+
+
+@pytest.mark.parametrize("body", [mjx.Reacher, mjx.Hopper, mjx.Cartpole])
+def test_a_picture_is_drawn_with_and_without_opengl(body, monkeypatch):
+    """A sketch shows the body where MuJoCo's renderer shows it, and of the same size."""
+    why = render.opengl_error()
+    frames, rate = _frames(make(body), body.mjcf(), monkeypatch, "there is no OpenGL")
     assert frames.dtype == np.uint8 and frames.shape[1:] == (240, 320, 3) and 20 < rate < 40
-    assert frames.std() > 5  # not a blank picture
+    places = [_place(frames[0])]
+    if not why:
+        drawn, its_rate = _frames(make(body), body.mjcf(), monkeypatch, "")
+        assert drawn.shape == frames.shape and its_rate == rate
+        places.append(_place(drawn[0]))
+    np.testing.assert_allclose(places[0], places[-1], atol=4)  # of 320 × 240 pixels
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50  # it moves
+
+
+def _place(frame):
+    """Middle and spread of what is coloured (sky, floor and shadows are nearly grey), by columns and rows."""
+    rows, columns = np.nonzero(np.ptp(frame.astype(int), axis=2) > 70)
+    return [columns.mean(), rows.mean(), columns.std(), rows.std()]
+
+
+def test_the_hull_of_points_in_the_plane():
+    inside, corners = [(1.0, 1.0), (0.5, 1.5), (1.0, 0.0)], [(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]
+    assert sorted(hull(inside + corners)) == sorted(corners)
+
+
+def test_a_machine_that_cannot_draw_is_told_once(monkeypatch):
+    """What is missing and what it is called; then the bodies are sketched."""
+
+    def broken(*args, **options):
+        raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
+
+    monkeypatch.setattr(mujoco, "Renderer", broken)
+    render.opengl_error.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="MuJoCo cannot draw here .*eglQueryString.*sketched.*libegl1"):
+            assert render.opengl_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert render.opengl_error()
+    finally:
+        render.opengl_error.cache_clear()

@@ -1,26 +1,27 @@
-"""Draw an episode of one task with MuJoCo's renderer, on the host."""
+"""Draw an episode of one task on the host: with MuJoCo's renderer, or without OpenGL as sketches."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from mtjax.envs.mjx.env import MjxEnv, MjxTask
 from mtjax.envs.mjx.models import mujoco
+from mtjax.envs.mjx.sketch import aim, sketch
 from mtjax.envs.play import play
 
 WIDTH, HEIGHT, FRAMES_PER_SECOND = 320, 240, 30.0
 
 
-class RenderError(RuntimeError):
-    """No picture could be drawn, e.g. because this machine has no OpenGL."""
-
-
 def draw(env: MjxEnv, xml: str, task: MjxTask, poses: list[tuple]) -> tuple[np.ndarray, float]:
-    """Draw poses.
+    """Draw poses: by MuJoCo's renderer, or where that does not work as sketches.
 
     Args:
         env: says where the camera stands and which marks to add.
@@ -29,30 +30,56 @@ def draw(env: MjxEnv, xml: str, task: MjxTask, poses: list[tuple]) -> tuple[np.n
 
     Returns:
         Frames [N, HEIGHT, WIDTH, 3] uint8 and how many of them are a second of simulated time.
-
-    Raises:
-        RenderError: MuJoCo's renderer does not work on this machine.
     """
     stride = max(1, round(1.0 / (FRAMES_PER_SECOND * env.dt)))
-    try:
-        model = _decorated(xml).compile()
-        data, camera = mujoco.MjData(model), mujoco.MjvCamera()
-        for name, value in env.camera.items():
-            setattr(camera, name, value)
-        frames = []
-        with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
-            for qpos, target in poses[::stride]:
-                data.qpos[:] = qpos
-                mujoco.mj_forward(model, data)
-                camera.lookat[:] = env.look_at(data)
-                renderer.update_scene(data, camera)
-                for position in env.marks(task, target):
-                    _add_mark(renderer.scene, position)
-                frames.append(renderer.render())
-    except Exception as error:  # EGL, GLX and GLFW each fail in a way of their own
-        hint = "MuJoCo cannot draw (is MUJOCO_GL=egl set, and OpenGL installed?)"
-        raise RenderError(f"{hint}: {error}") from error
+    model = _decorated(xml).compile()
+    data, frames = mujoco.MjData(model), []
+    with _pictures(model) as picture:
+        for qpos, target in poses[::stride]:
+            data.qpos[:] = qpos
+            mujoco.mj_forward(model, data)
+            frames.append(picture(data, env.camera, env.look_at(data), env.marks(task, target)))
     return np.stack(frames), 1.0 / (env.dt * stride)
+
+
+@contextlib.contextmanager
+def _pictures(model: mujoco.MjModel) -> Iterator[Callable]:
+    """What makes a picture of (data, camera's attributes, point looked at, marks)."""
+    if opengl_error():
+        yield lambda data, camera, look_at, marks: sketch(model, data, aim(look_at, camera, WIDTH, HEIGHT), marks)
+        return
+    view = mujoco.MjvCamera()
+
+    def picture(data: mujoco.MjData, camera: Mapping[str, Any], look_at: Any, marks: Sequence[Any]) -> np.ndarray:
+        for name, value in camera.items():
+            setattr(view, name, value)
+        view.lookat[:] = look_at
+        renderer.update_scene(data, view)
+        for position in marks:
+            _add_mark(renderer.scene, position)
+        return renderer.render()
+
+    with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
+        yield picture
+
+
+@functools.cache
+def opengl_error() -> str:
+    """Why MuJoCo's renderer does not work on this machine, with a warning; "" if it does. Tried once a process."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
+            with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8) as renderer:
+                renderer.render()
+    except Exception as error:  # EGL, GLX and GLFW each fail in a way of their own
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(
+            f"MuJoCo cannot draw here ({why}); bodies are sketched. For its pictures install OpenGL (Debian has it in "
+            "libegl1 and libopengl0)",
+            stacklevel=2,
+        )
+        return why
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
