@@ -76,7 +76,9 @@ def methods(asked: str, names: Sequence[str], config: RunConfig, suite: Any) -> 
         why = {
             "embedding": f"this run of {config.learner} has no task embedding to infer; hipbmdp with theta_size above 0"
             " has",
-            "finetune": f"{config.learner} does not learn on in a single task; sac and hipbmdp do",
+            "finetune": "the critics of this run are the training tasks' own (--value_arrangement)"
+            if config.network.generalises != config.network.of_value().generalises
+            else f"{config.learner} does not learn on in a single task; sac and hipbmdp do",
         }[name]
         raise ValueError(f"--adapt={asked}: {why}" + (f"; --adapt={','.join(able)} works here" if able else ""))
     if not able:

@@ -26,7 +26,8 @@ class LearnerConfig:
     )
     exploration_bonus: float = option(
         0.1,
-        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts) or usual (rnd).",
+        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts), or as new as usual "
+        "when first met (rnd).",
         low=0,
     )
     count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
@@ -274,6 +275,13 @@ class SACConfig(LearnerConfig):
         if self.return_scaling == "range" and self.discount >= 1:
             raise ValueError(f"return_scaling: 'range' needs a discount below 1, not {self.discount}")
         categorical = self.critic_head == "categorical"
+        if self.exploration != "none" and (categorical or self.return_scaling == "range") and self.discount < 1:
+            worth = self.exploration_bonus / (1 - self.discount)
+            if worth > 0.9 * self.value_range:
+                raise ValueError(
+                    f"exploration_bonus: {self.exploration_bonus} at every step is worth {worth:.3g} at discount "
+                    f"{self.discount}, which leaves too little of value_range {self.value_range}; make it smaller"
+                )
         refuse_unused(
             self,
             {

@@ -1,8 +1,9 @@
 """Soft actor-critic (arXiv 1812.05905) over the whole task axis: MTSAC; for discrete actions arXiv 1910.07207.
 
-One update, top to bottom: `_take_in` stores a rollout, `_learn` makes gradient steps, and `_step` is one of them:
-a batch with equally many transitions of every task, one loss and one gradient per task for the critics, then for
-the policy, each combined with a transform of :mod:`mtjax.grads`; one temperature a task; targets that follow.
+One update, top to bottom: `_take_in` stores a rollout, `_explore` shows it to the exploration bonus (if there is one),
+`_learn` makes gradient steps, and `_step` is one of them: a batch with equally many transitions of every task, one
+loss and one gradient per task for the critics, then for the policy, each combined with a transform of
+:mod:`mtjax.grads`; one temperature a task; targets that follow.
 
 A loss sees ONE task's batch. There is one code path: plain averaging is the weighting 1/T, one agent per task is
 the arrangement that shares nothing, and one task is T = 1.
@@ -137,6 +138,7 @@ class _SAC:
 
     def __init__(self, config: SACConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
         self.config, self.spec, self.generalises = config, spec, network.generalises
+        self.learns_on = network.generalises and network.of_value().generalises
         arriving = config.rollout_length * num_envs
         self.num_envs, self.arriving = num_envs, arriving
         self.num_steps = max(1, round(config.update_to_data * arriving))
@@ -158,7 +160,12 @@ class _SAC:
         self.critic = self._make_critic(network)
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
         self.masks = action_masks(spec)
-        self.rewards = make_reward_scaling(config.return_scaling, value_range=config.value_range)
+        explores = config.exploration != "none"
+        self.rewards = make_reward_scaling(
+            config.return_scaling,
+            value_range=config.value_range,
+            unscaled=config.exploration_bonus if explores else 0.0,
+        )
         self.exploration = make_exploration(config, num_tasks=spec.num_tasks, observation_size=spec.observation_size)
         adam = optimizer(
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
@@ -213,7 +220,7 @@ class _SAC:
             self.generalises,
             self.buffer,
             self.adaptation(),
-            functools.partial(fine_tuning, self) if self.generalises else None,
+            functools.partial(fine_tuning, self) if self.learns_on else None,
             cut=self.cut,
         )
 

@@ -57,8 +57,13 @@ def in_deviations(returns: normalization.Statistics, reward: Array) -> Array:
     return jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
 
 
-def make_reward_scaling(kind: str, *, value_range: float) -> RewardScaling:
+def make_reward_scaling(kind: str, *, value_range: float, unscaled: float = 0.0) -> RewardScaling:
     """What ``return_scaling`` names: "none", "running" or "range".
+
+    Args:
+        kind: the name.
+        value_range: what "range" scales returns to.
+        unscaled: what a step may earn besides, in scaled reward (exploration): "range" leaves room for it.
 
     "range" is the normaliser of arXiv 2505.23150 (eq. 2): rewards are multiplied so that the largest return seen, and
     the entropy bonus of an endless episode, come to ``value_range``. An episode that was cut counts as if it had
@@ -71,8 +76,9 @@ def make_reward_scaling(kind: str, *, value_range: float) -> RewardScaling:
             return reward
         if kind == "running":
             return in_deviations(scale.returns, reward)
-        endless = 0.5 * bonus / jnp.maximum(1.0 - discount, 1e-3)
-        return reward * (value_range / jnp.maximum(scale.largest + endless, SMALLEST))[:, None]
+        remaining = jnp.maximum(1.0 - discount, 1e-3)
+        endless, room = 0.5 * bonus / remaining, jnp.maximum(value_range - unscaled / remaining, 0.0)
+        return reward * (room / jnp.maximum(scale.largest + endless, SMALLEST))[:, None]
 
     return RewardScaling(_init, _update, apply, _cut)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ SELECTIONS = ("gate", "attention", "ensemble", "cluster", "identity")
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Policy and value networks. Both have the same arrangement and separate parameters."""
+    """Policy and value networks, which share no parameters, and their arrangement."""
 
     arrangement: str = option(
         "one_hot",
@@ -76,6 +77,12 @@ class NetworkConfig:
         "Kind of trunk: 'mlp', or 'residual' (BroNet: a residual block with layer normalisation for each hidden size, "
         "all of the first one's width).",
         choices=("mlp", "residual"),
+    )
+    value_arrangement: str = option(
+        "same",
+        "How the tasks share the value network, or SAC's critics: as the policy ('same'), or in another of these "
+        "arrangements, with what that usually takes (task_input, encoder and head are the policy's).",
+        choices=collections.ChainMap({"same": None}, ARRANGEMENTS),
     )
     value_trunk: str = option("same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual"))
     hidden_sizes: tuple[int, ...] = option((256, 256), "Widths of the policy's hidden layers, comma-separated.", low=1)
@@ -192,8 +199,13 @@ class NetworkConfig:
 
     def of_value(self) -> NetworkConfig:
         """The configuration of the value network: what is said of it alone takes the place of the rest."""
+        another = {} if self.value_arrangement == "same" else {
+            "arrangement": self.value_arrangement, "value_arrangement": "same",
+            "task_input": "auto", "encoder": "auto", "head": "auto",
+        }  # fmt: skip
         return dataclasses.replace(
             self,
+            **another,
             trunk=self.trunk if self.value_trunk == "same" else self.value_trunk,
             hidden_sizes=self.value_hidden_sizes or self.hidden_sizes,
             layer_norm=self.layer_norm or self.value_layer_norm,
@@ -205,6 +217,11 @@ class NetworkConfig:
         """Refuse combinations of options that make no sense. Raises ValueError with one line."""
         self._check_unused()
         self._check_sizes()
+        for network in (self, self.of_value()):
+            network._check_parts()
+
+    def _check_parts(self) -> None:
+        """Of this network, of policy or value."""
         parts, name = self.parts, self.arrangement
         if name == "care" and parts.told != "context":
             raise ValueError(f"task_input: care attends by the task's description; {parts.told!r} tells it none")
@@ -218,7 +235,7 @@ class NetworkConfig:
             raise ValueError(f"arrangement {name!r}: every task has a trunk of its own, so it needs no {self._extra()}")
         if name == "independent" and parts.head == "shared":
             raise ValueError("head: with arrangement 'independent' nothing is shared")
-        if name in ("film", "soft_modular", "moore") and "residual" in (self.trunk, self.of_value().trunk):
+        if name in ("film", "soft_modular", "moore") and self.trunk == "residual":
             raise ValueError(f"trunk: {name} has layers of its own, which cannot be residual")
 
     def _extra(self) -> str:
@@ -228,22 +245,21 @@ class NetworkConfig:
         if self.image_shape and (len(self.image_shape) != 3 or self.encoder == "none"):
             found = "encoder=none" if self.encoder == "none" else self.image_shape
             raise ValueError(f"image_shape: expected height,width,channels and an encoder; got {found}")
-        if self.arrangement == "soft_modular":
+        arrangements = {self.arrangement, self.of_value().arrangement}
+        if "soft_modular" in arrangements:
             _ = self.module_sizes
-        for what, kind, sizes in (
-            ("hidden_sizes", self.trunk, self.hidden_sizes),
-            ("value_hidden_sizes", self.of_value().trunk, self.of_value().hidden_sizes),
-        ):
-            if kind == "residual" and len(set(sizes)) > 1:
+        for what, network in (("hidden_sizes", self), ("value_hidden_sizes", self.of_value())):
+            sizes = network.hidden_sizes
+            if network.trunk == "residual" and len(set(sizes)) > 1:
                 raise ValueError(f"{what}: a residual trunk has one width; got {sizes}")
-            if not sizes and self.parts.body in ("film", "experts", "moore", "soft_modular"):
-                raise ValueError(f"{what}: arrangement {self.arrangement!r} needs at least one hidden layer")
-        if self.arrangement == "care" and self.own_encoder_sizes[-1] != self.context_sizes[-1]:
+            if not sizes and network.parts.body in ("film", "experts", "moore", "soft_modular"):
+                raise ValueError(f"{what}: arrangement {network.arrangement!r} needs at least one hidden layer")
+        if "care" in arrangements and self.own_encoder_sizes[-1] != self.context_sizes[-1]:
             raise ValueError(
                 f"encoder_sizes: care compares encodings ({self.own_encoder_sizes[-1]}) with the context "
                 f"({self.context_sizes[-1]}); the last of encoder_sizes and of context_sizes must agree"
             )
-        if self.selection == "cluster" and self.arrangement == "experts":
+        if self.selection == "cluster" and "experts" in arrangements:
             if not self.clusters:
                 raise ValueError("clusters: selection=cluster needs the expert of every task, e.g. --clusters=0,0,1")
             last = max(self.clusters)
@@ -263,13 +279,25 @@ class NetworkConfig:
 
     def _check_unused(self) -> None:
         """An option that changes nothing is a misunderstanding: say where it belongs."""
-        parts, name = self.parts, self.arrangement
+        value = self.of_value()
         elsewhere = "trunk=mlp, encoders and head_sizes"
-        if name in LINEAR_END:
+        if self.arrangement in LINEAR_END:
             elsewhere = "hidden layers before the last, which is linear here, encoders and head_sizes"
+        mine, its = self._reads(), value._reads()
         used = {
-            "layer_norm": (self._has_norms() or self.of_value()._has_norms(), elsewhere),
-            "value_layer_norm": (self.of_value()._has_norms(), elsewhere),
+            "layer_norm": (self._has_norms() or value._has_norms(), elsewhere),
+            "value_layer_norm": (value._has_norms(), elsewhere),
+            **{name: (takes or its[name][0], where) for name, (takes, where) in mine.items()},
+        }
+        beside = f"with arrangement {self.arrangement!r}"
+        if value.arrangement != self.arrangement:
+            beside += f" and value_arrangement {value.arrangement!r}"
+        refuse_unused(self, used, beside)
+
+    def _reads(self) -> dict[str, tuple[bool, str]]:
+        """Of options: whether this network, of policy or value, reads them, and what would."""
+        parts, name = self.parts, self.arrangement
+        return {
             "embedding_size": (parts.told == "embedding", "task_input=embedding"),
             "unit_norm_embedding": (parts.told == "embedding", "task_input=embedding"),
             "context_sizes": (parts.told == "context", "task_input=context"),
@@ -288,4 +316,3 @@ class NetworkConfig:
             "routing": (name == "soft_modular", "arrangement=soft_modular"),
             "hyper_size": (name == "hypernetwork", "arrangement=hypernetwork"),
         }
-        refuse_unused(self, used, f"with arrangement {name!r}")

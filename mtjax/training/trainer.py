@@ -212,7 +212,7 @@ def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
     Raises:
         ValueError: a network asks, and there is no embedding for one of the tasks.
     """
-    if config.network.told != "context":
+    if "context" not in (config.network.told, config.network.of_value().told):
         return {label: jnp.zeros((len(split), 0), jnp.float32) for label, split in suite.splits.items()}
     found = descriptions.contexts(suite, config.network.task_embeddings)
     return {label: jnp.asarray(vectors) for label, vectors in found.items()}

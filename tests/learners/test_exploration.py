@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtjax import grads, options
-from mtjax.envs.base import continuous
+from mtjax.envs.base import continuous, discrete
 from mtjax.learners import exploration, hipbmdp, ppo, sac
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig, HiPBMDPConfig, PPOConfig, SACConfig
@@ -183,7 +183,7 @@ def test_what_was_stored_is_as_new_as_it_is_by_now():
 
 OFF_POLICY = {
     "rollout_length": H,
-    "update_to_data": 1.0,
+    "update_to_data": 0.07,  # one gradient step a rollout
     "batch_size": 4,
     "replay_capacity": 60,
     "warm_start": 0,
@@ -191,25 +191,27 @@ OFF_POLICY = {
 }
 
 
-def _off_policy(make, config, **more):
+def _off_policy(make, config, action=None, **more):
     options.validate(config)
     network = NetworkConfig(hidden_sizes=(4,), scale="state", **more)
-    return make(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E)
+    return make(config, network, grads.mean(), TaskSpec(T, OBS, action or continuous(2)), num_envs=E)
 
 
-def _stored(draw):
+def _stored(draw, action=None):
     rollout = _rollout(draw)
-    action = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, 2)), jnp.float32)
-    return rollout._replace(extras={"action": action})
+    if action and action.kind == "discrete":
+        return rollout._replace(extras={"action": jnp.asarray(draw.integers(0, 2, size=(H, T, E)), jnp.int32)})
+    taken = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, 2)), jnp.float32)
+    return rollout._replace(extras={"action": taken})
 
 
-@pytest.mark.parametrize("kind", ["counts", "rnd"])
-def test_sac_values_reward_and_bonus(kind):
+@pytest.mark.parametrize("kind, action", [("counts", discrete(2)), ("counts", None), ("rnd", None)])
+def test_sac_values_reward_and_bonus(kind, action):
     """Targets hold the bonus of the transitions drawn, as large as it is after this rollout; nothing else changes."""
     config = SACConfig(**OFF_POLICY, exploration=kind, exploration_bonus=0.5)
-    agent = _off_policy(sac._SAC, config)
-    plain = _off_policy(sac._SAC, dataclasses.replace(config, exploration="none", exploration_bonus=0.1))
-    rollout, key = _stored(np.random.default_rng(0)), jax.random.key(1)
+    agent = _off_policy(sac._SAC, config, action)
+    plain = _off_policy(sac._SAC, dataclasses.replace(config, exploration="none", exploration_bonus=0.1), action)
+    rollout, key = _stored(np.random.default_rng(0), action), jax.random.key(1)
 
     @jax.jit
     def run():
@@ -225,17 +227,25 @@ def test_sac_values_reward_and_bonus(kind):
         )
         after, metrics = agent.update(start, rollout, key)
         bare, bare_metrics = plain.update(plain.init(jax.random.key(0)), rollout, key)
-        return with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen
+        # The update's one gradient step by hand: what it draws, worth what this rollout has left of its novelty.
+        sample_key, step_key = jax.random.split(jax.random.split(key, 1)[0])
+        drawn = agent.buffer.sample(seen.replay, sample_key, 4)
+        extra = 0.5 * agent.exploration.bonus(seen.exploration, drawn.final_observation)
+        batch = agent._prepare(seen, drawn)
+        stepped, _ = agent._step(
+            seen._replace(replay=None, exploration=None), batch._replace(reward=batch.reward + extra), step_key
+        )
+        return with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen, stepped
 
-    with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen = run()
+    with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen, stepped = run()
     np.testing.assert_allclose(with_bonus, by_hand, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(stepped.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["exploration/bonus"], bonus.mean(axis=(0, 2)), rtol=1e-5)
     assert "exploration/bonus" not in bare_metrics and bare.exploration is None
     np.testing.assert_array_equal(after.replay.rows, bare.replay.rows)  # stored without it
     for a, b in zip(jax.tree.leaves(after.exploration), jax.tree.leaves(seen.exploration), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    moved = [np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(s.params) for s in (after, bare)), strict=True)]
-    assert max(moved) > 1e-5  # the gradient steps saw it
     assert (metrics["loss/value"] > bare_metrics["loss/value"]).all()  # values start near 0, and the bonus is positive
 
 
@@ -269,6 +279,20 @@ def test_models_of_rewards_do_not_learn_the_bonus():
     for name in ("loss/reward", "loss/transition", "loss/theta"):
         np.testing.assert_allclose(bare[name], explored[name], rtol=1e-5)
     assert (np.abs(bare["loss/value"] - explored["loss/value"]) > 1e-3).all()
+
+
+def test_range_leaves_room_for_the_bonus():
+    """Returns scaled to a range and a bonus of 1 at every step fit it together; a bonus that fills it is refused."""
+    config = SACConfig(exploration="counts", exploration_bonus=0.05, return_scaling="range", critic_head="categorical")
+    options.validate(config)
+    agent = _off_policy(sac._SAC, config)
+    scale = agent.rewards.init(T, E)._replace(largest=jnp.asarray([1.0, 20.0]))
+    endless = jnp.asarray([1.0, 20.0])[:, None] * (1 - config.discount)  # rewards whose return is the largest
+    scaled = agent.rewards.apply(scale, endless, jnp.zeros(T), jnp.asarray(config.discount)) / (1 - config.discount)
+    np.testing.assert_allclose(scaled[:, 0] + 0.05 / (1 - config.discount), config.value_range, rtol=1e-4)
+    with pytest.raises(ValueError, match="exploration_bonus: 0.1 at every step is worth 10 at discount 0.99, which"):
+        options.validate(dataclasses.replace(config, exploration_bonus=0.1))
+    options.validate(SACConfig(exploration="counts", exploration_bonus=5.0))  # nothing there is bounded
 
 
 def test_learning_on_in_an_unseen_task_is_without_a_bonus():

@@ -550,3 +550,25 @@ def test_the_parts_of_brc_together():
     for config in (SACConfig, HiPBMDPConfig):  # before anything is made, and of every trial that is packed
         with pytest.raises(ValueError, match="return_scaling: 'range' needs a discount below 1, not 1.0"):
             validate(config(return_scaling="range", discount=1.0))
+
+
+def test_critics_of_their_own_under_one_policy():
+    """One task's rewards move its critic and no other; the policy is all tasks', so that unseen ones have one."""
+    agent = _make(arrangement="none", network=(("value_arrangement", "independent"),))
+    learner, state = agent.learner(), _start(agent)
+    assert learner.generalises and learner.fine_tuning is None  # an average of critics is none to learn on with
+    assert not jax.tree.leaves(state.params["critic"].shared) and not jax.tree.leaves(state.params["policy"].private)
+    rollout = _rollout(agent, state)
+    other = rollout._replace(reward=rollout.reward.at[:, 0].multiply(-3.0))
+
+    @jax.jit
+    def learnt(rollout):
+        before = agent._take_in(state, rollout)
+        batch = agent._prepare(before, agent.buffer.sample(before.replay, KEY, B))
+        return agent._step(before._replace(replay=None), batch, KEY)[0].params
+
+    one, two = learnt(rollout), learnt(other)
+    for a, b in zip(jax.tree.leaves(one["critic"].private), jax.tree.leaves(two["critic"].private), strict=True):
+        np.testing.assert_allclose(a[1:], b[1:], rtol=1e-5, atol=1e-7)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one["critic"].private, two["critic"].private)
+    assert max(jax.tree.leaves(moved)) > 1e-4

@@ -90,6 +90,13 @@ REFUSED = {
         "encoder": "shared",
     },
     "hidden_sizes: arrangement 'film' needs at least one hidden layer": {"arrangement": "film", "hidden_sizes": ()},
+    "value_hidden_sizes: arrangement 'film' needs": {"value_arrangement": "film", "hidden_sizes": ()},
+    "trunk: moore has layers of its own, which": {"value_arrangement": "moore", "value_trunk": "residual"},
+    "num_experts: 8 has no effect with arrangement 'one_hot' and value_arrangement 'film'": {
+        "value_arrangement": "film",
+        "num_experts": 8,
+    },
+    "encoder_sizes: care compares encodings (9)": {"value_arrangement": "care", "encoder_sizes": (9,)},
 }
 
 
@@ -99,6 +106,24 @@ def test_refused_with_one_line(message):
     with pytest.raises(ValueError, match="^.*" + re.escape(message)) as caught:
         options.validate(NetworkConfig(**REFUSED[message]))
     assert "\n" not in str(caught.value)
+
+
+def test_policy_and_values_may_have_arrangements_of_their_own():
+    """What is said of parts is said of the policy; options that one of the two reads are taken."""
+    config = NetworkConfig(arrangement="none", head="private", value_arrangement="experts", num_experts=3)
+    options.validate(config)
+    value = config.of_value()
+    assert (value.arrangement, value.parts.told, value.parts.head, value.num_experts) == (
+        "experts",
+        "embedding",
+        "shared",
+        3,
+    )
+    assert value.of_value() == value and config.parts.head == "private"
+    owned = NetworkConfig(arrangement="none", value_arrangement="independent")
+    assert owned.generalises and not owned.of_value().generalises  # unseen tasks have a policy, and need no critic
+    assert NetworkConfig(head="private", arrangement="none").of_value().parts.head == "private"  # as the policy
+    options.validate(NetworkConfig(arrangement="independent", value_arrangement="care", num_experts=2))
 
 
 NORMALISED = {  # the least that gives layer_norm something to normalise, where that is not one hidden layer

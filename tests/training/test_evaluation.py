@@ -120,7 +120,7 @@ def test_stochastic_evaluation_and_its_keys():
     assert (first != stochastic(1)).any() and (first != stochastic(0, rounds=2)).any()
     assert (first[0] != first[1]).any()
     np.testing.assert_allclose(first / np.asarray([2.0, 5.0, HORIZON]), 4.5, atol=1.5)
-    assert evaluator._run._cache_size() == 1  # modes and rounds share one program
+    assert list(evaluator._programs) == ["train"]  # modes and rounds share one program
 
 
 def test_without_success_nothing_is_said_of_it():
