@@ -22,6 +22,7 @@ from mtjax.grads.base import (
     drop_overflow,
     presence,
     seeded,
+    weigh,
 )
 from mtjax.grads.layout import Layout, arrange, check, drop_absent
 from mtjax.grads.lean import LeanState
@@ -67,9 +68,10 @@ def aggregate(
     see in place of the gradients' own (a cross Gram of two samples, or that of a shared
     representation).
 
-    A task whose squared gradient norm overflows the Gram's dtype (norms beyond about 1e17 in
-    float32) counts as absent in that step, so that one task's blow-up does not reach the others. A
-    NaN does reach the update: hiding it would hide a bug.
+    Where a Gram is computed (by methods that see it, or for `track_gram`), a task whose squared
+    gradient norm overflows its dtype (norms beyond about 1e17 in float32) counts as absent in that
+    step, so that one task's blow-up does not reach the others. A NaN does reach the update: hiding
+    it would hide a bug.
 
     Args:
       method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.
@@ -187,11 +189,13 @@ def _weighting_step(
     computes = gram is not None or method.needs_gram or track_gram
 
     def one_group(seen: Array, inner: State) -> tuple[Array, State]:
-        present, here = mask, presence(num_tasks, mask) > 0
         if computes:
-            seen, present, here = drop_overflow(seen, mask)
-        options = {} if present is None else {"mask": present}
-        weights, new = method.update(seen, inner, losses=losses, **options)
+            seen, here = drop_overflow(seen, mask)
+            weights, new = weigh(method, seen, inner, losses, mask, here)
+        else:
+            here = presence(num_tasks, mask) > 0
+            options = {} if mask is None else {"mask": here}
+            weights, new = method.update(seen, inner, losses=losses, **options)
         weights = jnp.where(here, weights, 0).astype(state.weights.dtype)
         return weights, jax.tree.map(_like, new, inner)
 

@@ -30,8 +30,8 @@ class Weighting(NamedTuple):
     Attributes:
       init: `num_tasks -> state`. Random methods keep a typed key in the state (see `seeded`).
       update: `(gram [T, T], state, *, losses=None, mask=None) -> (weights [T], state)`. `mask` [T] marks the tasks that
-        are present; it is passed only when the caller gives one, so a method without that argument
-        works otherwise.
+        are present, and whose gradients do not overflow. A method without that argument works as long as the caller
+        gives no mask.
       observe: optional `(losses_after [T], state) -> state`, for methods that need the losses after the step (FAMO).
       leaves: optional predicate over the path of a leaf ("trunk/dense_1/kernel"): the Gram that
         this method sees is taken over those shared leaves only. The weights still apply to every
@@ -132,7 +132,7 @@ def keep_absent(new: State, old: State, here: Array) -> State:
     return jax.tree.map(keep, new, old)
 
 
-def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array | None, Array]:
+def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array]:
     """Leaves out the tasks whose squared norm overflows, or is NaN: one task's blow-up does not reach the others.
 
     Args:
@@ -140,14 +140,31 @@ def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array | None,
       mask: [T], the tasks present, or None.
 
     Returns:
-      (the Gram without them, with zeros; the mask without them, None if there was none; who is left [T], bool).
+      (the Gram without them, with zeros; who is left [T], bool).
     """
     num_tasks = gram.shape[-1]
     limit = jnp.finfo(gram.dtype).max / (4.0 * num_tasks**2)
     fine = jnp.abs(jnp.diagonal(gram)) <= limit  # False for NaN
     gram = jnp.where(fine[:, None] & fine[None, :], gram, 0)
-    here = fine if mask is None else fine & (mask > 0)
-    return gram, None if mask is None else here, here
+    return gram, fine if mask is None else fine & (mask > 0)
+
+
+def weigh(
+    method: Weighting, gram: Array, state: State, losses: Array | None, mask: Array | None, left: Array
+) -> tuple[Array, State]:
+    """The method's weights and state, where `left` of the tasks are left (see `drop_overflow`).
+
+    A method that takes no mask sees zero gradients in place of those that are not; a `mask` of the
+    caller's is for it to take or to refuse.
+    """
+    if mask is None:
+        try:
+            return method.update(gram, state, losses=losses, mask=left)
+        except TypeError as error:
+            if "unexpected keyword argument 'mask'" not in str(error):
+                raise
+            return method.update(gram, state, losses=losses)
+    return method.update(gram, state, losses=losses, mask=left)
 
 
 def safe_divide(a: Array, b: Array) -> Array:

@@ -33,7 +33,8 @@ def every_k(method: Weighting, k: int) -> Weighting:
     """Recomputes a method's weights on one call in k, starting with the first, and reuses them.
 
     `aggregate` carries this out, so between them even the Gram is skipped. (Under `vmap` a batched
-    call counter turns that into work that is done and discarded.)
+    call counter turns that into work that is done and discarded.) Under a mask that changes, a task
+    that comes back has the weight that it had at the last recomputation: 0 if it was absent then.
 
     Args:
       method: a method of weights.

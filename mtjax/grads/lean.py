@@ -27,6 +27,7 @@ from mtjax.grads.base import (
     drop_overflow,
     presence,
     seeded,
+    weigh,
 )
 from mtjax.grads.layout import check_one_layer, shared_leaves
 
@@ -136,9 +137,8 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
         here = presence(num_tasks, mask) > 0
         losses = jnp.where(here, losses, 0)
         gram = jnp.where(here[:, None] & here[None, :], gram, 0)
-        gram, present, left = drop_overflow(gram, None if mask is None else here)
-        options = {} if present is None else {"mask": present}
-        weights, inner = method.update(gram, state.inner, losses=losses.astype(gram.dtype), **options)
+        gram, left = drop_overflow(gram, None if mask is None else here)
+        weights, inner = weigh(method, gram, state.inner, losses.astype(gram.dtype), mask, left)
         weights = jnp.where(left, weights, 0)
         updates = _weighted(loss, params, batch, weights, here, flags)
         return losses, updates, LeanState(inner, gram, weights.astype(gram.dtype))

@@ -45,6 +45,27 @@ def per_task(inner) -> list[np.ndarray]:
     return [np.asarray(x) for x in leaves if x.ndim and x.shape[0] == T]
 
 
+def _sees_the_gram(name):
+    method = grads.get(SPECS[name])
+    return isinstance(method, grads.Weighting) and method.needs_gram
+
+
+@pytest.mark.parametrize("name", [name for name in grads.names() if _sees_the_gram(name)])
+def test_a_task_whose_norm_overflows_counts_as_absent(name):
+    """The others' direction is that under a mask without it. As a zero gradient it would take all of MGDA's weight."""
+    big, call = runner(grads.get(SPECS[name]), T)
+    J = 0.3 * jacobians.jacobian("conflicting", T, P, 0).astype(np.float32)
+    losses = jacobians.losses(T, 1)[0].astype(np.float32)
+    huge = J.copy()
+    huge[2] *= 1e25
+    here = np.arange(T) != 2
+    want, masked = call(J, losses, here, big.init(jnp.zeros(P)))
+    got, state = call(huge, losses, None, big.init(jnp.zeros(P)))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.weights, masked.weights, rtol=1e-4, atol=1e-6)
+    assert state.weights[2] == 0 and np.abs(got).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", grads.names())
 def test_absent_tasks_have_no_influence(name):
     """Over three calls the direction is that of the smaller problem, and the absent tasks' state stands still."""
