@@ -101,7 +101,7 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
     weights are e^s.
 
     Properties: permutation equivariant; may conflict. L ≤ 0 has no minimum (|s| ≤ 15 bounds it).
-    Cost: O(T), no Gram. Use when: positive losses of unlike scale; combines with `imtl_g`.
+    Cost: O(T), no Gram. Use when: positive losses of unlike scale.
 
     Args:
       optimizer: for s; default SGD with rate 0.1.

@@ -26,7 +26,7 @@ def gradvac(beta: Number = 0.01) -> Weighting:
     The paper keeps one target for each group of parameters: `aggregate(..., groups=...)` gives the
     state its group axis.
 
-    Properties: homogeneous; may conflict. Cost: T steps of O(T²).
+    Properties: permutation equivariant in distribution; homogeneous; may conflict. Cost: T steps of O(T²).
 
     Use when: tasks are related (the paper: multilingual models), so a positive cosine is normal.
 
