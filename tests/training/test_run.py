@@ -244,7 +244,7 @@ def test_both_policies_are_followed_and_their_program_is_compiled_once(straight,
     assert "evaluation at" not in before and after.count("evaluation at") == 5
 
 
-def test_an_evaluation_by_command_starts_simulators_of_its_own(straight, monkeypatch):
+def test_an_evaluation_by_command_starts_simulators_of_its_own(straight, tmp_path, monkeypatch):
     """On the host the seed decides which goals come: not those of the run's own evaluations, and each seed its own."""
     seeds = []
 
@@ -254,8 +254,9 @@ def test_an_evaluation_by_command_starts_simulators_of_its_own(straight, monkeyp
             super().__init__(*args, seed=seed, **options)
 
     monkeypatch.setattr(run, "Evaluator", Noted)
+    folder = shutil.copytree(straight[0], tmp_path / "run")  # an evaluation goes into the run's record
     for seed in (0, 1):
-        run.evaluate(straight[0], episodes=2, seed=seed)
+        run.evaluate(folder, episodes=2, seed=seed)
     assert len(set(seeds)) == 2 and CONFIG.seed + 1 not in seeds  # that one is the run's (session.py)
 
 
