@@ -70,22 +70,23 @@ def methods(asked: str, names: Sequence[str], config: RunConfig, suite: Any) -> 
         raise ValueError(f"--adapt={asked}: in this run tasks own their networks, and unseen ones have none to adapt")
     can = adaptation.able(learner)
     able = [name for name, method in METHODS.items() if method in can]
+    nothing = (
+        f"{config.learner} neither infers embeddings nor learns on in a single task; hipbmdp does both, sac the second"
+    )
+    why = {
+        "embedding": f"this run of {config.learner} has no task embedding to infer; hipbmdp with theta_size above 0"
+        " has",
+        "finetune": f"{config.learner} does not learn on in a single task; sac and hipbmdp do",
+    }
+    if config.learner in ("sac", "hipbmdp"):
+        nothing = "the critics of this run are the training tasks' own (--value_arrangement), none to learn on with"
+        why["finetune"] = nothing
     for name in names:
-        if name in able:
-            continue
-        why = {
-            "embedding": f"this run of {config.learner} has no task embedding to infer; hipbmdp with theta_size above 0"
-            " has",
-            "finetune": "the critics of this run are the training tasks' own (--value_arrangement)"
-            if config.network.generalises != config.network.of_value().generalises
-            else f"{config.learner} does not learn on in a single task; sac and hipbmdp do",
-        }[name]
-        raise ValueError(f"--adapt={asked}: {why}" + (f"; --adapt={','.join(able)} works here" if able else ""))
+        if name not in able:
+            others = f"; --adapt={','.join(able)} works here" if able else ""
+            raise ValueError(f"--adapt={asked}: {why[name]}{others}")
     if not able:
-        raise ValueError(
-            f"--adapt={asked}: {config.learner} neither infers embeddings nor learns on in a single task; "
-            "hipbmdp does both, sac the second"
-        )
+        raise ValueError(f"--adapt={asked}: {nothing}")
     return tuple(METHODS[name] for name in names or able)
 
 

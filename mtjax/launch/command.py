@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import dis
 import os
 import sys
@@ -137,7 +138,13 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
     for argument in from_files:
         if not argument.startswith("-"):
             raise ValueError(f"a line of the flagfile is not a flag: {argument!r}; write --name=value")
-    rest = values([argv[0], *from_files, *own])
+    try:
+        rest = values([argv[0], *from_files, *own])
+    except flags.UnrecognizedFlagError as error:
+        if "Did you mean" in str(error):
+            raise
+        near = difflib.get_close_matches(error.flagname, values, n=2)  # absl has nothing near for short names
+        raise flags.UnrecognizedFlagError(error.flagname, error.flagvalue, near) from None
     if rest[1:] and not positional:
         folder = "run_dir" in values and os.path.isdir(rest[1])
         hint = f"; did you mean --run_dir={rest[1]}?" if folder else "; every option is a flag, written --name=value"

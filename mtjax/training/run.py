@@ -154,7 +154,7 @@ def evaluate(
                 continue
             for mode in modes:
                 with simulators.watched(run_dir):
-                    values = evaluator(state.learner, split=split, deterministic=mode == MODES[0], key=key)
+                    values = evaluator(state.learner, split=split, deterministic=mode == "deterministic", key=key)
                     values = jax.tree.map(np.asarray, values)
                 recorder.evaluation(
                     step, host["seconds"], split=split, mode=mode, final=False, episodes=episodes,

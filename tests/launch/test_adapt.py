@@ -58,8 +58,8 @@ def saved(monkeypatch):
     suite = suites.from_env("push", Push(), splits, version=suites.Version("1", "none", "1", 8))
     monkeypatch.setitem(base._REGISTRY, "push", lambda: suite)
 
-    def save(learner, hyper, arrangement="none", *, checkpoints=(16,)):
-        network = NetworkConfig(arrangement=arrangement, hidden_sizes=(4,), scale="state")
+    def save(learner, hyper, arrangement="none", of_critics="same", *, checkpoints=(16,)):
+        network = NetworkConfig(arrangement=arrangement, value_arrangement=of_critics, hidden_sizes=(4,), scale="state")
         config = RunConfig("push", learner, "mean", num_envs=2, num_seeds=2, hyper=hyper, network=network)
         versions.write_json("run/config.json", dataclasses.asdict(config))
         if checkpoints:
@@ -140,6 +140,7 @@ def test_a_replay_that_was_not_saved_needs_no_memory(saved, unmeasured, monkeypa
 HIP, SAC, PPO = ("hipbmdp", HiPBMDPConfig()), ("sac", SACConfig()), ("ppo", PPOConfig())
 DEEP = ("hipbmdp", HiPBMDPConfig(theta_size=0))
 NO_THETA = "has no task embedding to infer; hipbmdp with theta_size above 0 has; --adapt=finetune works here"
+OWN_CRITICS = "the critics of this run are the training tasks' own (--value_arrangement), none to learn on with"
 # What was typed for which run, and the whole message after "mtjax-evaluate: ".
 REFUSED = (
     ("--adapt=embeding", HIP, "--adapt=embeding: unknown adapt 'embeding'; did you mean embedding?"),
@@ -176,6 +177,8 @@ REFUSED = (
         PPO,
         "--adapt=all: ppo neither infers embeddings nor learns on in a single task; hipbmdp does both, sac the second",
     ),
+    ("--adapt=finetune", (*SAC, "none", "independent"), f"--adapt=finetune: {OWN_CRITICS}"),
+    ("--adapt=all", (*SAC, "none", "independent"), f"--adapt=all: {OWN_CRITICS}"),
     (
         "--adapt=finetune",
         (*SAC, "independent"),

@@ -15,6 +15,8 @@ PASS_HELP = "\nPass --help to see the flags."
 FLAGS = {
     "--learning_rat=1": "Unknown command line flag 'learning_rat'. "
     "Did you mean: learning_rate, learning_rate_schedule ?" + PASS_HELP,
+    "--sute=x": "Unknown command line flag 'sute'. Did you mean: suite, resume ?" + PASS_HELP,
+    "--zzz=x": "Unknown command line flag 'zzz'" + PASS_HELP,
     "--sede=1": "Unknown command line flag 'sede'. Did you mean: seed, selection ?" + PASS_HELP,
     "--discount=1.5": "flag --discount=1.5: 1.5 is too large; it must be at most 1" + PASS_HELP,
     "--discount=nan": "flag --discount=nan: nan is not a finite number" + PASS_HELP,
