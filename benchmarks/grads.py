@@ -3,10 +3,11 @@
     python benchmarks/grads.py --torchjd PATH/TO/python    # of an environment with torch and torchjd[full]
     python benchmarks/grads.py --surgery                   # what a method adds to an update of mtjax's own PPO
 
-Each cell is the median of many turns, the two libraries in alternation, with a pause between them in which the other's
-threads leave off spinning; a turn is two calls, of which the second counts, as in training one call follows the
-other. `whole` is the Jacobian to the direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian
-only: there it is given the T × T Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
+Each cell is the median of many turns, the two libraries in alternation, with a pause between them in which the
+other's threads leave off spinning. A turn is calls for some milliseconds, and one more that counts: in training one
+call follows the other, and cores that have slept through the pause are slow at first. `whole` is the Jacobian to the
+direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it is given the T × T
+Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
 
 Both libraries run in the thread that calls them: jax_cpu_enable_async_dispatch is off (`--async_dispatch` turns it
 on), since handing each call to a thread of its own costs 0.03 to 0.05 ms, which shows in the cells of 0.1 ms.
@@ -70,6 +71,7 @@ COLUMNS = (
 SLOWER, SOLVER_SLOWER, OVER_FLOOR = "slower", "solver slower", "over the floor"
 WHOLE_BELOW, SOLVER_BELOW = "whole below 5 times", "solver below 5 times"
 PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a while after each call
+WARM = 0.02  # seconds of calls, one at least, before the one that counts
 DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50
 TIMES = 5  # faster than TorchJD's, these should be
 UPDATE_MINIBATCHES = 4  # of the PPO update in which surgery is measured
@@ -100,7 +102,11 @@ for line in sys.stdin:
     if r["part"] == "solver" and part is None and not r["on_root"]:
         print("null", flush=True); continue
     x, call = (J, f) if r["part"] == "whole" else (root, f) if r["on_root"] else (gram, part)
-    call(x); start = time.perf_counter(); call(x); end = time.perf_counter() - start
+    begun = time.perf_counter()
+    call(x)
+    while time.perf_counter() - begun < r["warm"]:
+        call(x)
+    start = time.perf_counter(); call(x); end = time.perf_counter() - start
     print(json.dumps(end), flush=True)
 """
 
@@ -118,7 +124,7 @@ class Torch:
     def seconds(self, path: str, name: str, num_tasks: int, part: str) -> float | None:
         request = {
             "path": path, "make": spelled(name, num_tasks)[1], "part": part, "on_root": name in ON_ROOT,
-            "threads": _THREADS.value,
+            "threads": _THREADS.value, "warm": WARM,
         }  # fmt: skip
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -163,7 +169,10 @@ def ours(method, J, part):
 def clock(call) -> float:
     import jax
 
+    begun = time.perf_counter()
     jax.block_until_ready(call())
+    while time.perf_counter() - begun < WARM:
+        jax.block_until_ready(call())
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
