@@ -253,6 +253,12 @@ class SACConfig(LearnerConfig):
         low=0,
         high=1,
     )
+    paco_threshold: float = option(
+        0.0,
+        "With arrangement paco: a task whose critics' loss is above this is left out of a gradient step, and its "
+        "weights are drawn anew among the others'; 0: never. Its authors' is 1500 (3000, of losses twice as large).",
+        low=0,
+    )
     task_weights: str = option(
         "equal",
         "Weights of the tasks' losses: 'equal'; 'exponential', exp(−α) over its mean, or 'inverse', 1/α over its "

@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from mtjax.envs.base import ActionSpec
+from mtjax.networks import shared_encoder
 from mtjax.networks.base import Network, Parameters, Weights
+from mtjax.networks.shared_encoder import REST, SharedEncoder, own
 from mtjax.networks.task import Task
 
 Array = jax.Array
@@ -176,6 +178,27 @@ def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> C
         return network.diagnose(*first, task, x)
 
     return Critic(init, apply, diagnose, (network.last_shared,))
+
+
+def through(encoder: SharedEncoder, critic: Critic, observation_size: int) -> Critic:
+    """Critics that see an observation through one encoder, theirs and the policy's."""
+
+    def init(key: Array) -> Parameters:
+        keys = jax.random.split(key)
+        return shared_encoder.pair(encoder.init(keys[0]), critic.init(keys[1]))
+
+    def apply(shared: Any, private: Any, task: Task, observation: Array, taken: Array | None) -> Array:
+        view = encoder.apply(own(shared), own(private), task, observation)
+        return critic.apply(shared[REST], private[REST], task, view, taken)
+
+    def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
+        observation, taken = jnp.split(x, [observation_size], axis=-1)
+        view = encoder.apply(own(shared), own(private), task, observation)
+        known = encoder.diagnose(own(shared), own(private), task, observation)
+        rest = critic.diagnose(shared[REST], private[REST], task, jnp.concatenate([view, taken], axis=-1))
+        return {**known, **rest}
+
+    return Critic(init, apply, diagnose, tuple(shared_encoder.last_of(encoder, last) for last in critic.last_shared))
 
 
 def of_action(outputs: Array, action: ActionSpec, taken: Array) -> Array:

@@ -120,7 +120,13 @@ class Descent:
         )
 
     def step(
-        self, parameters: Parameters, state: DescentState, task_grads: Parameters, losses: Array, rate: Array
+        self,
+        parameters: Parameters,
+        state: DescentState,
+        task_grads: Parameters,
+        losses: Array,
+        rate: Array,
+        mask: Array | None = None,
     ) -> tuple[Parameters, DescentState, dict[str, Array]]:
         """Take one step.
 
@@ -130,6 +136,7 @@ class Descent:
             task_grads: every leaf [T, ...]: each task's gradient of the shared parameters, and of its own.
             losses: [T], for methods that look at them.
             rate: [] learning rate.
+            mask: [T] true for the tasks that take part; all of them, if None.
 
         Returns:
             (parameters, state, what is known of the conflict: "cosine" [T, T], "conflict" [], "norm" [T], "weight"
@@ -138,7 +145,7 @@ class Descent:
         direction, transform, known = parameters.shared, (), {}
         if state.grads != ():
             direction, transform, known = combine(
-                self._transform(), task_grads.shared, state.grads, parameters.shared, losses
+                self._transform(), task_grads.shared, state.grads, parameters.shared, losses, mask
             )
         step, shared = self.optimizer.update(direction, state.shared, parameters.shared)
         private_step, private = jax.vmap(self.optimizer.update, axis_size=self.num_tasks)(
@@ -149,7 +156,12 @@ class Descent:
 
 
 def combine(
-    transform: optax.GradientTransformationExtraArgs, task_grads: Any, state: Any, parameters: Any, losses: Array
+    transform: optax.GradientTransformationExtraArgs,
+    task_grads: Any,
+    state: Any,
+    parameters: Any,
+    losses: Array,
+    mask: Array | None = None,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """One gradient per task [T, ...] in; one direction, the transform's state, and what is known of the conflict.
 
@@ -157,7 +169,7 @@ def combine(
         (direction, state, "cosine" [T, T], "conflict" [], "norm" [T] and "weight" [T] by name; nothing for one task,
         whose Gram matrix is not computed).
     """
-    direction, state = transform.update(task_grads, state, parameters, losses=losses)
+    direction, state = transform.update(task_grads, state, parameters, losses=losses, mask=mask)
     if losses.shape[0] == 1:
         return direction, state, {}
     conflict = grads.conflict(state.gram)

@@ -140,8 +140,12 @@ def make_distral(
         num_updates: updates of the whole run, for learning-rate schedules.
 
     Raises:
-        ValueError: the rollout cannot be cut into the minibatches asked for.
+        ValueError: the rollout cannot be cut into the minibatches asked for; or ``policy_encoder`` is not "own".
     """
     check_minibatches(config, num_envs)
+    if network.policy_encoder != "own":
+        raise ValueError(
+            "policy_encoder: policies of distral are tied by their distillation and have encoders of their own"
+        )
     learner = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
     return learner._replace(generalises=True)  # π₀ acts for unseen tasks, whatever the arrangement

@@ -48,6 +48,10 @@ class _HiPBMDP(_SAC):
     """SAC whose critics own an encoder, task embeddings and models."""
 
     def __init__(self, config: HiPBMDPConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
+        if network.policy_encoder != "own":
+            raise ValueError(
+                "policy_encoder: has no effect here; policy and critics of hipbmdp always share an encoder"
+            )
         sizes = {"observation_size": spec.observation_size, "action": spec.action, "num_tasks": spec.num_tasks}
         self.world = make_world(config, **sizes, encoder=_image_encoder(config, network, spec))
         network = dataclasses.replace(network, image_shape=(), conv_channels=NetworkConfig().conv_channels)
@@ -290,7 +294,7 @@ def make_hipbmdp(
         num_updates: updates of the whole run; unused.
 
     Raises:
-        ValueError: as make_sac; or options of a network that the state encoder of images makes useless.
+        ValueError: as make_sac; or options of a network that the state encoder makes useless.
     """
     del num_updates
     return _HiPBMDP(config, network, method, spec, num_envs=num_envs).learner()

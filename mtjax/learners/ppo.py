@@ -28,8 +28,9 @@ from mtjax.learners.scaling import in_deviations
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
-from mtjax.networks.diagnostics import diagnose
+from mtjax.networks.diagnostics import OBSERVATIONS, diagnose
 from mtjax.networks.policy import Policy, make_policy
+from mtjax.networks.shared_encoder import SharedEncoder, behind, make_shared_encoder, own, through
 from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
@@ -93,17 +94,29 @@ class _PPO:
     ):
         self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
         self.generalises = network.generalises
-        self.policy = self._make_policy(network)
         value = network.of_value()
+        self.encoder: SharedEncoder | None = None  # that policy and value network share
+        self.both_teach = network.policy_encoder == "both"
+        if network.policy_encoder != "own":
+            self.encoder = make_shared_encoder(
+                value,
+                inputs=spec.observation_size,
+                num_tasks=spec.num_tasks,
+                contexts=spec.context_size,
+            )
+            network, value = behind(network), behind(value)
+        self.policy = self._make_policy(network)
         self.value: Network = make_network(
             value,
-            inputs=spec.observation_size,
+            inputs=self.view_size,
             outputs=1,
             num_tasks=spec.num_tasks,
             sizes=value.hidden_sizes,
             gain=1.0,
             contexts=spec.context_size,
         )
+        if self.encoder:
+            self.value = through(self.encoder, self.value)
         if config.return_scaling == "popart":
             self.value = popart.with_unit(self.value, spec.num_tasks)
         self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
@@ -113,11 +126,16 @@ class _PPO:
         self.methods = {part: of_network(method, last) for part, last in self._last_shared().items()}
         self.optimizer = clipped_adam(max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon)
 
+    @property
+    def view_size(self) -> int:
+        """Numbers that trunks see: of an observation, or of what the shared encoder makes of it."""
+        return self.encoder.width if self.encoder else self.spec.observation_size
+
     def _make_policy(self, network: NetworkConfig) -> Policy:
         spec = self.spec
         return make_policy(
             network,
-            inputs=spec.observation_size,
+            inputs=self.view_size,
             action=spec.action,
             num_tasks=spec.num_tasks,
             contexts=spec.context_size,
@@ -168,6 +186,18 @@ class _PPO:
             return observation
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
+    def _look(self, shared: Any, private: Any, task: Task, observation: Array) -> Array:
+        """What the policy of ONE task sees of normalised observations [B, obs], by the encoder's parameters."""
+        view = self.encoder.apply(shared, private, task, observation)
+        return view if self.both_teach else jax.lax.stop_gradient(view)
+
+    def _see(self, value: Parameters, tasks: Task, observation: Array) -> Array:
+        """What the policies of N tasks see of normalised observations [N, B, obs]: just these, or ``_look``."""
+        if self.encoder is None:
+            return observation
+        see = jax.vmap(self._look, in_axes=(None, 0, 0, 0))
+        return see(own(value.shared), own(value.private), tasks, observation)
+
     def _last_shared(self) -> dict[str, tuple[str, ...]]:
         """How the paths of the last shared layers begin, of each of ``_parts``."""
         each = {"policy": self.policy.last_shared, "value": (self.value.last_shared,)}
@@ -183,9 +213,9 @@ class _PPO:
 
     def act(self, state: PPOState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
         p = state.params["policy"]
-        normalized = self._normalize(state.observations, observation)
+        view = self._see(state.params["value"], self.tasks, self._normalize(state.observations, observation))
         apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
-        distribution = apply(p.shared, p.private, self.tasks, normalized)
+        distribution = apply(p.shared, p.private, self.tasks, view)
         family = self.policy.distribution
         keys = jax.random.split(key, self.spec.num_tasks)
         raw = jax.vmap(family.sample)(distribution, self.masks, keys)
@@ -219,6 +249,7 @@ class _PPO:
             spec=self.spec,
             normalize=self._normalize,
             unseen=unseen,
+            see=functools.partial(self._see, state.params["value"]),
         )
 
     # ------------------------------------------------------------------------------------------ learning
@@ -238,8 +269,10 @@ class _PPO:
         (_, missed), (_, total) = (_moments(x, batch.weight) for x in (batch.target - batch.value, batch.target))
         metrics["explained_variance"] = 1.0 - (missed / (total + 1e-8))[:, 0]
         metrics["learning_rate"] = self._learning_rate(state)
-        for part, network in (("policy", self.policy), ("value", self.value)):
-            metrics |= diagnose(network, state.params[part], self.tasks, batch.observation, part)
+        looked_at = batch.observation[:, :OBSERVATIONS]
+        view = self._see(state.params["value"], self.tasks, looked_at)
+        metrics |= diagnose(self.policy, state.params["policy"], self.tasks, view, "policy")
+        metrics |= diagnose(self.value, state.params["value"], self.tasks, looked_at, "value")
         state = state._replace(
             observations=observations,
             returns=returns,
@@ -320,7 +353,8 @@ class _PPO:
             return ()
         p = state.params["policy"]
         apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
-        old = apply(p.shared, p.private, self.tasks, observation)
+        view = self._see(state.params["value"], self.tasks, observation)
+        old = apply(p.shared, p.private, self.tasks, view)
         widen = jax.vmap(lambda leaf, like: jnp.broadcast_to(leaf, like.shape))
         like = jax.tree.leaves(old)[0]
         return jax.tree.map(lambda leaf: widen(leaf[:, None] if leaf.ndim == 2 else leaf, like), old)
@@ -410,7 +444,10 @@ class _PPO:
         """The loss of ONE task on its minibatch [B, ...], and its parts by name."""
         config, family = self.config, self.policy.distribution
         mean = functools.partial(_mean, weight=batch.weight)
-        p = self.policy.apply(shared["policy"], private["policy"], task, batch.observation)
+        view = batch.observation
+        if self.encoder:
+            view = self._look(own(shared["value"]), own(private["value"]), task, view)
+        p = self.policy.apply(shared["policy"], private["policy"], task, view)
         log_ratio = family.log_prob(p, mask, batch.raw_action) - batch.log_prob
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - hyper.clip, 1.0 + hyper.clip)

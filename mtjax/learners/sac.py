@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax.learners import acting, critics, normalization
+from mtjax.learners import acting, critics, normalization, resets
 from mtjax.learners.base import Adaptation, Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
@@ -42,6 +42,7 @@ from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import diagnose
 from mtjax.networks.policy import Policy, make_policy
+from mtjax.networks.shared_encoder import SharedEncoder, behind, make_shared_encoder, own
 from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
@@ -149,7 +150,16 @@ class _SAC:
             limit=config.replay_limit * GIGABYTE,
             saved=config.checkpoint_replay,
         )
+        self._check(config, network)
         network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
+        self.encoder: SharedEncoder | None = None  # that policy and critics share
+        if network.policy_encoder == "value":
+            self.encoder = make_shared_encoder(
+                network.of_value(),
+                inputs=spec.observation_size,
+                num_tasks=spec.num_tasks,
+                contexts=spec.context_size,
+            )
         self.policy: Policy = self._make_policy(network)
         self.head = critics.make_head(
             config.critic_head,
@@ -180,15 +190,27 @@ class _SAC:
         }
         self.temperature_optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
 
+    @staticmethod
+    def _check(config: SACConfig, network: NetworkConfig) -> None:
+        """Refuse what does not fit together. Raises ValueError with one line."""
+        if network.policy_encoder == "both":
+            raise ValueError("policy_encoder: the critics of SAC teach their encoder alone; choose own or value")
+        own_weights = ("paco", "none") in ((one.arrangement, one.told) for one in (network, network.of_value()))
+        if config.paco_threshold and not own_weights:
+            raise ValueError(
+                f"paco_threshold: {config.paco_threshold} has no effect with arrangement {network.arrangement!r} and "
+                f"task_input {network.told!r}; it belongs to arrangement=paco, whose tasks have weights of their own"
+            )
+
     @property
     def view_size(self) -> int:
         """Numbers that policies and critics see (see ``_see``)."""
-        return self.spec.observation_size
+        return self.encoder.width if self.encoder else self.spec.observation_size
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
         spec = self.spec
         return make_policy(
-            network,
+            behind(network) if self.encoder else network,
             inputs=self.view_size,
             action=spec.action,
             num_tasks=spec.num_tasks,
@@ -200,7 +222,7 @@ class _SAC:
         inputs, outputs = critics.inputs_and_outputs(self.view_size, spec.action, self.head)
         value = network.of_value()
         body = make_network(
-            value,
+            behind(value) if self.encoder else value,
             inputs=inputs,
             outputs=outputs,
             num_tasks=spec.num_tasks,
@@ -208,7 +230,8 @@ class _SAC:
             gain=1.0,
             contexts=spec.context_size,
         )
-        return critics.ensemble(body, config.num_critics, spec.action, self.head)
+        critic = critics.ensemble(body, config.num_critics, spec.action, self.head)
+        return critics.through(self.encoder, critic, spec.observation_size) if self.encoder else critic
 
     def learner(self) -> Learner:
         """These functions as a Learner."""
@@ -262,8 +285,12 @@ class _SAC:
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
     def _see(self, critic: Parameters, tasks: Task, observation: Array) -> Array:
-        """What the policies of N tasks see of normalised observations [N, B, obs]: here just these."""
-        return observation
+        """What the policies of N tasks see of normalised observations [N, B, obs]: these, or what the critics' encoder
+        makes of them, which the policy does not move."""
+        if self.encoder is None:
+            return observation
+        see = jax.vmap(self.encoder.apply, in_axes=(None, 0, 0, 0))
+        return jax.lax.stop_gradient(see(own(critic.shared), own(critic.private), tasks, observation))
 
     def target_entropy(self, hyper: Hyper) -> Array:
         """[T] the entropy that each task's temperature keeps: −scale · dim(A), or scale · log(choices)."""
@@ -416,12 +443,14 @@ class _SAC:
         (losses, critic_metrics), task_grads = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
             critic, policy, known, batch, target
         )
+        exploded = self._exploded(critic_metrics["loss/value"])
         critic, critic_descent, critic_conflict = self.descent["critic"].step(
             critic,
             state.descent["critic"],
-            task_grads,
+            task_grads if exploded is None else resets.without(task_grads, exploded),
             losses,
             _or(hyper.critic_learning_rate, hyper.learning_rate),
+            None if exploded is None else ~exploded,
         )
 
         batch = batch._replace(view=self._see(critic, self.tasks, batch.observation))
@@ -432,24 +461,35 @@ class _SAC:
         policy, policy_descent, policy_conflict = self.descent["policy"].step(
             policy,
             state.descent["policy"],
-            task_grads,
+            task_grads if exploded is None else resets.without(task_grads, exploded),
             losses,
             hyper.learning_rate,
+            None if exploded is None else ~exploded,
         )
 
-        log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"])
+        log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"], exploded)
+        targets = polyak(state.targets, critic, hyper.polyak)
+        if exploded is not None:
+            rows = resets.combinations(jax.random.fold_in(key, 1), exploded)
+            policy, critic, targets = (resets.redrawn(network, rows) for network in (policy, critic, targets))
         state = state._replace(
             params={"policy": policy, "critic": critic},
-            targets=polyak(state.targets, critic, hyper.polyak),
+            targets=targets,
             log_temperature=log_temperature,
             descent={"policy": policy_descent, "critic": critic_descent},
             temperature_optimizer=temperature_optimizer,
         )
         metrics = {**critic_metrics, **policy_metrics, "temperature": known.temperature, "weight": known.weight}
         metrics["loss"] = metrics["loss/policy"] + metrics["loss/value"]
+        if exploded is not None:
+            metrics["left_out"] = exploded.astype(jnp.float32)
         metrics |= {f"grads/{name}": value for name, value in policy_conflict.items()}
         metrics |= {f"grads/{name}/value": value for name, value in critic_conflict.items()}
         return state, metrics
+
+    def _exploded(self, loss: Array) -> Array | None:
+        """[T] whose critics' loss [T] is above PaCo's threshold; None without one."""
+        return loss > self.config.paco_threshold if self.config.paco_threshold else None
 
     def _known(self, state: SACState, key: Array) -> Known:
         temperature = jnp.exp(state.log_temperature)
@@ -508,11 +548,13 @@ class _SAC:
         # A choice that is none has probability 0, and no logarithm.
         return Candidates(None, jnp.exp(log_prob) * known.mask, jnp.where(known.mask > 0, log_prob, 0.0))
 
-    def _heat(self, state: SACState, entropy: Array) -> tuple[Array, Any]:
+    def _heat(self, state: SACState, entropy: Array, exploded: Array | None = None) -> tuple[Array, Any]:
         """Move each task's temperature so that its entropy [T] nears its target: the loss is α (H − H̄), in log α."""
         if not self.config.learn_temperature:
             return state.log_temperature, state.temperature_optimizer
         gradient = jnp.exp(state.log_temperature) * (entropy - self.target_entropy(state.hyper))
+        if exploded is not None:
+            gradient = jnp.where(exploded, 0.0, gradient)
         step, optimizer = self.temperature_optimizer.update(gradient, state.temperature_optimizer)
         rate = _or(state.hyper.temperature_learning_rate, state.hyper.learning_rate)
         return state.log_temperature - rate * step, optimizer
@@ -556,7 +598,8 @@ def make_sac(
         num_updates: updates of the whole run; unused, as there are no schedules.
 
     Raises:
-        ValueError: ``critic_grads`` names no method.
+        ValueError: ``critic_grads`` names no method; ``policy_encoder`` is "both"; or ``paco_threshold`` has
+            nothing to draw.
     """
     del num_updates
     return _SAC(config, network, method, spec, num_envs=num_envs).learner()

@@ -72,7 +72,7 @@ def make_network(
 # ------------------------------------------------------------------------------------ four parts in a row
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """An encoder or a head: one for all tasks or one for each, or nothing."""
 
     init: Callable[[Array], Any]  # of one
@@ -81,31 +81,36 @@ class _Part(NamedTuple):
     width: int
     last: str = ""  # how the paths of its last layer begin; "" if it has none
 
+    def parameters(self, name: str, key: Array, num_tasks: int) -> Parameters:
+        """Its parameters under a name, where they belong."""
+        if self.kind == "shared":
+            return Parameters({name: self.init(key)}, {})
+        return Parameters({}, {name: init_stack(self.init, key, num_tasks)} if self.kind == "private" else {})
+
+    def of(self, name: str, shared: Any, private: Any, x: Array) -> Array:
+        """What it makes of x, with the parameters of that name."""
+        return x if self.kind == "none" else self.apply((shared if self.kind == "shared" else private)[name], x)
+
 
 def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network:
-    encoder = _encoder(config, shape)
+    encoder = make_encoder(config, shape)
     body = _body(config, shape, inputs=encoder.width, told=tell.size)
     head = _head(config, shape, body.width)
 
     def init(key: Array) -> Parameters:
         body_key, head_key, tell_key, encoder_key = jax.random.split(key, 4)
         trees = [tell.init(tell_key), body.init(body_key)]
-        for name, part, part_key in (("encoder", encoder, encoder_key), ("head", head, head_key)):
-            if part.kind == "shared":
-                trees.append(Parameters({name: part.init(part_key)}, {}))
-            elif part.kind == "private":
-                trees.append(Parameters({}, {name: init_stack(part.init, part_key, shape.num_tasks)}))
-        shared, private = zip(*trees, strict=True)
-        return Parameters(_merge(shared), _merge(private))
+        trees += [encoder.parameters("encoder", encoder_key, shape.num_tasks)]
+        trees += [head.parameters("head", head_key, shape.num_tasks)]
+        return merge(*trees)
 
     def features(shared: Any, private: Any, task: Task, x: Array) -> tuple[Array, Weights]:
-        if encoder.kind != "none":
-            x = encoder.apply((shared if encoder.kind == "shared" else private)["encoder"], x)
+        x = encoder.of("encoder", shared, private, x)
         return body.apply(shared, private, task, tell.apply(shared, private, task), x)
 
     def apply(shared: Any, private: Any, task: Task, x: Array) -> Array:
         x, _ = features(shared, private, task, x)
-        return head.apply((shared if head.kind == "shared" else private)["head"], x)
+        return head.of("head", shared, private, x)
 
     def diagnose(shared: Any, private: Any, task: Task, x: Array) -> Weights:
         return {**features(shared, private, task, x)[1], **tell.show(shared, private, task, x)}
@@ -113,20 +118,24 @@ def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network
     return Network(init, apply, diagnose, _last_shared(head, body, encoder, tell))
 
 
-def _last_shared(head: _Part, body: Body, encoder: _Part, tell: TaskEncoder) -> str:
+def _last_shared(head: Part, body: Body, encoder: Part, tell: TaskEncoder) -> str:
     """The last layer that the tasks share, from the outputs backwards."""
     of_head, of_encoder = (part.last if part.kind == "shared" else "" for part in (head, encoder))
     return of_head or body.last_shared or of_encoder or tell.last_shared
 
 
-def _merge(trees: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    return {name: value for tree in trees for name, value in tree.items()}
+def merge(*trees: Parameters) -> Parameters:
+    """One tree of several whose names differ."""
+    return Parameters(
+        *({name: value for tree in side for name, value in tree.items()} for side in zip(*trees, strict=True))
+    )
 
 
-def _encoder(config: NetworkConfig, shape: Shape) -> _Part:
+def make_encoder(config: NetworkConfig, shape: Shape) -> Part:
+    """The encoder that ``config`` names, before whatever sees it."""
     kind = config.parts.encoder
     if kind == "none":
-        return _Part(lambda key: {}, lambda p, x: x, kind, shape.inputs)
+        return Part(lambda key: {}, lambda p, x: x, kind, shape.inputs)
     sizes = config.encoder_sizes or shape.sizes[:1]
     module = Trunk(sizes, config.activation, config.layer_norm)
     if config.image_shape:
@@ -136,14 +145,14 @@ def _encoder(config: NetworkConfig, shape: Shape) -> _Part:
     blank = jnp.zeros((shape.inputs,), jnp.float32)
     last = f"encoder/params/{'Trunk_0/' if config.image_shape else ''}Dense_{len(sizes) - 1}/" if sizes else ""
     width = sizes[-1] if sizes else shape.inputs
-    return _Part(lambda key: module.init(key, blank), module.apply, kind, width, last)
+    return Part(lambda key: module.init(key, blank), module.apply, kind, width, last)
 
 
-def _head(config: NetworkConfig, shape: Shape, width: int) -> _Part:
+def _head(config: NetworkConfig, shape: Shape, width: int) -> Part:
     module = Head(shape.outputs, shape.gain, config.head_sizes, config.activation, config.layer_norm)
     blank = jnp.zeros((width,), jnp.float32)
     last = f"head/params/Dense_{len(config.head_sizes)}/"
-    return _Part(lambda key: module.init(key, blank), module.apply, config.parts.head, shape.outputs, last)
+    return Part(lambda key: module.init(key, blank), module.apply, config.parts.head, shape.outputs, last)
 
 
 def _body(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:

@@ -9,7 +9,8 @@ and a trunk sees z. The stop-gradient sg is the paper's: attention moves the enc
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,31 +23,52 @@ from mtjax.networks.task import Task
 Array = jax.Array
 
 
+class Attention(NamedTuple):
+    """The encoders, and what a task hears of them.
+
+    Attributes:
+        init: key -> parameters of k encoders, leaves [k, ...].
+        apply: (parameters, context [C], x [..., in]) -> (z [..., e + C], weights as in ``Network.diagnose``).
+        width: e + C.
+        last: how the paths of the encoders' last layer begin.
+    """
+
+    init: Callable[[Array], Any]
+    apply: Callable[[Any, Array, Array], tuple[Array, Weights]]
+    width: int
+    last: str
+
+
+def make_attention(config: NetworkConfig, *, inputs: int, told: int) -> Attention:
+    """Attention over ``config.num_experts`` encoders of ``inputs`` numbers, by a context of ``told``."""
+    sizes = config.own_encoder_sizes
+    encoder = Trunk(sizes, config.activation, config.layer_norm, linear_end=True)
+
+    def init(key: Array) -> Any:
+        return init_stack(lambda k: encoder.init(k, jnp.zeros((inputs,), jnp.float32)), key, config.num_experts)
+
+    def apply(encoders: Any, context: Array, x: Array) -> tuple[Array, Weights]:
+        encodings = jax.vmap(encoder.apply, in_axes=(0, None), out_axes=-2)(encoders, x)  # [..., k, e]
+        attention = jax.nn.softmax(encodings @ jax.lax.stop_gradient(context), axis=-1)
+        mixed = jnp.einsum("...k,...ke->...e", attention, encodings)
+        return join(mixed, context), {"routing": attention[..., None, :]}
+
+    return Attention(init, apply, sizes[-1] + told, f"params/Dense_{len(sizes) - 1}/")
+
+
 def make_care(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """Attention over ``config.num_experts`` encoders, then a trunk. All of it is shared."""
-    encoder = Trunk(config.own_encoder_sizes, config.activation, config.layer_norm, linear_end=True)
-    trunk = make_trunk(config, shape.sizes)
-    encoding = config.own_encoder_sizes[-1]
+    """:func:`make_attention`, then a trunk. All of it is shared."""
+    attention, trunk = make_attention(config, inputs=inputs, told=told), make_trunk(config, shape.sizes)
 
     def init(key: Array) -> Parameters:
         encoder_key, trunk_key = jax.random.split(key)
-        blank = jnp.zeros((inputs,), jnp.float32)
-        return Parameters(
-            {
-                "encoders": init_stack(lambda k: encoder.init(k, blank), encoder_key, config.num_experts),
-                "trunk": trunk.init(trunk_key, jnp.zeros((encoding + told,), jnp.float32)),
-            },
-            {},
-        )
+        blank = jnp.zeros((attention.width,), jnp.float32)
+        return Parameters({"encoders": attention.init(encoder_key), "trunk": trunk.init(trunk_key, blank)}, {})
 
     def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
-        encodings = jax.vmap(encoder.apply, in_axes=(0, None), out_axes=-2)(shared["encoders"], x)  # [..., k, e]
-        attention = jax.nn.softmax(encodings @ jax.lax.stop_gradient(z), axis=-1)
-        mixed = jnp.einsum("...k,...ke->...e", attention, encodings)
-        return trunk.apply(shared["trunk"], join(mixed, z)), {"routing": attention[..., None, :]}
+        heard, weights = attention.apply(shared["encoders"], z, x)
+        return trunk.apply(shared["trunk"], heard), weights
 
-    width = shape.sizes[-1] if shape.sizes else encoding + told
-    last = f"encoders/params/Dense_{len(config.own_encoder_sizes) - 1}/"
-    if shape.sizes:
-        last = f"trunk/params/{last_layer(config, shape.sizes)}"
+    width = shape.sizes[-1] if shape.sizes else attention.width
+    last = f"trunk/params/{last_layer(config, shape.sizes)}" if shape.sizes else f"encoders/{attention.last}"
     return Body(init, apply, width, last)

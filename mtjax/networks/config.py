@@ -53,7 +53,7 @@ SELECTIONS = ("gate", "attention", "ensemble", "cluster", "identity")
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Policy and value networks, which share no parameters, and their arrangement."""
+    """Policy and value networks and their arrangement; they share an encoder or nothing."""
 
     arrangement: str = option(
         "one_hot",
@@ -83,6 +83,12 @@ class NetworkConfig:
         "How the tasks share the value network, or SAC's critics: as the policy ('same'), or in another of these "
         "arrangements, with what that usually takes (task_input, encoder and head are the policy's).",
         choices=collections.ChainMap({"same": None}, ARRANGEMENTS),
+    )
+    policy_encoder: str = option(
+        "own",
+        "The policy's encoder (care's with attention and context): its 'own', or that of the value network or SAC's "
+        "critics, which their loss alone teaches ('value', as CARE's authors do), or the policy's, too ('both'; PPO).",
+        choices=("own", "value", "both"),
     )
     value_trunk: str = option("same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual"))
     hidden_sizes: tuple[int, ...] = option((256, 256), "Widths of the policy's hidden layers, comma-separated.", low=1)
@@ -177,7 +183,8 @@ class NetworkConfig:
     @property
     def generalises(self) -> bool:
         """False if tasks own a network from the observation on: unseen ones have none."""
-        return self.parts.body != "private" and self.parts.encoder != "private"
+        encoder = self if self.policy_encoder == "own" else self.of_value()
+        return self.parts.body != "private" and encoder.parts.encoder != "private"
 
     @property
     def module_sizes(self) -> tuple[int, int, int]:
@@ -219,6 +226,8 @@ class NetworkConfig:
         self._check_sizes()
         for network in (self, self.of_value()):
             network._check_parts()
+        if self.policy_encoder != "own":
+            self._check_shared_encoder()
 
     def _check_parts(self) -> None:
         """Of this network, of policy or value."""
@@ -237,6 +246,20 @@ class NetworkConfig:
             raise ValueError("head: with arrangement 'independent' nothing is shared")
         if name in ("film", "soft_modular", "moore") and self.trunk == "residual":
             raise ValueError(f"trunk: {name} has layers of its own, which cannot be residual")
+
+    def _check_shared_encoder(self) -> None:
+        """There is one, and it is that of the policy's arrangement."""
+        value = self.of_value()
+        if value.parts.encoder == "none" and value.arrangement != "care":
+            raise ValueError(
+                f"policy_encoder: {self.policy_encoder!r} shares the value network's encoder, and arrangement "
+                f"{value.arrangement!r} has none; choose encoder=shared or private, or care"
+            )
+        if self.arrangement == "care" != value.arrangement:
+            raise ValueError(
+                f"policy_encoder: care attends within its encoders, so that the value network must be care's, too; its "
+                f"arrangement is {value.arrangement!r}"
+            )
 
     def _extra(self) -> str:
         return "task_input" if self.parts.told != "none" else "shared encoder"

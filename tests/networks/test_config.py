@@ -97,6 +97,14 @@ REFUSED = {
         "num_experts": 8,
     },
     "encoder_sizes: care compares encodings (9)": {"value_arrangement": "care", "encoder_sizes": (9,)},
+    "policy_encoder: 'value' shares the value network's encoder, and arrangement 'one_hot' has none": {
+        "policy_encoder": "value"
+    },
+    "policy_encoder: care attends within its encoders": {
+        "arrangement": "care",
+        "value_arrangement": "task_encoders",
+        "policy_encoder": "both",
+    },
 }
 
 
@@ -124,6 +132,16 @@ def test_policy_and_values_may_have_arrangements_of_their_own():
     assert owned.generalises and not owned.of_value().generalises  # unseen tasks have a policy, and need no critic
     assert NetworkConfig(head="private", arrangement="none").of_value().parts.head == "private"  # as the policy
     options.validate(NetworkConfig(arrangement="independent", value_arrangement="care", num_experts=2))
+
+
+def test_what_sees_through_an_encoder_of_the_tasks_own_does_not_generalise():
+    """Whose encoder it is decides: unseen tasks have no encoder of their own, be it the critics'."""
+    shared, own = (NetworkConfig(value_arrangement="task_encoders", policy_encoder=of) for of in ("value", "own"))
+    options.validate(shared)
+    assert own.generalises and not shared.generalises
+    lent = NetworkConfig(arrangement="task_encoders", value_arrangement="care", policy_encoder="value")
+    options.validate(lent)
+    assert lent.generalises  # the policy's encoder is care's
 
 
 NORMALISED = {  # the least that gives layer_norm something to normalise, where that is not one hidden layer

@@ -1,0 +1,119 @@
+"""PaCo's rule for tasks whose loss explodes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrangement_cases import OBS, A, E, H, quick_initialisation
+
+from mtjax import grads
+from mtjax.envs.base import continuous
+from mtjax.learners import resets, sac
+from mtjax.learners.base import TaskSpec, Transitions
+from mtjax.learners.config import SACConfig
+from mtjax.networks.base import Parameters
+from mtjax.networks.config import NetworkConfig
+
+__all__ = ["quick_initialisation"]  # of every test here
+T, BAD, THRESHOLD = 4, 2, 100.0
+WELL = [t for t in range(T) if t != BAD]
+
+
+def test_rows_are_uniform_on_the_simplex_of_the_tasks_that_are_well():
+    exploded = jnp.asarray([False, True, False, True, False])
+    rows = np.asarray(jax.vmap(resets.combinations, (0, None))(jax.random.split(jax.random.key(0), 4000), exploded))
+    np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=1e-6)
+    for well in (0, 2, 4):
+        np.testing.assert_array_equal(rows[:, well], np.broadcast_to(np.eye(5)[well], (4000, 5)))
+    drawn = rows[:, [1, 3]]
+    assert (drawn[..., [1, 3]] == 0).all() and (drawn >= 0).all()
+    shares = drawn[..., [0, 2, 4]]  # Dirichlet(1, 1, 1): mean 1/3, variance 1/18, each task's own draw
+    np.testing.assert_allclose(shares.mean((0, 1)), 1 / 3, atol=0.01)
+    np.testing.assert_allclose(shares.var((0, 1)), 1 / 18, atol=0.003)
+    assert np.abs(shares[:, 0] - shares[:, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_where_none_or_all_explode_nothing_is_drawn(flag):
+    rows = resets.combinations(jax.random.key(0), jnp.full((3,), flag))
+    np.testing.assert_array_equal(rows, np.eye(3))
+
+
+def test_redrawn():
+    rows = jnp.asarray([[1.0, 0.0], [0.25, 0.75]])
+    mix = jnp.asarray([[[4.0, 0.0]], [[0.0, 8.0]]])  # [T, N, K]
+    sets = {"sets": jnp.ones(3)}
+    found = resets.redrawn(Parameters(sets, {"mix": mix, "other": jnp.zeros(2)}), rows)
+    np.testing.assert_allclose(found.private["mix"], [[[4.0, 0.0]], [[1.0, 6.0]]])
+    assert found.shared is sets and "other" in found.private
+    plain = Parameters(sets, {})
+    assert resets.redrawn(plain, rows) is plain
+
+
+def _agent(threshold=THRESHOLD, method=None, **network):
+    config = SACConfig(
+        rollout_length=H,
+        replay_capacity=16,
+        batch_size=8,
+        warm_start=1,
+        update_to_data=0.125,  # one gradient step
+        paco_threshold=threshold,
+    )
+    network = NetworkConfig(
+        **{"arrangement": "paco", "num_experts": 3, "hidden_sizes": (4,), "scale": "state", **network}
+    )
+    network.check()
+    return sac._SAC(config, network, method or grads.mean(), TaskSpec(T, OBS, continuous(A)), num_envs=E)
+
+
+def _updated(agent, reward):
+    """State and metrics after one gradient step, where task ``BAD`` has these rewards and the others small ones."""
+    draw = np.random.default_rng(0)
+    observation, final = (jnp.asarray(draw.normal(size=(H, T, E, OBS)), jnp.float32) for _ in range(2))
+    rewards = jnp.asarray(draw.normal(size=(H, T, E)), jnp.float32).at[:, BAD].set(reward)
+    action = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, A)), jnp.float32)
+    never = jnp.zeros((H, T, E), bool)
+    rollout = Transitions(observation, rewards, never, never, final, {"action": action})
+    assert agent.num_steps == 1
+    return jax.jit(lambda key: agent.update(agent.init(key), rollout, key))(jax.random.key(3))
+
+
+@pytest.mark.parametrize("method", [grads.mean(), grads.pcgrad()], ids=["mean", "pcgrad"])
+def test_an_exploded_task_moves_nobody(method):
+    """However large its loss: what the tasks share is moved as if the task were not there, to the last bit."""
+    agent = _agent(method=method)
+    (large, seen), (larger, _), (small, unseen) = (_updated(agent, reward) for reward in (1e3, 1e5, 0.1))
+    np.testing.assert_array_equal(seen["left_out"], np.eye(T)[BAD])
+    np.testing.assert_array_equal(unseen["left_out"], np.zeros(T))
+    for part in ("policy", "critic"):
+        for one, other in zip(*(jax.tree.leaves(s.params[part].shared) for s in (large, larger)), strict=True):
+            np.testing.assert_array_equal(one, other)
+    start = jax.jit(agent.init)(jax.random.key(3)).params["critic"].shared
+    assert all(
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (start, large.params["critic"].shared)), strict=True)
+    )
+    np.testing.assert_array_equal(large.log_temperature[BAD], 0.0)  # as at the start
+    assert (np.asarray(large.log_temperature)[WELL] != 0.0).all() and small.log_temperature[BAD] != 0.0
+
+
+def test_its_weights_are_one_combination_of_the_others_everywhere():
+    state, _ = _updated(_agent(), 1e3)
+    networks = [state.params["policy"], state.params["critic"], state.targets]
+    weights = [np.asarray(network.private["mix"], np.float64).reshape(T, -1) for network in networks]
+    together = np.concatenate(weights, axis=1)  # [T, of policy, two critics and two targets]
+    row, _, rank, _ = np.linalg.lstsq(together[WELL].T, together[BAD], rcond=None)
+    assert rank == len(WELL) and (row > 0).all()
+    np.testing.assert_allclose(row.sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(row @ together[WELL], together[BAD], atol=1e-6)
+
+
+def test_below_the_threshold_nothing_differs():
+    (with_rule, _), (without, metrics) = (_updated(_agent(threshold), 1.0) for threshold in (THRESHOLD, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(with_rule.params), jax.tree.leaves(without.params))
+    assert "left_out" not in metrics
+
+
+@pytest.mark.parametrize("network", [{"arrangement": "one_hot", "num_experts": 4}, {"task_input": "one_hot"}])
+def test_without_weights_of_the_tasks_own_there_is_nothing_to_draw(network):
+    with pytest.raises(ValueError, match=r"^paco_threshold: 100\.0 has no effect"):
+        _agent(**network)
