@@ -383,7 +383,7 @@ PRESETS = (
     ),
     Preset(
         "popart",
-        "wide residual critics with layer normalisation, values in units of each task's own (arXiv 1809.04474), on top "
+        "residual critics of 256 with layer normalisation, values in units of each task's own (arXiv 1809.04474), on top "
         "of the suite's preset",
         {"value_trunk": "residual", "value_hidden_sizes": (256, 256), "return_scaling": "popart", "reward_scale": 1.0},
     ),
