@@ -35,7 +35,13 @@ SAC = dataclasses.replace(
     PPO,
     learner="sac",
     grads="mean",
-    hyper=dataclasses.replace(test_off_policy.HYPER, return_scaling="range", checkpoint_replay=False),
+    hyper=dataclasses.replace(
+        test_off_policy.HYPER,
+        return_scaling="range",
+        checkpoint_replay=False,
+        exploration="rnd",
+        exploration_bonus=0.01,
+    ),
 )
 QUIET = {"progress": False, "video": False, "tensorboard": False}
 COMMUNICATION = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
