@@ -255,8 +255,8 @@ class SACConfig(LearnerConfig):
     )
     paco_threshold: float = option(
         0.0,
-        "With arrangement paco: a task whose critics' loss is above this is left out of a gradient step, and its "
-        "weights are drawn anew among the others'; 0: never. Its authors' is 1500 (3000, of losses twice as large).",
+        "With arrangement paco: a task whose critics' loss is above this is left out of a gradient step (unless all "
+        "are), and its weights are drawn anew among the others'; 0: never. Its authors have 3000, of twice this loss.",
         low=0,
     )
     task_weights: str = option(

@@ -488,8 +488,11 @@ class _SAC:
         return state, metrics
 
     def _exploded(self, loss: Array) -> Array | None:
-        """[T] whose critics' loss [T] is above PaCo's threshold; None without one."""
-        return loss > self.config.paco_threshold if self.config.paco_threshold else None
+        """[T] whose critics' loss [T] is above PaCo's threshold, if not all are; None without a threshold."""
+        if not self.config.paco_threshold:
+            return None
+        above = loss > self.config.paco_threshold
+        return above & ~above.all()  # or, if all are left out, nothing would be learnt for ever
 
     def _known(self, state: SACState, key: Array) -> Known:
         temperature = jnp.exp(state.log_temperature)
