@@ -7,7 +7,9 @@ Each cell is the median of many turns, the two libraries in alternation, with a 
 other's threads leave off spinning. A turn is calls for some milliseconds, and one more that counts: in training one
 call follows the other, and cores that have slept through the pause are slow at first. `whole` is the Jacobian to the
 direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it is given the T × T
-Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum.
+Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum. MoDo and SDMGrad, which TorchJD has
+as weightings of two batches' Gram, see one batch's here. What TorchJD calls scalarizers (DWA, FAMO, IMTL-L, STCH, …)
+combines losses before there is a Jacobian, so that the same Jacobians say nothing of them.
 
 Both libraries run in the thread that calls them: jax_cpu_enable_async_dispatch is off (`--async_dispatch` turns it
 on), since handing each call to a thread of its own costs 0.03 to 0.05 ms, which shows in the cells of 0.1 ms.
@@ -59,6 +61,8 @@ METHODS = {
     "krum": ("krum(1, 4)", "Krum(n_byzantine=1, n_selected=4)"),
     "trimmed_mean": ("trimmed_mean(1)", "TrimmedMean(trim_number=1)"),
     "graddrop": ("graddrop", "GradDrop()"),
+    "modo": ("modo(rho=0.1)", "MoDoWeighting(rho=0.1)"),
+    "sdmgrad": ("sdmgrad", "SDMGradWeighting()"),
 }
 flags.register_validator("methods", lambda names: set(names) <= set(METHODS), f"methods are {', '.join(METHODS)}")
 ON_ROOT = ("nash_mtl",)  # its TorchJD class sees the Jacobian only through the Gram, but takes nothing else
@@ -98,10 +102,11 @@ for line in sys.stdin:
     if (make, T) not in made:
         made[make, T] = eval("A." + make, {"A": A, "T": T, "torch": torch})
     f = made[make, T]
-    part = getattr(f, "gramian_weighting", None)
+    part = f if isinstance(f, A.Weighting) else getattr(f, "gramian_weighting", None)
     if r["part"] == "solver" and part is None and not r["on_root"]:
         print("null", flush=True); continue
-    x, call = (J, f) if r["part"] == "whole" else (root, f) if r["on_root"] else (gram, part)
+    whole = (lambda J: f(J @ J.T) @ J) if part is f else f
+    x, call = (J, whole) if r["part"] == "whole" else (root, f) if r["on_root"] else (gram, part)
     begun = time.perf_counter()
     call(x)
     while time.perf_counter() - begun < r["warm"]:
