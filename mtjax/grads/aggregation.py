@@ -241,7 +241,7 @@ def _transform_step(
     weights = jnp.where(ones > 0, weights, 0).astype(state.weights.dtype)
     changes = dict(zip(picked, changed, strict=True))
     summed = [
-        _direction(weights, changes[n]).astype(g.dtype) if n in changes else grams.weighted_sum(ones, g)
+        grams.saturated(_direction(weights, changes[n]), g.dtype) if n in changes else grams.weighted_sum(ones, g)
         for n, g in enumerate(leaves)
     ]
     every = gram_of(mine) if track_gram else state.gram
@@ -251,7 +251,8 @@ def _transform_step(
 def _direction(weights: Array, g: Array) -> Array:
     """Weighted sum of a leaf [T, ...] of a `Transform`, or of one row [1, ...] that stands for every task's."""
     if g.shape[0] < weights.shape[0]:
-        return (jnp.sum(weights) * g[0].astype(grams.accumulator(g))).astype(g.dtype)
+        small, power = grams.divided(jnp.sum(weights)[None])
+        return grams.saturated(grams.multiplied(small[0] * g[0].astype(grams.accumulator(g)), power), g.dtype)
     return grams.weighted_sum(weights, g)
 
 

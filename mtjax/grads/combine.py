@@ -25,7 +25,7 @@ from mtjax.grads.base import (
     presence,
     uniform,
 )
-from mtjax.grads.gram import accumulator
+from mtjax.grads.gram import accumulator, saturated
 from mtjax.grads.layout import check_shapes, drop_absent
 
 
@@ -209,21 +209,19 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
         rows, losses = jax.tree.leaves(updates), None if losses is None else jnp.asarray(losses)
         check_shapes(rows, num_tasks, losses, mask)
         rows, losses = drop_absent(rows, losses, mask, instead=0)
-        total = jax.tree.map(
-            lambda a, g: a + g.astype(a.dtype) / k,
-            state.task_grads,
-            jax.tree.unflatten(jax.tree.structure(updates), rows),
-        )
-        summed = state.losses if losses is None else state.losses + losses / k
+        rows = jax.tree.unflatten(jax.tree.structure(updates), rows)
+        total = jax.tree.map(lambda a, g: _finite(a + g.astype(a.dtype) / k, g), state.task_grads, rows)
+        summed = state.losses if losses is None else _finite(state.losses + losses / k, losses)
         present = state.present + presence(num_tasks, mask)
 
         def step() -> tuple[Any, AccumulateState]:
             grown, given = (total, summed), dict(extra)
             if mask is not None:
                 seldom = k / jnp.maximum(present, 1)
-                grown = jax.tree.map(lambda a: a * seldom.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype), grown)
+                share = lambda a: seldom.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype)  # noqa: E731
+                grown = jax.tree.map(lambda a: _finite(a * share(a), a), grown)
                 given["mask"] = present > 0
-            mean = jax.tree.map(lambda a, g: a.astype(g.dtype), grown[0], updates)
+            mean = jax.tree.map(lambda a, g: saturated(a, g.dtype), grown[0], updates)
             if losses is not None:
                 given["losses"] = grown[1]
             new, inner = tx.update(mean, state.inner, params, **given)
@@ -238,3 +236,9 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
         return lax.cond(state.count + 1 == k, step, wait)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _finite(x: Array, given: Array) -> Array:
+    """x, which is no more than a mean of finite numbers: only rounding can have taken it beyond the largest number."""
+    limit = float(jnp.finfo(x.dtype).max)
+    return jnp.where(jnp.isfinite(given), jnp.clip(x, -limit, limit), x)

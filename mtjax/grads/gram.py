@@ -2,6 +2,9 @@
 
 Everything else in this package is T×T. Both work on lists or trees of leaves [T, ...], in float32
 at least: bfloat16 gradients are accepted and their products accumulate in float32.
+
+A direction never overflows: what no number of its dtype can hold becomes the largest that there is. So that no partial
+sum overflows either (inf − inf is NaN), a sum that might is taken of numbers divided by a power of two, which is exact.
 """
 
 import math
@@ -20,6 +23,7 @@ from mtjax.grads.base import Array, default_float
 _BLOCK, _BLOCK_OF_FEW, _TOGETHER = 4096, 8192, 4
 _ROWS = 16  # its kernel takes whole vectors of rows; the few left over cost as much as another vector
 _COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
+_LONG, _UNROLLED = 32768, 8  # numbers from which a leaf is summed by rows, and rows at a time
 
 
 def gram_matrix(task_grads: Any, other: Any = None) -> Array:
@@ -59,8 +63,7 @@ def sum_parts(parts: list[Array]) -> Array:
 def weighted_sum(weights: Array, task_grads: Any) -> Any:
     """Direction Σ_i w_i g_i: a tree with leaves [...] from weights [T] and leaves [T, ...]; dtypes are kept.
 
-    A dot product: on XLA's CPU it reads the gradients at the memory's speed, up to 1.9 times faster
-    than the same sum written elementwise (10 × 1M).
+    What overflows becomes the dtype's largest number; an Inf or a NaN in the gradients stays one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,12 +73,69 @@ def weighted_sum(weights: Array, task_grads: Any) -> Any:
     """
 
     def leaf(g: Array) -> Array:
-        dtype = accumulator(g)
-        return jnp.einsum(
-            "t,t...->...", weights.astype(dtype), g, precision="highest", preferred_element_type=dtype
-        ).astype(g.dtype)
+        small, power = divided(weights.astype(accumulator(g)))
+        if math.prod(g.shape[1:]) < _LONG:
+            return saturated(multiplied(_dot(small, g), power), g.dtype)
+        # As a dot would: reads what was computed before, and is itself not computed once more by each that uses it.
+        g = lax.optimization_barrier(g)
+        return lax.optimization_barrier(lax.platform_dependent(small, power, g, cpu=_sum_of_rows, default=_sum_at_once))
 
     return jax.tree.map(leaf, task_grads)
+
+
+def _dot(weights: Array, g: Array) -> Array:
+    return jnp.einsum("t,t...->...", weights, g, precision="highest", preferred_element_type=weights.dtype)
+
+
+def _sum_at_once(small: Array, power: Array, g: Array) -> Array:
+    return saturated(multiplied(_dot(small, g), power), g.dtype)
+
+
+def _sum_of_rows(small: Array, power: Array, g: Array) -> Array:
+    """The same, eight rows at a time: as fast as XLA's dot on the CPU, which would need a pass more for the overflows.
+
+    (So does a loop over single rows, of which all that is carried is read and written anew; that takes twice as long.)
+    """
+    num_tasks = g.shape[0]
+    first = (num_tasks - 1) // _UNROLLED * _UNROLLED  # what is left, 1 to 8 rows, ends in the overflows' pass
+
+    def add(total: Array, start: Array | int, count: int) -> Array:
+        for n in range(count):
+            total = small[start + n] * g[start + n].astype(small.dtype) + total
+        return total
+
+    zero = constant_like(g[0], 0, small.dtype)
+    total = lax.fori_loop(0, first // _UNROLLED, lambda n, total: add(total, n * _UNROLLED, _UNROLLED), zero)
+    return saturated(multiplied(add(total, first, num_tasks - first), power), g.dtype)
+
+
+def divided(weights: Array) -> tuple[Array, Array]:
+    """Weights [T] over a power of two, of which |Σ_i w_i x_i| ≤ ½ max_i |x_i|; and that power, at least 1 []."""
+    kind, tasks = jnp.finfo(weights.dtype), max(weights.shape[0] - 1, 0).bit_length()
+    largest = 2.0 ** (kind.maxexp - 4 - tasks)
+    weights = jnp.clip(weights, -largest, largest)
+    near = lax.reduce_precision(jnp.max(jnp.abs(weights)), kind.nexp, 0)  # a power of two, at least ¾ of it
+    power = jnp.maximum(near * 2.0 ** (tasks + 2), 1)
+    return weights / power, power
+
+
+def power_above(count: int) -> float:
+    """A power of two: `count` numbers divided by it add up to less than the half of the largest."""
+    return 2.0 ** (count.bit_length() + 1)
+
+
+def multiplied(x: Array, power: float | Array) -> Array:
+    """x times a power of two ≥ 1; the largest number of its dtype, with x's sign, where that overflows."""
+    limit = float(jnp.finfo(x.dtype).max) / power
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x) * power
+
+
+def saturated(x: Array, dtype: Any) -> Array:
+    """x as `dtype`; the largest number of it, with x's sign, where a finite x overflows it."""
+    limit = float(jnp.finfo(dtype).max)
+    if limit >= float(jnp.finfo(x.dtype).max):
+        return x.astype(dtype)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x).astype(dtype)
 
 
 def constant_like(row: Array, value: float, dtype: Any) -> Array:

@@ -29,6 +29,7 @@ from mtjax.grads.base import (
     seeded,
     weigh,
 )
+from mtjax.grads.gram import divided, multiplied
 from mtjax.grads.layout import check_one_layer, shared_leaves
 
 Loss = Callable[[Any, Any], Array]
@@ -152,13 +153,18 @@ def _flags(params: Any, shared: Any) -> Any:
 
 
 def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, flags: Any) -> Any:
-    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others, of those that are here; one gradient in memory."""
+    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others, of those that are here; one gradient in memory.
 
-    def add(total: Any, item: tuple[Any, Array, Array]) -> tuple[Any, None]:
-        task, weight, present = item
+    Summed over a power of two, so that no part of the sum overflows.
+    """
+    (small, power), (one, number) = divided(weights), divided(jnp.ones_like(weights))
+
+    def add(total: Any, item: tuple[Any, Array, Array, Array]) -> tuple[Any, None]:
+        task, weight, unit, present = item
         g = jax.grad(loss)(params, task)
-        term = jax.tree.map(lambda x, flag: jnp.where(present, (weight if flag else 1.0) * x, 0), g, flags)
+        term = jax.tree.map(lambda x, flag: jnp.where(present, (weight if flag else unit) * x, 0), g, flags)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, term), None
 
     zero = jax.tree.map(jnp.zeros_like, params)
-    return lax.scan(add, zero, (batch, weights, here))[0]
+    total = lax.scan(add, zero, (batch, small, one, here))[0]
+    return jax.tree.map(lambda x, flag: multiplied(x, power if flag else number), total, flags)

@@ -1,5 +1,6 @@
 """Sampled Jacobians [T, P], float64, of the kinds that break implementations."""
 
+import jax.numpy as jnp
 import numpy as np
 
 KINDS = ("iid", "correlated", "conflicting", "spread", "deficient", "duplicates", "zero_row")
@@ -31,14 +32,20 @@ def batch(num_tasks: int, size: int, seed: int = 0) -> np.ndarray:
 
 
 def hostile(num_tasks: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients [14, T, 6] of scales up to where squares under- and overflow, all tasks or one, with a duplicate and
-    an opposite; and losses [3, T] with some that are negative, 0 or huge. In `dtype`."""
-    scales = [0, 1e-30, 1e-18, 1, 1e9, 1e18, 1e30] if dtype == "float32" else [0, 1e-250, 1e-150, 1, 1e70, 1e150, 1e250]
-    g = np.random.default_rng(0).standard_normal((14, num_tasks, 6))
+    """Gradients [18, T, 6] of scales up to where squares under- and overflow, all tasks or one, with a duplicate and
+    an opposite, and with the largest numbers that there are; and losses [5, T] with some that are negative, 0, huge or
+    the largest. In `dtype`."""
+    scales = [0, 1e-250, 1e-150, 1, 1e70, 1e150, 1e250] if dtype == "float64" else [0, 1e-30, 1e-18, 1, 1e9, 1e18, 1e30]
+    dtype = jnp.dtype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    g = np.random.default_rng(0).standard_normal((18, num_tasks, 6))
     g[:7] *= np.reshape(scales, (7, 1, 1))
-    g[7:, 0] *= np.reshape(scales, (7, 1))
+    g[7:14, 0] *= np.reshape(scales, (7, 1))
     g[10, 1], g[11, 1] = g[10, 0], -g[11, 0]
-    given = [[1, 2, 0.5, 3], [-1, 0, 1e20, 1e-20], [-1e30, 1e30, -1e-30, 0]]
+    g[14], g[15], g[16, 0] = largest * np.sign(g[14]), largest, largest
+    g[17] = largest * np.tanh(g[17])
+    given = [[1, 2, 0.5, 3], [-1, 0, 1e20, 1e-20], [-1e30, 1e30, -1e-30, 0],
+             [largest, -largest, largest, 1], [largest] * 4]  # fmt: skip
     return g.astype(dtype), np.stack([np.resize(values, num_tasks) for values in given]).astype(dtype)
 
 

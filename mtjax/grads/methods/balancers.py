@@ -302,7 +302,8 @@ def stch(
         weight = preferred(preference, gram, mask)
         best = per_task("ideal", 0.0 if ideal is None else ideal, gram.shape[-1], gram.dtype)
         big = jnp.finfo(gram.dtype).max / 16 * jnp.minimum(mu, 1.0)  # so that nothing overflows
-        worth = jnp.clip(weight * (losses - best), -big, big) / mu
+        far = jnp.nan_to_num(losses - best, nan=jnp.nan)  # an overflow times a preference of 0 is NaN
+        worth = jnp.clip(weight * far, -big, big) / mu
         return weight * jax.nn.softmax(jnp.where(here > 0, worth, -jnp.inf)), state
 
     return Weighting(stateless, update, needs_gram=False)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from mtjax.grads.base import Array, Transform, check_number, default_float, per_task, presence
-from mtjax.grads.gram import accumulator, constant_like
+from mtjax.grads.gram import accumulator, constant_like, multiplied, power_above
 
 
 def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None) -> Transform:
@@ -55,13 +55,14 @@ def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Ar
         count = jnp.maximum(jnp.sum(here), 1)
         kept = [_drop(g, draw, leak, purity) for g, draw in zip(task_grads, draws, strict=True)]
         # One row carries the whole direction, and Σ w_i is the number of tasks.
-        return [(row / count.astype(row.dtype))[None] for row in kept], here, key
+        power = power_above(num_tasks)
+        return [multiplied(row / count.astype(row.dtype), power)[None] for row in kept], here, key
 
     return Transform(init, update)
 
 
 def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callable | None) -> Array:
-    """Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i of one leaf [T, ...]: two sums, of which each parameter takes one.
+    """Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i of one leaf [T, ...] over a power of two: two sums; each parameter takes one.
 
     Row by row: as reductions over the task axis XLA's CPU took ten times as long (10 × 1M).
     """
@@ -70,7 +71,7 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
 
     def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         up, down, *leaked = sums
-        wide = g[row].astype(dtype)
+        wide = g[row].astype(dtype) * (1 / power_above(g.shape[0]))
         rise, fall = jnp.maximum(wide, 0), jnp.minimum(wide, 0)
         if leaked:
             leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]

@@ -93,15 +93,20 @@ def gradnorm(
     if rectify is None:
         raise ValueError(f'surrogate must be None, "softplus" or a function, not {surrogate!r}')
 
+    def usable(losses: Array) -> Array:
+        """Such that the ratio of two is a number: a surrogate may underflow to 0, or overflow."""
+        kind, value = jnp.finfo(losses.dtype), rectify(losses)
+        return jnp.where((value >= 0) & (value < kind.tiny), kind.tiny, jnp.minimum(value, kind.max))
+
     def init(num_tasks: int) -> GradNormState:
         weights = jnp.ones(num_tasks, default_float())
         given = per_task("initial_losses", 1.0 if initial_losses is None else initial_losses, num_tasks, weights.dtype)
         first = jnp.broadcast_to(given, weights.shape)
         started = jnp.full(num_tasks, initial_losses is not None)
-        return GradNormState(weights, rectify(first), started, optimizer.init(weights))
+        return GradNormState(weights, usable(first), started, optimizer.init(weights))
 
     def update(gram: Array, state: GradNormState, *, losses=None, mask=None) -> tuple[Array, GradNormState]:
-        losses = rectify(need_losses("gradnorm", losses).astype(state.weights.dtype))
+        losses = usable(need_losses("gradnorm", losses).astype(state.weights.dtype))
         here = presence(losses.shape[0], mask)
         initial = jnp.where(state.started | (here == 0), state.initial_losses, losses)
         target, norm = target_norms(state.weights, norms(gram), losses / initial, alpha, here)

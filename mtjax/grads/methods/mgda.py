@@ -47,12 +47,12 @@ def mgda(normalize: str | None = None) -> Weighting:
         raise ValueError(f'normalize must be None, "l2", "loss" or "loss+", not {normalize!r}')
 
     def divided(gram: Array, losses: Array | None) -> Array:
-        scale = jnp.ones(gram.shape[-1], gram.dtype)
+        scale, norm = jnp.ones(gram.shape[-1], gram.dtype), norms(gram)
+        longest = jnp.sqrt(jnp.finfo(gram.dtype).max) / (4.0 * gram.shape[-1])  # whose square still is a number
         if normalize in ("loss", "loss+"):
             losses = need_losses(f"mgda(normalize={normalize!r})", losses)
-            scale = scale * positive(jnp.abs(losses)).astype(gram.dtype)
+            scale = jnp.maximum(positive(jnp.abs(losses)).astype(gram.dtype), norm / longest)
         if normalize in ("l2", "loss+"):
-            norm = norms(gram)
             scale = scale * jnp.where(norm > 0, norm, 1)
         return gram / scale[:, None] / scale[None, :]
 

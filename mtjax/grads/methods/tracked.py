@@ -19,7 +19,7 @@ from mtjax.grads.base import (
     restrict,
     safe_divide,
 )
-from mtjax.grads.gram import accumulator
+from mtjax.grads.gram import accumulator, multiplied
 from mtjax.grads.methods.stochastic import onto_simplex
 
 
@@ -41,10 +41,20 @@ def _rows(values: Array, like: Array) -> Array:
     return values.reshape((-1,) + (1,) * (like.ndim - 1)).astype(accumulator(like))
 
 
-def _bounded(y: Array) -> Array:
-    """y within the root of the dtype's largest number, so that its square is finite."""
-    big = jnp.finfo(y.dtype).max ** 0.45
+def _bounded(y: Array, size: int) -> Array:
+    """y within such a bound that the squares of `size` numbers, on each of a thousand devices, have a finite sum."""
+    largest = float(jnp.finfo(y.dtype).max)
+    big = min(largest**0.45, (largest / 2000 / size) ** 0.5)
     return jnp.clip(y, -big, big)
+
+
+def _approach(y: Array, g: Array, rate: Array) -> Array:
+    """y + rate (g − y), in halves: the difference of two numbers may overflow.
+
+    The barrier: what follows would double the halves once more, and XLA's CPU store both.
+    """
+    half = 0.5 * y + rate * (0.5 * g.astype(y.dtype) - 0.5 * y)
+    return lax.optimization_barrier(multiplied(half, 2.0))
 
 
 def _scaled_square(g: Array, total: Array) -> Array:
@@ -90,9 +100,7 @@ def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transfor
 
     def update(task_grads, state, gram, *, losses=None, mask=None):
         here = presence(state.weights.shape[0], mask)
-        tracked = [
-            y + _rows(beta * here, y) * (g.astype(y.dtype) - y) for y, g in zip(state.tracked, task_grads, strict=True)
-        ]
+        tracked = [_approach(y, g, _rows(beta * here, y)) for y, g in zip(state.tracked, task_grads, strict=True)]
         start, mass = restrict(state.weights, here)
         weights = onto_simplex(start - gamma * (gram(tracked) @ start + rho * start), here)
         kept = jnp.where(here > 0, mass * weights, state.weights)
@@ -142,8 +150,9 @@ def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
         rate = beta / (state.count + 1.0).astype(here.dtype) ** beta_decay
         keep = jnp.where(here > 0, rate, 1)
         new = (1 - keep) / positive(losses)
+        size = sum(y[0].size for y in state.tracked)
         tracked = [
-            _bounded(_rows(keep, y) * y + _rows(new, y) * g.astype(y.dtype))
+            _bounded(_rows(keep, y) * y + _rows(new, y) * g.astype(y.dtype), size)
             for y, g in zip(state.tracked, task_grads, strict=True)
         ]
         norm = jnp.sqrt(gram.totals([y**2 for y in tracked])).astype(here.dtype)

@@ -3,11 +3,12 @@
 import math
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, State, Transform, check_whole, default_float, presence, uniform
-from mtjax.grads.gram import accumulator, by_columns, constant_like
+from mtjax.grads.gram import accumulator, by_columns, constant_like, multiplied, power_above, saturated
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
@@ -66,23 +67,44 @@ def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
     drop = jnp.minimum(trim, jnp.maximum(count - 1, 0) // 2)
     rank = jnp.arange(g.shape[0])
     kept = ((rank >= drop) & (rank < count - drop)).reshape(shape)
-    total = jnp.sum(jnp.where(kept, ordered, 0), axis=0)
-    return (total / jnp.maximum(count - 2 * drop, 1)).astype(g.dtype)
+    power = power_above(g.shape[0])
+    total = jnp.sum(jnp.where(kept, ordered / power, 0), axis=0)
+    return saturated(multiplied(total / jnp.maximum(count - 2 * drop, 1), power), g.dtype)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _middle(g: Array, trim: int) -> Array:
-    """Mean over axis 0 without `trim` values at each end."""
+    """Mean over axis 0 without `trim` values at each end.
+
+    If a sum is not finite it is taken again, of values over a power of two: to divide them at first would take up to
+    2.5 times as long (10 × 1M). A loop of no or one step, since a `cond` under vmap would always take both branches.
+    """
     flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
-    return by_columns(partial(_selected, trim=trim), flat).reshape(g.shape[1:])
+    plain = by_columns(partial(_selected, trim=trim), flat)
+    wide = plain.astype(accumulator(g))
+    wrong = ~jnp.isfinite(jnp.vdot(wide, wide, precision="highest"))  # of numbers above 10¹⁹, too, to no harm
+
+    def again(carry: tuple) -> tuple:
+        return carry[0] & False, by_columns(partial(_selected, trim=trim, power=power_above(g.shape[0])), flat)
+
+    return lax.while_loop(lambda carry: carry[0], again, (wrong, plain))[1].reshape(g.shape[1:])
 
 
-def _selected(g: Array, trim: int) -> Array:
+@_middle.defjvp
+def _derivative(trim: int, point: tuple, change: tuple) -> tuple[Array, Array]:
+    """That of the plain mean: a loop of unknown length has no reverse mode."""
+    (g,), (dg,) = point, change
+    flat, df = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (g, dg))
+    return _middle(g, trim), jax.jvp(partial(_selected, trim=trim), (flat,), (df,))[1].reshape(g.shape[1:])
+
+
+def _selected(g: Array, trim: int, power: float = 1.0) -> Array:
     """Passes each row of g [T, P] through the `trim` largest and smallest so far; adds what falls out of both [P]."""
     dtype = accumulator(g)
 
     def upper(row: Array, high: tuple) -> tuple[tuple, Array]:
         """Each place keeps the larger of two and hands on the other."""
-        value, kept = g[row].astype(dtype), []
+        value, kept = g[row].astype(dtype) / power, []
         for place in high:
             kept.append(jnp.maximum(place, value))
             value = jnp.minimum(place, value)
@@ -106,4 +128,5 @@ def _selected(g: Array, trim: int) -> Array:
     low = (constant_like(g[0], jnp.inf, dtype),) * trim
     high, low = lax.fori_loop(trim, 2 * trim, lambda row, kept: lower(row, *kept)[:2], (high, low))
     total = lax.fori_loop(2 * trim, g.shape[0], add, (high, low, constant_like(g[0], 0, dtype)))[2]
-    return (total / (g.shape[0] - 2 * trim)).astype(g.dtype)
+    mean = total / (g.shape[0] - 2 * trim)
+    return saturated(multiplied(mean, power) if power > 1 else mean, g.dtype)

@@ -138,8 +138,8 @@ def barrier_newton(
 
 def project_simplex(v: Array) -> Array:
     """Euclidean projection of v [T] on the simplex, by sorting; −inf is left out, NaN counts as −inf."""
-    v = jnp.where(jnp.isnan(v), -jnp.inf, v)
-    v = v - jnp.clip(jnp.max(v), jnp.finfo(v.dtype).min, jnp.finfo(v.dtype).max)
+    v = jnp.minimum(jnp.where(jnp.isnan(v), -jnp.inf, v), jnp.finfo(v.dtype).max)
+    v = v - jnp.maximum(jnp.max(v), jnp.finfo(v.dtype).min)
     v = jnp.maximum(v, -1e6)  # 0 on the simplex in any case: no entry may be 1 below the largest
     ordered = jnp.sort(v, descending=True)
     rank = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
