@@ -179,10 +179,6 @@ def krum_scores(J, byzantine):
     return np.array(scores), np.array(sizes)
 
 
-def krum(J, byzantine, selected):
-    return J[np.argsort(krum_scores(J, byzantine)[0], kind="stable")[:selected]].mean(0)
-
-
 def cosine_gate(J, main, weighted):
     total = J[main].copy()
     for j in range(len(J)):

@@ -22,8 +22,8 @@ from mtjax.grads.methods.pcgrad import project
 
 SIZES = {1: (4,), 2: (8, 1), 3: (8, 2), 10: (40, 4), 50: (80, 20)}  # T: the numbers of parameters P
 OPTIONS = {
-    "cagrad_wide", "aligned_median", "aligned_rmse", "aligned_preferred", "upgrad_preferred", "dualproj_preferred",
-    "cosine_keep", "cosine_other", "mgda_ub",
+    "cagrad_wide", "aligned_preferred", "upgrad_preferred", "dualproj_preferred",
+    "cosine_keep", "cosine_other",
 }  # at T = 10 only  # fmt: skip
 PREFERENCE = np.linspace(0.05, 0.3, 10)
 
@@ -223,8 +223,9 @@ def test_trimmed_mean(num_tasks, trim, dtype):
         masked = quick.jit(jax.vmap(lambda g: tx.update(g, tx.init(g[0]), mask=jnp.ones(num_tasks, bool))[0]))
         same = np.asarray(masked(jnp.asarray(J, dtype)))
     want = np.stack([reference.trimmed_mean(matrix, trim) for matrix in J])
+    longest = np.sort(np.abs(J), axis=1)[:, -1 - trim]  # of what is kept
     for result in (np.asarray(got), same):
-        np.testing.assert_allclose(result, want, rtol=1e-4, atol=20 * np.finfo(dtype).eps * np.abs(want).max())
+        assert (np.abs(result - want) <= 20 * np.finfo(dtype).eps * longest).all()
 
 
 def test_trimmed_mean_of_a_long_leaf():
@@ -346,10 +347,10 @@ def test_krum(num_tasks, dtype):
             assert (scores - rounding)[chosen].max() <= best_left, kind
 
 
-@pytest.mark.parametrize("num_tasks", [2, 3, 10])
+@pytest.mark.parametrize("num_tasks", [2, 3, 10, 50])
 def test_aligned_mtl_of_norms_that_float32_resolves(num_tasks):
     """In place of the kind `spread`, whose eigenvalues over 10⁸ a float32 Gram cannot tell from rounding."""
-    J = jacobians.jacobian("iid", num_tasks, 40) * np.logspace(0, 1.5, num_tasks)[:, None]
+    J = jacobians.jacobian("iid", num_tasks, 2 * num_tasks + 20) * np.logspace(0, 1.5, num_tasks)[:, None]
     gram = grads.gram_matrix(jnp.asarray(J, jnp.float32))
     for mode in ("min", "median", "rmse"):
         weights = np.asarray(grads.aligned_mtl(mode).update(gram, ())[0], float)
