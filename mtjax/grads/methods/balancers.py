@@ -140,8 +140,8 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
     r_i = L_i(t−1)/L_i(t−2), with L_i(t) the average loss of epoch t; w = T softmax(r/temperature);
     r = 1 in the first two epochs.
 
-    Properties: permutation equivariant; invariant to the scale of each loss; may conflict. Cost:
-    O(T), no Gram. Losses must be positive; others count as 1e-8.
+    Properties: permutation equivariant; its weights, though not the direction, are invariant to the
+    scale of each loss; may conflict. Cost: O(T), no Gram. Losses must be positive; others count as 1e-8.
 
     Use when: supervised losses fall at unlike rates, and gradients are too dear to look at.
 
