@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtjax import grads
+from mtjax.grads import gram
 
 assert jax.device_count() == 4
 mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -66,4 +67,18 @@ for name, method in METHODS.items():
 # The Gram of the mean is not the mean of the Grams: averaging afterwards would fail the above.
 mean_of_grams = sum(grads.gram_matrix(jax.tree.map(lambda g, n=n: g[n], halves)) for n in (0, 1)) / 2
 assert np.abs(mean_of_grams - grads.gram_matrix(whole)).max() > 1
+# Leaves so long that a shard is worked through in slices: the Gram, the trimmed mean, the weighted sum by rows.
+columns = 4 * max(gram._TOGETHER * gram._BLOCK_OF_FEW, gram._LONG)
+long = jnp.asarray(rng.standard_normal((2, T, columns + 100)), jnp.float32)  # [data, T, ...]; two shards of columns
+for name in ("mgda", "trimmed_mean", "sum", "moco"):
+    one = grads.aggregate(grads.get(name), num_tasks=T)
+    want, _ = jax.jit(one.update)(long.mean(0), one.init(long[0, 0]))
+    near = functools.partial(np.testing.assert_allclose, desired=want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+    placed = jax.device_put(long.mean(0), NamedSharding(mesh, P(None, "model")))
+    near(jax.jit(one.update)(placed, one.init(long[0, 0]))[0])
+    tx = grads.aggregate(grads.get(name), num_tasks=T, batch_axis="data", params_axis="model")
+    step = lambda g, tx=tx: tx.update(g[0], tx.init(g[0, 0]))[0]  # noqa: E731
+    across = jax.shard_map(step, mesh=mesh, in_specs=P("data", None, "model"), out_specs=P("model"))
+    near(jax.jit(across)(long))
+
 print("sharded ok")
