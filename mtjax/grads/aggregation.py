@@ -70,8 +70,9 @@ def aggregate(
 
     Where a Gram is computed (by methods that see it, or for `track_gram`), a task whose squared
     gradient norm overflows its dtype (norms beyond about 1e17 in float32) counts as absent in that
-    step, so that one task's blow-up does not reach the others. A NaN does reach the update: hiding
-    it would hide a bug.
+    step, so that one task's blow-up does not reach the others. An entry of the update that no number
+    of its dtype can hold is the largest one, with its sign. A NaN does reach the update: hiding it
+    would hide a bug.
 
     Args:
       method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.

@@ -87,10 +87,14 @@ def residual(
 
     The other methods have closed forms.
 
+    The Gram must be the one that the weights were solved for. Under `aggregate(..., groups=...)` the state's
+    `weights` are the mean over the groups, and its `gram` is that of all leaves: take `group_weights[k]`, and
+    `gram_matrix` of the leaves of group k.
+
     Args:
       method: a method, or its name with arguments, "fairgrad(alpha=2.0)".
-      gram: [T, T], such as `find_state(opt_state).gram`.
-      weights: [T], such as `find_state(opt_state).weights`.
+      gram: [T, T], such as `find_state(opt_state).gram` where there is one group.
+      weights: [T], such as `find_state(opt_state).weights` where there is one group.
       losses: [T], where the method needs them (`mgda("loss")`).
       mask: [T], the tasks present.
 

@@ -413,6 +413,16 @@ def test_residuals(spec):
     assert wrong[[0, 2, 3]].min() > 0.1
 
 
+def test_residual_of_groups():
+    """Each group's weights solve the equations of its own Gram; their mean, which the state also has, solves none."""
+    J = {name: jnp.asarray(jacobians.jacobian("iid", 4, 9, seed), jnp.float32) for seed, name in enumerate("ab")}
+    tx = grads.aggregate(grads.mgda(), num_tasks=4, groups="leaf")
+    _, state = quick.jit(tx.update)(J, tx.init(jax.tree.map(lambda x: x[0], J)))
+    for weights, g in zip(state.group_weights, J.values(), strict=True):
+        assert grads.residual("mgda", grads.gram_matrix(g), weights) < 5e-5
+    assert grads.residual("mgda", state.gram, state.weights) > 0.01
+
+
 def test_residual_of_a_closed_form():
     with pytest.raises(ValueError, match="imtl_g has no solver.*mgda"):
         grads.residual("imtl_g", jnp.eye(2), jnp.ones(2))
