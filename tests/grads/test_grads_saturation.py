@@ -87,14 +87,16 @@ def test_the_sum_has_a_derivative():
     of_weights, of_grads = jax.grad(lambda w, g: grads.weighted_sum(w, g).sum(), (0, 1))(jnp.arange(3.0), g)
     np.testing.assert_allclose(of_weights, _LONG)
     np.testing.assert_allclose(of_grads, np.broadcast_to(np.arange(3.0)[:, None], g.shape))
-    tx = grads.aggregate(grads.trimmed_mean(1), num_tasks=3)
-    slope = jax.grad(lambda g: tx.update(g, tx.init(g[0]))[0].sum())(jnp.array([[1.0, 5.0], [2.0, 4.0], [3.0, 6.0]]))
-    np.testing.assert_allclose(slope, [[0, 1], [1, 0], [0, 0]])
+    tx, here = grads.aggregate(grads.trimmed_mean(1), num_tasks=3), jnp.ones(3, bool)
+    for options in ({}, {"mask": here}):
+        trimmed = lambda g, known=options: tx.update(g, tx.init(g[0]), **known)[0].sum()  # noqa: E731
+        slope = jax.grad(trimmed)(jnp.array([[1.0, 5.0], [2.0, 4.0], [3.0, 6.0]]))
+        np.testing.assert_allclose(slope, [[0, 1], [1, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_tasks", "trim"), [(1, 0), (3, 1), (10, 0), (10, 3), (50, 7)])
+@pytest.mark.parametrize(("num_tasks", "trim"), [(1, 0), (3, 1), (10, 0), (10, 3), (50, 6), (50, 20)])
 def test_trimmed_mean(num_tasks, trim, dtype, masked):
     g = extreme(num_tasks, 20, dtype)
     with jax.enable_x64(dtype == "float64"):
@@ -103,6 +105,16 @@ def test_trimmed_mean(num_tasks, trim, dtype, masked):
         got = quick.jit(jax.vmap(lambda g: tx.update(g, tx.init(g[0]), **options)[0]))(jnp.asarray(g)[None])[0]
     rows = g.astype(float) * SCALE
     saturates(got, reference.trimmed_mean(rows, trim), np.abs(rows).max(0), dtype)
+
+
+@pytest.mark.parametrize(("trim", "masked"), [(1, False), (1, True), (8, False)])
+def test_trimmed_mean_of_a_nan(trim, masked):
+    """Not a large value that is left out, nor one that goes unseen: it reaches the update."""
+    g = jax.random.normal(jax.random.key(0), (20, 3)).at[4, 1].set(jnp.nan)
+    tx = grads.aggregate(grads.trimmed_mean(trim), num_tasks=20)
+    options = {"mask": jnp.ones(20, bool)} if masked else {}
+    got, _ = quick.jit(tx.update)(g, tx.init(g[0]), **options)
+    np.testing.assert_array_equal(np.isnan(got), [False, True, False])
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.5])

@@ -10,17 +10,20 @@ from jax import lax
 from mtjax.grads.base import Array, State, Transform, check_whole, default_float, presence, uniform
 from mtjax.grads.gram import accumulator, by_columns, constant_like, multiplied, power_above, saturated
 
+_FEW = 6  # values at each end up to which one pass that carries them is the faster (50 × 100k), and compiles as fast
+
 
 def trimmed_mean(trim: int = 1) -> Transform:
     """Coordinate-wise trimmed mean (Yin et al., ICML 2018, arXiv 1803.01498).
 
     For each parameter, the mean of the T values without the `trim` largest and `trim` smallest.
     One pass over the tasks moves each value through the sorted largest and smallest seen so far;
-    what falls out is added, so nothing large is added and subtracted again.
+    what falls out is added, so nothing large is added and subtracted again. With a mask, or with
+    more than 6 at each end, the two values between which the others lie are found bit by bit.
 
     Properties: elementwise; permutation invariant; homogeneous; may conflict; robust to `trim`
-    outliers. Cost: O(T · trim · P), no sort, no Gram; with a mask, a sort of [T, P]. Of n present
-    tasks with n ≤ 2·trim the median is left.
+    outliers. Cost: O(T · trim · P) up to a trim of 6, no sort, no Gram; else some 70 passes over
+    [T, P]. Of n present tasks with n ≤ 2·trim the median is left.
 
     Use when: a few tasks' gradients may be corrupt.
 
@@ -49,7 +52,7 @@ def trimmed_mean(trim: int = 1) -> Transform:
         num_tasks = task_grads[0].shape[0]
         weights = uniform(num_tasks, mask, default_float())
         # One row carries the mean, and Σ w_i = 1.
-        if mask is None:
+        if mask is None and trim <= _FEW:
             middle = [_middle(g, trim) for g in task_grads]
         else:
             middle = [_middle_of_present(g, trim, presence(num_tasks, mask)) for g in task_grads]
@@ -59,17 +62,66 @@ def trimmed_mean(trim: int = 1) -> Transform:
 
 
 def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
-    """The same of the rows that are present: sorted, the absent ones last."""
+    """Mean over axis 0 of the rows that are present, without `trim` values at each end."""
+    flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
+    return by_columns(partial(_ranked, trim=trim, here=here > 0), flat).reshape(g.shape[1:])
+
+
+def _ranked(g: Array, trim: int, here: Array) -> Array:
+    """The same of rows [T, P] [P], between the values of the first and the last rank that are kept.
+
+    These two are found bit by bit, each by counting what is below: at 50 × 100k a tenth of the time of a sort, at a
+    cost that does not depend on `trim`. A value that several rows share counts in equal parts.
+    """
     dtype = accumulator(g)
-    count = jnp.sum(here > 0)
-    shape = (-1,) + (1,) * (g.ndim - 1)
-    ordered = jnp.sort(jnp.where(here.reshape(shape) > 0, g.astype(dtype), jnp.inf), axis=0)
+    count = jnp.sum(here)
     drop = jnp.minimum(trim, jnp.maximum(count - 1, 0) // 2)
-    rank = jnp.arange(g.shape[0])
-    kept = ((rank >= drop) & (rank < count - drop)).reshape(shape)
+    low = _of_rank(g.astype(dtype), drop, here)
+    high = _of_rank(g.astype(dtype), count - 1 - drop, here)
+    zero = constant_like(g[0], 0, dtype)
+
+    def tally(row: Array, sums: tuple) -> tuple:
+        value = g[row].astype(dtype)
+        found = (value < low, value == low, value == high, value > high)
+        return tuple(n + (here[row] & x).astype(dtype) for n, x in zip(sums, found, strict=True))
+
+    below, at_low, at_high, above = lax.fori_loop(0, g.shape[0], tally, (zero,) * 4)
+    kept = jnp.maximum(count - 2 * drop, 1).astype(dtype)
+    share_low = jnp.where(low == high, kept, below + at_low - drop.astype(dtype)) / jnp.maximum(at_low, 1)
+    share_high = (above + at_high - drop.astype(dtype)) / jnp.maximum(at_high, 1)
     power = power_above(g.shape[0])
-    total = jnp.sum(jnp.where(kept, ordered / power, 0), axis=0)
-    return saturated(multiplied(total / jnp.maximum(count - 2 * drop, 1), power), g.dtype)
+
+    def add(row: Array, total: Array) -> Array:
+        value = g[row].astype(dtype)
+        share = jnp.where(value == low, share_low, jnp.where(value == high, share_high, 1))
+        inside = here[row] & ~((value < low) | (value > high))  # a NaN is
+        return total + jnp.where(inside, share * (value / power), 0)
+
+    total = lax.fori_loop(0, g.shape[0], add, zero)
+    return saturated(multiplied(total / kept, power), g.dtype)
+
+
+def _of_rank(g: Array, rank: Array, here: Array) -> Array:
+    """The value [P] with `rank` smaller ones among the rows of g [T, P] that are present."""
+    bits = 8 * g.dtype.itemsize
+    whole = jnp.dtype(f"uint{bits}")
+    top = jnp.asarray(1 << (bits - 1), whole)
+
+    def ordered(row: Array) -> Array:
+        """Bits that are ordered as the numbers are."""
+        pattern = lax.bitcast_convert_type(lax.stop_gradient(row), whole)
+        return jnp.where(pattern >= top, ~pattern, pattern | top)
+
+    def decide(n: Array, found: Array) -> Array:
+        larger = found | (top >> n.astype(whole))
+        below = lax.fori_loop(
+            0, g.shape[0],
+            lambda row, sums: sums + (here[row] & (ordered(g[row]) < larger)), constant_like(g[0], 0, jnp.int32),
+        )  # fmt: skip
+        return jnp.where(below <= rank, larger, found)
+
+    found = lax.fori_loop(0, bits, decide, constant_like(g[0], 0, whole))
+    return lax.bitcast_convert_type(jnp.where(found >= top, found ^ top, ~found), g.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -85,7 +137,8 @@ def _middle(g: Array, trim: int) -> Array:
     wrong = ~jnp.isfinite(jnp.vdot(wide, wide, precision="highest"))  # of numbers above 10¹⁹, too, to no harm
 
     def again(carry: tuple) -> tuple:
-        return carry[0] & False, by_columns(partial(_selected, trim=trim, power=power_above(g.shape[0])), flat)
+        everyone = jnp.ones(g.shape[0], bool)
+        return carry[0] & False, by_columns(partial(_ranked, trim=trim, here=everyone), flat)
 
     return lax.while_loop(lambda carry: carry[0], again, (wrong, plain))[1].reshape(g.shape[1:])
 
@@ -98,13 +151,13 @@ def _derivative(trim: int, point: tuple, change: tuple) -> tuple[Array, Array]:
     return _middle(g, trim), jax.jvp(partial(_selected, trim=trim), (flat,), (df,))[1].reshape(g.shape[1:])
 
 
-def _selected(g: Array, trim: int, power: float = 1.0) -> Array:
+def _selected(g: Array, trim: int) -> Array:
     """Passes each row of g [T, P] through the `trim` largest and smallest so far; adds what falls out of both [P]."""
     dtype = accumulator(g)
 
     def upper(row: Array, high: tuple) -> tuple[tuple, Array]:
         """Each place keeps the larger of two and hands on the other."""
-        value, kept = g[row].astype(dtype) / power, []
+        value, kept = g[row].astype(dtype), []
         for place in high:
             kept.append(jnp.maximum(place, value))
             value = jnp.minimum(place, value)
@@ -128,5 +181,4 @@ def _selected(g: Array, trim: int, power: float = 1.0) -> Array:
     low = (constant_like(g[0], jnp.inf, dtype),) * trim
     high, low = lax.fori_loop(trim, 2 * trim, lambda row, kept: lower(row, *kept)[:2], (high, low))
     total = lax.fori_loop(2 * trim, g.shape[0], add, (high, low, constant_like(g[0], 0, dtype)))[2]
-    mean = total / (g.shape[0] - 2 * trim)
-    return saturated(multiplied(mean, power) if power > 1 else mean, g.dtype)
+    return saturated(total / (g.shape[0] - 2 * trim), g.dtype)
