@@ -23,7 +23,7 @@ from mtjax.grads.base import Array, default_float
 _BLOCK, _BLOCK_OF_FEW, _TOGETHER = 4096, 8192, 4
 _ROWS = 16  # its kernel takes whole vectors of rows; the few left over cost as much as another vector
 _COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
-_LONG, _UNROLLED = 32768, 8  # numbers from which a leaf is summed by rows, and rows at a time
+_LONG, _FEW = 32768, 16  # numbers from which, and tasks up to which, a leaf is summed row by row
 
 
 def gram_matrix(task_grads: Any, other: Any = None) -> Array:
@@ -74,39 +74,21 @@ def weighted_sum(weights: Array, task_grads: Any) -> Any:
 
     def leaf(g: Array) -> Array:
         small, power = divided(weights.astype(accumulator(g)))
-        if math.prod(g.shape[1:]) < _LONG:
-            return saturated(multiplied(_dot(small, g), power), g.dtype)
+        if g.shape[0] > _FEW or math.prod(g.shape[1:]) < _LONG:
+            total = jnp.einsum("t,t...->...", small, g, precision="highest", preferred_element_type=small.dtype)
+            return saturated(multiplied(total, power), g.dtype)
         # As a dot would: reads what was computed before, and is itself not computed once more by each that uses it.
-        g = lax.optimization_barrier(g)
-        return lax.optimization_barrier(lax.platform_dependent(small, power, g, cpu=_sum_of_rows, default=_sum_at_once))
+        return lax.optimization_barrier(_sum_of_rows(small, power, lax.optimization_barrier(g)))
 
     return jax.tree.map(leaf, task_grads)
 
 
-def _dot(weights: Array, g: Array) -> Array:
-    return jnp.einsum("t,t...->...", weights, g, precision="highest", preferred_element_type=weights.dtype)
-
-
-def _sum_at_once(small: Array, power: Array, g: Array) -> Array:
-    return saturated(multiplied(_dot(small, g), power), g.dtype)
-
-
 def _sum_of_rows(small: Array, power: Array, g: Array) -> Array:
-    """The same, eight rows at a time: as fast as XLA's dot on the CPU, which would need a pass more for the overflows.
-
-    (So does a loop over single rows, of which all that is carried is read and written anew; that takes twice as long.)
-    """
-    num_tasks = g.shape[0]
-    first = (num_tasks - 1) // _UNROLLED * _UNROLLED  # what is left, 1 to 8 rows, ends in the overflows' pass
-
-    def add(total: Array, start: Array | int, count: int) -> Array:
-        for n in range(count):
-            total = small[start + n] * g[start + n].astype(small.dtype) + total
-        return total
-
-    zero = constant_like(g[0], 0, small.dtype)
-    total = lax.fori_loop(0, first // _UNROLLED, lambda n, total: add(total, n * _UNROLLED, _UNROLLED), zero)
-    return saturated(multiplied(add(total, first, num_tasks - first), power), g.dtype)
+    """The same sum over few rows, with what follows in one pass; behind a dot that is another, up to half as long."""
+    total = small[0] * g[0].astype(small.dtype)
+    for row in range(1, g.shape[0]):
+        total = small[row] * g[row].astype(small.dtype) + total
+    return saturated(multiplied(total, power), g.dtype)
 
 
 def divided(weights: Array) -> tuple[Array, Array]:

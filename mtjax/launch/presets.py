@@ -383,8 +383,8 @@ PRESETS = (
     ),
     Preset(
         "popart",
-        "residual critics of 256 with layer normalisation, values in units of each task's own (arXiv 1809.04474), on top "
-        "of the suite's preset",
+        "residual critics, 256 wide, with layer normalisation, values in each task's own unit (arXiv 1809.04474), on "
+        "top of the suite's preset",
         {"value_trunk": "residual", "value_hidden_sizes": (256, 256), "return_scaling": "popart", "reward_scale": 1.0},
     ),
     Preset(
