@@ -470,7 +470,8 @@ class _SAC:
         log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"], exploded)
         targets = polyak(state.targets, critic, hyper.polyak)
         if exploded is not None:
-            rows = resets.combinations(jax.random.fold_in(key, 1), exploded)
+            key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # beyond those that the losses draw by
+            rows = resets.combinations(key, exploded)
             policy, critic, targets = (resets.redrawn(network, rows) for network in (policy, critic, targets))
         state = state._replace(
             params={"policy": policy, "critic": critic},
