@@ -1,5 +1,6 @@
 """Combinators: methods made from methods, and transforms made from transforms."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -210,8 +211,8 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
         check_shapes(rows, num_tasks, losses, mask)
         rows, losses = drop_absent(rows, losses, mask, instead=0)
         rows = jax.tree.unflatten(jax.tree.structure(updates), rows)
-        total = jax.tree.map(lambda a, g: _finite(a + g.astype(a.dtype) / k, g), state.task_grads, rows)
-        summed = state.losses if losses is None else _finite(state.losses + losses / k, losses)
+        total = jax.tree.map(lambda a, g: _finite(a + g.astype(a.dtype) / k, a, g), state.task_grads, rows)
+        summed = state.losses if losses is None else _finite(state.losses + losses / k, state.losses, losses)
         present = state.present + presence(num_tasks, mask)
 
         def step() -> tuple[Any, AccumulateState]:
@@ -238,7 +239,8 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _finite(x: Array, given: Array) -> Array:
+def _finite(x: Array, *given: Array) -> Array:
     """x, which is no more than a mean of finite numbers: only rounding can have taken it beyond the largest number."""
     limit = float(jnp.finfo(x.dtype).max)
-    return jnp.where(jnp.isfinite(given), jnp.clip(x, -limit, limit), x)
+    finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, given))
+    return jnp.where(finite, jnp.clip(x, -limit, limit), x)

@@ -4,7 +4,8 @@ Everything else in this package is T×T. Both work on lists or trees of leaves [
 at least: bfloat16 gradients are accepted and their products accumulate in float32.
 
 A direction never overflows: what no number of its dtype can hold becomes the largest that there is. So that no partial
-sum overflows either (inf − inf is NaN), a sum that might is taken of numbers divided by a power of two, which is exact.
+sum overflows either (inf − inf is NaN), a sum that might is taken of numbers divided by a power of two, which is exact
+but for the smallest ones.
 """
 
 import math
@@ -95,8 +96,8 @@ def divided(weights: Array) -> tuple[Array, Array]:
     """Weights [T] over a power of two, of which |Σ_i w_i x_i| ≤ ½ max_i |x_i|; and that power, at least 1 []."""
     kind, tasks = jnp.finfo(weights.dtype), max(weights.shape[0] - 1, 0).bit_length()
     largest = 2.0 ** (kind.maxexp - 4 - tasks)
-    weights = jnp.clip(weights, -largest, largest)
-    near = lax.reduce_precision(jnp.max(jnp.abs(weights)), kind.nexp, 0)  # a power of two, at least ¾ of it
+    weights = jnp.where(jnp.isfinite(weights), jnp.clip(weights, -largest, largest), weights)
+    near = lax.reduce_precision(jnp.max(jnp.abs(weights)), kind.nexp, 0)  # a power of two, at least ⅔ of it
     power = jnp.maximum(near * 2.0 ** (tasks + 2), 1)
     return weights / power, power
 

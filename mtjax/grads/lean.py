@@ -29,7 +29,7 @@ from mtjax.grads.base import (
     seeded,
     weigh,
 )
-from mtjax.grads.gram import divided, multiplied
+from mtjax.grads.gram import accumulator, divided, multiplied, saturated
 from mtjax.grads.layout import check_one_layer, shared_leaves
 
 Loss = Callable[[Any, Any], Array]
@@ -162,9 +162,12 @@ def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, 
     def add(total: Any, item: tuple[Any, Array, Array, Array]) -> tuple[Any, None]:
         task, weight, unit, present = item
         g = jax.grad(loss)(params, task)
-        term = jax.tree.map(lambda x, flag: jnp.where(present, (weight if flag else unit) * x, 0), g, flags)
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, term), None
+        wide = jax.tree.map(lambda x: x.astype(accumulator(x)), g)
+        share = lambda x, flag: jnp.where(present, (weight if flag else unit).astype(x.dtype) * x, 0)  # noqa: E731
+        term = jax.tree.map(share, wide, flags)
+        return jax.tree.map(jnp.add, total, term), None
 
-    zero = jax.tree.map(jnp.zeros_like, params)
+    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p)), params)
     total = lax.scan(add, zero, (batch, small, one, here))[0]
-    return jax.tree.map(lambda x, flag: multiplied(x, power if flag else number), total, flags)
+    whole = lambda x, p, flag: saturated(multiplied(x, (power if flag else number).astype(x.dtype)), p.dtype)  # noqa: E731
+    return jax.tree.map(whole, total, params, flags)

@@ -2,6 +2,7 @@
 
 Its parameter sets are what it shares with the others, so that one exploding loss would ruin all tasks. Its own weights
 become a random convex combination of those of the tasks that are well, in policy, critics and target critics alike.
+As in its authors' code, optimisers are left as they are: their momentum moves on, and remembers the explosion.
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ def redrawn(parameters: Parameters, rows: Array) -> Parameters:
     """A network whose tasks' weights [T, ...] are combined by ``rows`` [T, T]; as it is, if tasks own none."""
     if WEIGHTS not in parameters.private:
         return parameters
-    mixed = jnp.tensordot(rows, parameters.private[WEIGHTS], axes=1, precision=jax.lax.Precision.HIGHEST)
+    drawn, taken = rows.diagonal() != 1, (rows != 0).any(axis=0)  # a NaN elsewhere is nobody's
+    weights = parameters.private[WEIGHTS]
+    mixed = jnp.tensordot(rows, jnp.where(_wide(taken, weights), weights, 0), axes=1, precision="highest")
+    mixed = jnp.where(_wide(drawn, weights), mixed, weights)
     return parameters._replace(private={**parameters.private, WEIGHTS: mixed})
 
 
 def without(task_grads: Parameters, exploded: Array) -> Parameters:
     """Gradients, every leaf [T, ...], of which those of exploded tasks are 0."""
-    return jax.tree.map(lambda g: jnp.where(exploded.reshape(-1, *(1,) * (g.ndim - 1)), 0.0, g), task_grads)
+    return jax.tree.map(lambda g: jnp.where(_wide(exploded, g), 0.0, g), task_grads)
+
+
+def _wide(flags: Array, x: Array) -> Array:
+    """Flags [T] for x [T, ...]."""
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))

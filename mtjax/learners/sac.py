@@ -201,6 +201,8 @@ class _SAC:
                 f"paco_threshold: {config.paco_threshold} has no effect with arrangement {network.arrangement!r} and "
                 f"task_input {network.told!r}; it belongs to arrangement=paco, whose tasks have weights of their own"
             )
+        if config.paco_threshold and config.critic_head == "categorical":
+            raise ValueError("paco_threshold: a categorical critic's loss is a cross-entropy, which does not explode")
 
     @property
     def view_size(self) -> int:
@@ -470,8 +472,8 @@ class _SAC:
         log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"], exploded)
         targets = polyak(state.targets, critic, hyper.polyak)
         if exploded is not None:
-            key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # beyond those that the losses draw by
-            rows = resets.combinations(key, exploded)
+            draw_key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # beyond those that the losses draw by
+            rows = resets.combinations(draw_key, exploded)
             policy, critic, targets = (resets.redrawn(network, rows) for network in (policy, critic, targets))
         state = state._replace(
             params={"policy": policy, "critic": critic},
@@ -484,15 +486,16 @@ class _SAC:
         metrics["loss"] = metrics["loss/policy"] + metrics["loss/value"]
         if exploded is not None:
             metrics["left_out"] = exploded.astype(jnp.float32)
+            metrics["loss"] = jnp.where(exploded, 0.0, metrics["loss"])  # however large, it has moved nothing
         metrics |= {f"grads/{name}": value for name, value in policy_conflict.items()}
         metrics |= {f"grads/{name}/value": value for name, value in critic_conflict.items()}
         return state, metrics
 
     def _exploded(self, loss: Array) -> Array | None:
-        """[T] whose critics' loss [T] is above PaCo's threshold, if not all are; None without a threshold."""
+        """[T] whose critics' loss [T] is above PaCo's threshold, or NaN, if not all are; None without a threshold."""
         if not self.config.paco_threshold:
             return None
-        above = loss > self.config.paco_threshold
+        above = ~(loss <= self.config.paco_threshold)
         return above & ~above.all()  # or, if all are left out, nothing would be learnt for ever
 
     def _known(self, state: SACState, key: Array) -> Known:

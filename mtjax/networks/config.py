@@ -253,13 +253,24 @@ class NetworkConfig:
         if value.parts.encoder == "none" and value.arrangement != "care":
             raise ValueError(
                 f"policy_encoder: {self.policy_encoder!r} shares the value network's encoder, and arrangement "
-                f"{value.arrangement!r} has none; choose encoder=shared or private, or care"
+                f"{value.arrangement!r} has none; choose one that has"
+                + (", or encoder=shared or private" if self.value_arrangement == "same" else "")
+            )
+        if self.value_arrangement != "same" and (
+            self.encoder != "auto" or ARRANGEMENTS[self.arrangement].encoder != "none"
+        ):
+            raise ValueError(
+                f"policy_encoder: {self.policy_encoder!r} lets the policy see through the encoder of arrangement "
+                f"{value.arrangement!r}, so that its own one, of {self._encoder_of()}, has no effect"
             )
         if self.arrangement == "care" != value.arrangement:
             raise ValueError(
                 f"policy_encoder: care attends within its encoders, so that the value network must be care's, too; its "
                 f"arrangement is {value.arrangement!r}"
             )
+
+    def _encoder_of(self) -> str:
+        return f"encoder={self.encoder}" if self.encoder != "auto" else f"arrangement {self.arrangement!r}"
 
     def _extra(self) -> str:
         return "task_input" if self.parts.told != "none" else "shared encoder"

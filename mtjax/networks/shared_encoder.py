@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtjax.networks.arrangements import make_encoder, merge
+from mtjax.networks.arrangements import Part, make_encoder, merge
 from mtjax.networks.base import Network, Parameters, Shape, Weights
 from mtjax.networks.care import make_attention
 from mtjax.networks.config import NetworkConfig
@@ -67,15 +67,15 @@ def make_shared_encoder(config: NetworkConfig, *, inputs: int, num_tasks: int, c
     )
 
 
-def _attending(config: NetworkConfig, encoder: Any, shape: Shape) -> SharedEncoder:
+def _attending(config: NetworkConfig, encoder: Part, shape: Shape) -> SharedEncoder:
     """An encoder (or none), then CARE's."""
     tell = make_task_encoder(config, shape)
     attention = make_attention(config, inputs=shape.inputs, told=tell.size)
 
     def init(key: Array) -> Parameters:
         encoder_key, encoders_key, tell_key = jax.random.split(key, 3)
-        own = encoder.parameters("encoder", encoder_key, shape.num_tasks)
-        return merge(own, Parameters({"encoders": attention.init(encoders_key)}, {}), tell.init(tell_key))
+        before = encoder.parameters("encoder", encoder_key, shape.num_tasks)
+        return merge(before, Parameters({"encoders": attention.init(encoders_key)}, {}), tell.init(tell_key))
 
     def hear(shared: Any, private: Any, task: Task, x: Array) -> tuple[Array, Weights]:
         context = tell.apply(shared, private, task)

@@ -43,7 +43,7 @@ def saturates(got, want, size, dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [7, _LONG + 9])
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 10, 50])
+@pytest.mark.parametrize("num_tasks", [1, 3, 50])
 def test_weighted_sum(num_tasks, size, dtype):
     """Weights of any size and sign, against float64 at a smaller scale; and long leaves, summed by rows."""
     g = extreme(num_tasks, size, dtype)
@@ -96,7 +96,7 @@ def test_the_sum_has_a_derivative():
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_tasks", "trim"), [(1, 0), (3, 1), (10, 0), (10, 3), (50, 6), (50, 20)])
+@pytest.mark.parametrize(("num_tasks", "trim"), [(1, 0), (3, 1), (10, 3), (50, 20)])
 def test_trimmed_mean(num_tasks, trim, dtype, masked):
     g = extreme(num_tasks, 20, dtype)
     with jax.enable_x64(dtype == "float64"):
@@ -119,7 +119,7 @@ def test_trimmed_mean_of_a_nan(trim, masked):
 
 @pytest.mark.parametrize("leak", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tasks", [1, 3, 10, 50])
+@pytest.mark.parametrize("num_tasks", [1, 3, 50])
 def test_graddrop(num_tasks, dtype, leak):
     """It draws a sign by P = ½(1 + Σg/Σ|g|), a ratio of sums that overflow, and keeps a sum that does."""
     g = extreme(num_tasks, 400, dtype)
@@ -204,16 +204,33 @@ def test_accumulate(k, dtype):
     np.testing.assert_allclose(np.asarray(got).astype(float), [top, -top], rtol=0.01)
 
 
-def test_lean():
+def test_what_was_infinite_stays_so_in_the_mean():
+    """In whichever micro-batch it came: an Inf that became a number would hide a bug."""
+    for gradients in ([jnp.inf, 1.0], [1.0, jnp.inf]):
+        tx = grads.accumulate(grads.aggregate(grads.sum(), num_tasks=1), 2, num_tasks=1)
+        state = tx.init(jnp.zeros(1))
+        for g in gradients:
+            got, state = tx.update(jnp.full((1, 1), g), state)
+        np.testing.assert_array_equal(got, [jnp.inf])
+    assert not np.isfinite(grads.weighted_sum(jnp.array([jnp.inf, 1.0]), jnp.ones((2, 3)))).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_lean(dtype):
     """What is shared and what is private, summed one gradient at a time."""
-    top = largest("float32")
-    rows = jnp.array([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [1.0, -1.0, -1.0]]) * top
+    top = largest(dtype)
+    rows = (jnp.array([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [1.0, -1.0, -1.0]]) * top).astype(dtype)
     small = grads.lean(grads.sum(), num_tasks=3, shared=lambda path: path == "a")
     loss = lambda p, row: p["a"] @ row + p["b"] @ row  # noqa: E731
-    params = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
-    _, got, _ = quick.jit(functools.partial(small.direction, loss))(params, rows, small.init(params))
+    params = {"a": jnp.zeros(3, dtype), "b": jnp.zeros(3, dtype)}
+    direction = quick.jit(functools.partial(small.direction, loss))
+    _, got, _ = direction(params, rows, small.init(params))
     for name in ("a", "b"):
-        np.testing.assert_allclose(got[name], [top, top, -top], rtol=1e-6)
+        assert got[name].dtype == dtype
+        np.testing.assert_allclose(np.asarray(got[name]).astype(float), [top, top, -top], rtol=1e-6)
+    least = 1e-30 if dtype != "float16" else float(jnp.finfo(dtype).tiny)  # which float32 holds with room to spare
+    _, got, _ = direction(params, jnp.full((3, 3), least, dtype), small.init(params))
+    np.testing.assert_allclose(np.asarray(got["a"]).astype(float), 3 * least, rtol=0.01)
 
 
 @pytest.mark.parametrize("name", ["mean", "sum", "graddrop", "trimmed_mean", "mgda"])

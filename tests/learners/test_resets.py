@@ -48,6 +48,8 @@ def test_redrawn():
     found = resets.redrawn(Parameters(sets, {"mix": mix, "other": jnp.zeros(2)}), rows)
     np.testing.assert_allclose(found.private["mix"], [[[4.0, 0.0]], [[1.0, 6.0]]])
     assert found.shared is sets and "other" in found.private
+    ill = resets.redrawn(Parameters(sets, {"mix": mix.at[1].set(jnp.nan)}), jnp.asarray([[1.0, 0.0], [1.0, 0.0]]))
+    np.testing.assert_array_equal(ill.private["mix"], [mix[0], mix[0]])
     plain = Parameters(sets, {})
     assert resets.redrawn(plain, rows) is plain
 
@@ -101,6 +103,10 @@ def test_an_exploded_task_moves_nobody(method):
     (large, seen), (larger, _), (small, unseen) = (_updated(agent, reward) for reward in (1e3, 1e5, 0.1))
     np.testing.assert_array_equal(seen["left_out"], np.eye(T)[BAD])
     np.testing.assert_array_equal(unseen["left_out"], np.zeros(T))
+    for weights in (seen["grads/weight"], seen["grads/weight/value"]):  # the method is told who is absent
+        assert weights[BAD] == 0 and (np.asarray(weights)[WELL] > 0).all()
+        if method == "mean":
+            np.testing.assert_allclose(np.asarray(weights)[WELL], 1 / len(WELL), rtol=1e-6)
     for part in ("policy", "critic"):
         for one, other in zip(*(jax.tree.leaves(s.params[part].shared) for s in (large, larger)), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -127,6 +133,15 @@ def test_below_the_threshold_nothing_differs():
     (with_rule, _), (without, metrics) = (_updated(_agent(threshold), 1.0) for threshold in (THRESHOLD, 0.0))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(with_rule.params), jax.tree.leaves(without.params))
     assert "left_out" not in metrics
+
+
+@pytest.mark.parametrize("reward", [np.inf, np.nan])
+def test_a_loss_that_is_no_number_is_left_out(reward):
+    """It stops no run, and nobody else has it."""
+    state, metrics = _updated(_agent(), reward)
+    np.testing.assert_array_equal(metrics["left_out"], np.eye(T)[BAD])
+    networks = (state.params["policy"], state.params["critic"], state.targets)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(networks))
 
 
 def test_where_all_are_above_the_threshold_all_learn():

@@ -27,7 +27,11 @@ CASES = {
     "an encoder a task": {"arrangement": "task_encoders", "encoder_sizes": (5, 3)},
     "an encoder and a head a task": {"arrangement": "encoders_and_heads"},
     "one encoder, film": {"arrangement": "film", "encoder": "shared"},
-    "one encoder, sets": {"arrangement": "one_hot", "value_arrangement": "care", "encoder_sizes": (50,)},
+    "a plain policy behind care's encoders": {
+        "arrangement": "one_hot",
+        "value_arrangement": "care",
+        "encoder_sizes": (50,),
+    },
     "one agent a task": {"arrangement": "independent", "encoder": "private"},
     "images": {"arrangement": "one_hot", "image_shape": (3, 1, 1)},
 }

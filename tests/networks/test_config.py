@@ -100,6 +100,17 @@ REFUSED = {
     "policy_encoder: 'value' shares the value network's encoder, and arrangement 'one_hot' has none": {
         "policy_encoder": "value"
     },
+    "has none; choose one that has": {"value_arrangement": "film", "policy_encoder": "value"},
+    "so that its own one, of arrangement 'task_encoders', has no effect": {
+        "arrangement": "task_encoders",
+        "value_arrangement": "care",
+        "policy_encoder": "value",
+    },
+    "so that its own one, of encoder=private, has no effect": {
+        "encoder": "private",
+        "value_arrangement": "care",
+        "policy_encoder": "value",
+    },
     "policy_encoder: care attends within its encoders": {
         "arrangement": "care",
         "value_arrangement": "task_encoders",
@@ -139,7 +150,7 @@ def test_what_sees_through_an_encoder_of_the_tasks_own_does_not_generalise():
     shared, own = (NetworkConfig(value_arrangement="task_encoders", policy_encoder=of) for of in ("value", "own"))
     options.validate(shared)
     assert own.generalises and not shared.generalises
-    lent = NetworkConfig(arrangement="task_encoders", value_arrangement="care", policy_encoder="value")
+    lent = NetworkConfig(arrangement="embedding", value_arrangement="care", policy_encoder="value")
     options.validate(lent)
     assert lent.generalises  # the policy's encoder is care's
 

@@ -94,7 +94,7 @@ def gradnorm(
         raise ValueError(f'surrogate must be None, "softplus" or a function, not {surrogate!r}')
 
     def usable(losses: Array) -> Array:
-        """Such that the ratio of two is a number: a surrogate may underflow to 0, or overflow."""
+        """Such that the ratio of two is not NaN: a surrogate may underflow to 0, or overflow."""
         kind, value = jnp.finfo(losses.dtype), rectify(losses)
         return jnp.where((value >= 0) & (value < kind.tiny), kind.tiny, jnp.minimum(value, kind.max))
 

@@ -44,7 +44,7 @@ def _rows(values: Array, like: Array) -> Array:
 def _bounded(y: Array, size: int) -> Array:
     """y within such a bound that the squares of `size` numbers, on each of a thousand devices, have a finite sum."""
     largest = float(jnp.finfo(y.dtype).max)
-    big = min(largest**0.45, (largest / 2000 / size) ** 0.5)
+    big = min(largest**0.45, (largest / 2000 / max(size, 1)) ** 0.5)
     return jnp.clip(y, -big, big)
 
 
