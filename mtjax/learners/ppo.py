@@ -30,7 +30,7 @@ from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import OBSERVATIONS, diagnose
 from mtjax.networks.policy import Policy, make_policy
-from mtjax.networks.shared_encoder import SharedEncoder, behind, make_shared_encoder, own, through
+from mtjax.networks.shared_encoder import behind, make_shared_encoder, own, see, through
 from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
@@ -95,16 +95,11 @@ class _PPO:
         self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
         self.generalises = network.generalises
         value = network.of_value()
-        self.encoder: SharedEncoder | None = None  # that policy and value network share
+        self.encoder = make_shared_encoder(  # of policy and value network, or None
+            network, inputs=spec.observation_size, num_tasks=spec.num_tasks, contexts=spec.context_size
+        )
         self.both_teach = network.policy_encoder == "both"
-        if network.policy_encoder != "own":
-            self.encoder = make_shared_encoder(
-                value,
-                inputs=spec.observation_size,
-                num_tasks=spec.num_tasks,
-                contexts=spec.context_size,
-            )
-            network, value = behind(network), behind(value)
+        network, value = behind(self.encoder, network), behind(self.encoder, value)
         self.policy = self._make_policy(network)
         self.value: Network = make_network(
             value,
@@ -186,17 +181,9 @@ class _PPO:
             return observation
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
-    def _look(self, shared: Any, private: Any, task: Task, observation: Array) -> Array:
-        """What the policy of ONE task sees of normalised observations [B, obs], by the encoder's parameters."""
-        view = self.encoder.apply(shared, private, task, observation)
-        return view if self.both_teach else jax.lax.stop_gradient(view)
-
     def _see(self, value: Parameters, tasks: Task, observation: Array) -> Array:
-        """What the policies of N tasks see of normalised observations [N, B, obs]: just these, or ``_look``."""
-        if self.encoder is None:
-            return observation
-        see = jax.vmap(self._look, in_axes=(None, 0, 0, 0))
-        return see(own(value.shared), own(value.private), tasks, observation)
+        """What the policies of N tasks see of normalised observations [N, B, obs]."""
+        return see(self.encoder, value, tasks, observation)
 
     def _last_shared(self) -> dict[str, tuple[str, ...]]:
         """How the paths of the last shared layers begin, of each of ``_parts``."""
@@ -446,7 +433,8 @@ class _PPO:
         mean = functools.partial(_mean, weight=batch.weight)
         view = batch.observation
         if self.encoder:
-            view = self._look(own(shared["value"]), own(private["value"]), task, view)
+            view = self.encoder.apply(own(shared["value"]), own(private["value"]), task, view)
+            view = view if self.both_teach else jax.lax.stop_gradient(view)
         p = self.policy.apply(shared["policy"], private["policy"], task, view)
         log_ratio = family.log_prob(p, mask, batch.raw_action) - batch.log_prob
         ratio = jnp.exp(log_ratio)

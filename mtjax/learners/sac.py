@@ -42,7 +42,7 @@ from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import diagnose
 from mtjax.networks.policy import Policy, make_policy
-from mtjax.networks.shared_encoder import SharedEncoder, behind, make_shared_encoder, own
+from mtjax.networks.shared_encoder import behind, make_shared_encoder, see
 from mtjax.networks.task import Task, training_tasks
 
 Array = jax.Array
@@ -152,14 +152,9 @@ class _SAC:
         )
         self._check(config, network)
         network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
-        self.encoder: SharedEncoder | None = None  # that policy and critics share
-        if network.policy_encoder == "value":
-            self.encoder = make_shared_encoder(
-                network.of_value(),
-                inputs=spec.observation_size,
-                num_tasks=spec.num_tasks,
-                contexts=spec.context_size,
-            )
+        self.encoder = make_shared_encoder(  # of policy and critics, or None
+            network, inputs=spec.observation_size, num_tasks=spec.num_tasks, contexts=spec.context_size
+        )
         self.policy: Policy = self._make_policy(network)
         self.head = critics.make_head(
             config.critic_head,
@@ -212,7 +207,7 @@ class _SAC:
     def _make_policy(self, network: NetworkConfig) -> Policy:
         spec = self.spec
         return make_policy(
-            behind(network) if self.encoder else network,
+            behind(self.encoder, network),
             inputs=self.view_size,
             action=spec.action,
             num_tasks=spec.num_tasks,
@@ -224,7 +219,7 @@ class _SAC:
         inputs, outputs = critics.inputs_and_outputs(self.view_size, spec.action, self.head)
         value = network.of_value()
         body = make_network(
-            behind(value) if self.encoder else value,
+            behind(self.encoder, value),
             inputs=inputs,
             outputs=outputs,
             num_tasks=spec.num_tasks,
@@ -289,10 +284,7 @@ class _SAC:
     def _see(self, critic: Parameters, tasks: Task, observation: Array) -> Array:
         """What the policies of N tasks see of normalised observations [N, B, obs]: these, or what the critics' encoder
         makes of them, which the policy does not move."""
-        if self.encoder is None:
-            return observation
-        see = jax.vmap(self.encoder.apply, in_axes=(None, 0, 0, 0))
-        return jax.lax.stop_gradient(see(own(critic.shared), own(critic.private), tasks, observation))
+        return jax.lax.stop_gradient(see(self.encoder, critic, tasks, observation))
 
     def target_entropy(self, hyper: Hyper) -> Array:
         """[T] the entropy that each task's temperature keeps: −scale · dim(A), or scale · log(choices)."""

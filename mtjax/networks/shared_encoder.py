@@ -42,15 +42,20 @@ class SharedEncoder(NamedTuple):
     last_shared: str
 
 
-def make_shared_encoder(config: NetworkConfig, *, inputs: int, num_tasks: int, contexts: int = 0) -> SharedEncoder:
-    """The encoder of a value network, ``config.of_value()``; of care, with its attention to the task's context.
+def make_shared_encoder(
+    config: NetworkConfig, *, inputs: int, num_tasks: int, contexts: int = 0
+) -> SharedEncoder | None:
+    """The value network's encoder, of care with its attention to the task's context; None if the policy has its own.
 
     Args:
-        config: of the value network.
+        config: of policy and value network.
         inputs: size of an observation.
         num_tasks: T.
         contexts: as in make_network.
     """
+    if config.policy_encoder == "own":
+        return None
+    config = config.of_value()
     encoder = make_encoder(config, Shape(inputs, 0, num_tasks, config.hidden_sizes, 1.0, contexts))
     if config.parts.body == "care":
         return _attending(config, encoder, Shape(encoder.width, 0, num_tasks, config.hidden_sizes, 1.0, contexts))
@@ -90,8 +95,10 @@ def _attending(config: NetworkConfig, encoder: Part, shape: Shape) -> SharedEnco
     return SharedEncoder(init, apply, diagnose, attention.width, f"encoders/{attention.last}")
 
 
-def behind(config: NetworkConfig) -> NetworkConfig:
+def behind(encoder: SharedEncoder | None, config: NetworkConfig) -> NetworkConfig:
     """The configuration of what is left of a network whose encoder is shared: its trunk or body, and its head."""
+    if encoder is None:
+        return config
     parts = config.parts
     rest = {"encoder": "none", "image_shape": (), "head": parts.head, "task_input": parts.told}
     if parts.body == "care":
@@ -128,6 +135,13 @@ def last_of(encoder: SharedEncoder, of_rest: str) -> str:
     if of_rest:
         return f"{REST}/{of_rest}"
     return f"{ENCODER}/{encoder.last_shared}" if encoder.last_shared else ""
+
+
+def see(encoder: SharedEncoder | None, value: Parameters, tasks: Task, observation: Array) -> Array:
+    """What the policies of N tasks see of observations [N, B, in]: these, or what the value network's encoder says."""
+    if encoder is None:
+        return observation
+    return jax.vmap(encoder.apply, in_axes=(None, 0, 0, 0))(own(value.shared), own(value.private), tasks, observation)
 
 
 def own(side: Any) -> Any:

@@ -53,12 +53,13 @@ def _network(case, policy_encoder="value"):
 @pytest.mark.parametrize("case", CASES)
 def test_through_the_encoder_is_the_whole_network(case):
     """With the same parameters, what sees through a shared encoder is the network of ``make_network``."""
-    config = _network(case).of_value()
+    network = _network(case)
+    config = network.of_value()
     shape = {"inputs": OBS, "num_tasks": T, "contexts": D}
     whole = make_network(config, outputs=2, sizes=config.hidden_sizes, gain=1.0, **shape)
-    encoder = make_shared_encoder(config, **shape)
+    encoder = make_shared_encoder(network, **shape)
     rest = make_network(
-        behind(config), outputs=2, sizes=config.hidden_sizes, gain=1.0, **{**shape, "inputs": encoder.width}
+        behind(encoder, config), outputs=2, sizes=config.hidden_sizes, gain=1.0, **{**shape, "inputs": encoder.width}
     )
     apart = through(encoder, rest)
     p = apart.init(jax.random.key(1))
