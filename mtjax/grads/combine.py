@@ -1,6 +1,5 @@
 """Combinators: methods made from methods, and transforms made from transforms."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +25,7 @@ from mtjax.grads.base import (
     presence,
     uniform,
 )
-from mtjax.grads.gram import accumulator, saturated
+from mtjax.grads.gram import accumulator, as_finite, saturated
 from mtjax.grads.layout import check_shapes, drop_absent
 
 
@@ -211,8 +210,8 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
         check_shapes(rows, num_tasks, losses, mask)
         rows, losses = drop_absent(rows, losses, mask, instead=0)
         rows = jax.tree.unflatten(jax.tree.structure(updates), rows)
-        total = jax.tree.map(lambda a, g: _finite(a + g.astype(a.dtype) / k, a, g), state.task_grads, rows)
-        summed = state.losses if losses is None else _finite(state.losses + losses / k, state.losses, losses)
+        total = jax.tree.map(lambda a, g: as_finite(a + g.astype(a.dtype) / k, a, g), state.task_grads, rows)
+        summed = state.losses if losses is None else as_finite(state.losses + losses / k, state.losses, losses)
         present = state.present + presence(num_tasks, mask)
 
         def step() -> tuple[Any, AccumulateState]:
@@ -220,7 +219,7 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
             if mask is not None:
                 seldom = k / jnp.maximum(present, 1)
                 share = lambda a: seldom.reshape((-1,) + (1,) * (a.ndim - 1)).astype(a.dtype)  # noqa: E731
-                grown = jax.tree.map(lambda a: _finite(a * share(a), a), grown)
+                grown = jax.tree.map(lambda a: as_finite(a * share(a), a), grown)
                 given["mask"] = present > 0
             mean = jax.tree.map(lambda a, g: saturated(a, g.dtype), grown[0], updates)
             if losses is not None:
@@ -237,10 +236,3 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
         return lax.cond(state.count + 1 == k, step, wait)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _finite(x: Array, *given: Array) -> Array:
-    """x, which is no more than a mean of finite numbers: only rounding can have taken it beyond the largest number."""
-    limit = float(jnp.finfo(x.dtype).max)
-    finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, given))
-    return jnp.where(finite, jnp.clip(x, -limit, limit), x)

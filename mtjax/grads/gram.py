@@ -10,7 +10,7 @@ but for the smallest ones.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -119,6 +119,13 @@ def saturated(x: Array, dtype: Any) -> Array:
     if limit >= float(jnp.finfo(x.dtype).max):
         return x.astype(dtype)
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x).astype(dtype)
+
+
+def as_finite(x: Array, *given: Array) -> Array:
+    """x, no more than a mean of numbers `given`: if they are finite, only rounding can have taken it to an Inf."""
+    limit = float(jnp.finfo(x.dtype).max)
+    finite = reduce(jnp.logical_and, map(jnp.isfinite, given))
+    return jnp.where(finite, jnp.clip(x, -limit, limit), x)
 
 
 def constant_like(row: Array, value: float, dtype: Any) -> Array:

@@ -19,7 +19,7 @@ from mtjax.grads.base import (
     restrict,
     safe_divide,
 )
-from mtjax.grads.gram import accumulator, multiplied
+from mtjax.grads.gram import accumulator, as_finite
 from mtjax.grads.methods.stochastic import onto_simplex
 
 
@@ -54,7 +54,7 @@ def _approach(y: Array, g: Array, rate: Array) -> Array:
     The barrier: what follows would double the halves once more, and XLA's CPU store both.
     """
     half = 0.5 * y + rate * (0.5 * g.astype(y.dtype) - 0.5 * y)
-    return lax.optimization_barrier(multiplied(half, 2.0))
+    return lax.optimization_barrier(as_finite(2.0 * half, y, g))
 
 
 def _scaled_square(g: Array, total: Array) -> Array:
