@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from common import header, table, take_turns
+from common import Loop, header, table, take_turns
 from default_run import run
 
 from mtjax import grads, options, suites
@@ -126,27 +126,11 @@ def training(name: str, suite: suites.Suite, num_envs: int, plan: Plan) -> list[
     """One row: seconds of compiling, memory, and both speeds."""
     config = options.replace(presets.configure(name), {**plan.changes, "num_envs": num_envs})
     trainer = Trainer(config, suite)
-    state = trainer.init()
-    start = time.perf_counter()
-    collect = trainer.collect.lower(trainer.env, state).compile()
-    _, rollout = jax.eval_shape(trainer.collect, trainer.env, state)
-    update = trainer.update.lower(state, rollout).compile()
-    compiling = time.perf_counter() - start
-    known = [found.total for found in map(memory.of_program, (collect, update)) if found]
-    carried = {"state": state}
-
-    def roll():
-        carried["state"], transitions = collect(trainer.env, carried["state"])
-        return transitions
-
-    def loop():
-        transitions = roll()
-        carried["state"], metrics = update(carried["state"], transitions)
-        return metrics
-
-    times = take_turns({"rollout": roll, "loop": loop}, plan.rounds)
+    loop = Loop(trainer)
+    known = memory.of_program(loop.program)
+    times = take_turns({"rollout": loop.rollout, "loop": loop}, plan.rounds)
     speeds = [f"{trainer.steps_per_update / times[what]:,.0f}" for what in ("rollout", "loop")]
-    return [f"{compiling:.1f}", memory.size_text(max(known)) if known else "–", *speeds]
+    return [f"{loop.compile_seconds:.1f}", memory.size_text(known.total) if known else "–", *speeds]
 
 
 def gradients(plan: Plan, clock: Clock) -> str:

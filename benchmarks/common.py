@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
+from mtjax.training.trainer import Part, Trainer
 from mtjax.training.versions import versions
 
 
@@ -34,6 +35,37 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - start
+
+
+class Loop:
+    """Training as a run does it: one program, compiled, and where it is.
+
+    Attributes:
+        trainer: whose program it is.
+        state: of training.
+        compile_seconds: that compiling took.
+        program: compiled.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.state = trainer, trainer.init()
+        self._rollout = trainer.no_rollout(self.state)
+        start = time.perf_counter()
+        self.program = trainer.train.lower(trainer.env, self.state, self._rollout, Part.of(1)).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def __call__(self, updates: int = 1) -> object:
+        """So many updates in one call. Returns the last one's metrics."""
+        return self._call(Part.of(updates))
+
+    def rollout(self) -> object:
+        """A rollout without an update. Returns its rewards."""
+        self._call(Part.of(1, updates=False))
+        return self._rollout.reward
+
+    def _call(self, part: Part) -> object:
+        self.state, self._rollout, metrics = self.program(self.trainer.env, self.state, self._rollout, part)
+        return metrics
 
 
 def take_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -62,6 +62,7 @@ def ours(name: str):
     import dataclasses
 
     import jax
+    from common import Loop, seconds
 
     from mtjax import options, suites
     from mtjax.suites.base import Split
@@ -73,17 +74,10 @@ def ours(name: str):
     one = Split(split.infos[:1], jax.tree.map(lambda leaf: leaf[:1], split.tasks))
     suite = dataclasses.replace(suite, splits={"train": one})
     settings = {"suite": name, "grads": "mean", "hidden_sizes": HIDDEN, "value_clip": 0.2, **SETTINGS}
-    trainer = Trainer(options.replace(RunConfig(), settings), suite)
-    state = trainer.init()
+    loop = Loop(Trainer(options.replace(RunConfig(), settings), suite))
 
     def train() -> float:
-        nonlocal state
-        start = time.perf_counter()
-        for _ in range(UPDATES):
-            state, rollout = trainer.collect(trainer.env, state)
-            state, _ = trainer.update(state, rollout)
-        jax.block_until_ready(state.updates)
-        return time.perf_counter() - start
+        return seconds(lambda: loop(UPDATES))
 
     train()
     return train

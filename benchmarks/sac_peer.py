@@ -111,19 +111,9 @@ def trainer_of(**settings):
 
 def speed(python: str, rounds: int) -> str:
     """Gradient steps per second of both."""
-    import jax
-    from common import table, take_turns
+    from common import Loop, table, take_turns
 
-    trainer = trainer_of(num_envs=ENVS, warm_start=ENVS)
-    state = trainer.init()
-
-    def ours():
-        nonlocal state
-        for _ in range(ITERATIONS):
-            state, rollout = trainer.collect(trainer.env, state)
-            state, _ = trainer.update(state, rollout)
-        return state.updates
-
+    ours = Loop(trainer_of(num_envs=ENVS, warm_start=ENVS))
     root = pathlib.Path(__file__).resolve().parent.parent
     command = [python, __file__, "--serve=rejax"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -136,7 +126,7 @@ def speed(python: str, rounds: int) -> str:
             peer.stdin.flush()
             return float(peer.stdout.readline())
 
-        times = take_turns({"mtjax": lambda: jax.block_until_ready(ours()), "rejax": theirs}, rounds)
+        times = take_turns({"mtjax": lambda: ours(ITERATIONS), "rejax": theirs}, rounds)
         peer.stdin.close()
     steps = ITERATIONS * ENVS
     rates = [steps / times[name] for name in ("mtjax", "rejax")]
@@ -148,26 +138,24 @@ def returns(python: str, steps: int, seeds: int) -> str:
     """Return at equal steps of both."""
     import jax
     import numpy as np
-    from common import table
+    from common import Loop, seconds, table
 
     from mtjax.training.evaluation import Evaluator
 
     trainer = trainer_of(num_envs=1, num_seeds=seeds, warm_start=100, total_steps=steps)
-    start, state = time.perf_counter(), trainer.init()
-    for _ in range(trainer.num_updates):
-        state, rollout = trainer.collect(trainer.env, state)
-        state, _ = trainer.update(state, rollout)
-    jax.block_until_ready(state.updates)
-    seconds = [(time.perf_counter() - start) / seeds] * seeds
+    loop = Loop(trainer)
+    trained = loop.compile_seconds + seconds(lambda: loop(trainer.num_updates))
     evaluator = Evaluator(trainer.learner, trainer.suite, episodes=EPISODES, num_seeds=seeds, seed=0)
-    found = {"mtjax": (np.asarray(evaluator(state.learner, key=jax.random.key(1))["return"])[:, 0], seconds)}
+    found = {
+        "mtjax": (np.asarray(evaluator(loop.state.learner, key=jax.random.key(1))["return"])[:, 0], [trained / seeds])
+    }
 
     command = [python, __file__, "--serve=sb3", f"--steps={steps}", f"--seeds={seeds}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     theirs = np.asarray([line["return"] for line in lines]), [line["seconds"] for line in lines]
     found["stable-baselines3"] = theirs
-    rows = [[name, *interval(values), f"{np.mean(seconds):.0f}"] for name, (values, seconds) in found.items()]
+    rows = [[name, *interval(values), f"{np.mean(times):.0f}"] for name, (values, times) in found.items()]
     return table(["learner", f"return after {steps:,} steps", "95% interval", "seeds", "seconds a seed"], rows)
 
 

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 
 import jax
-from common import header, table, take_turns
+from common import Loop, header, table, take_turns
 
 from mtjax import options, suites
 from mtjax.launch import presets
 from mtjax.suites.base import Split, Suite
-from mtjax.training.config import RunConfig
 from mtjax.training.trainer import Trainer
 
 
@@ -32,30 +30,12 @@ def with_tasks(suite: Suite, number: int) -> Suite:
     return dataclasses.replace(suite, splits={"train": Split(infos, tasks)})
 
 
-class Loop:
-    """A training loop, its compile time, and a function that runs one update."""
-
-    def __init__(self, config: RunConfig, suite: Suite):
-        self.trainer = Trainer(config, suite)
-        self.state = self.trainer.init()
-        start = time.perf_counter()
-        self.collect = self.trainer.collect.lower(self.trainer.env, self.state).compile()
-        _, rollout = jax.eval_shape(self.trainer.collect, self.trainer.env, self.state)
-        self.update = self.trainer.update.lower(self.state, rollout).compile()
-        self.compile_seconds = time.perf_counter() - start
-
-    def __call__(self):
-        self.state, rollout = self.collect(self.trainer.env, self.state)
-        self.state, metrics = self.update(self.state, rollout)
-        return metrics
-
-
 def tasks(name: str, counts: list[int], environments: int, rounds: int) -> str:
     """The table over T."""
     loops = {}
     for count in counts:
         config = options.replace(presets.configure(name), {"num_envs": environments // count})
-        loops[count] = Loop(config, with_tasks(suites.make(name), count))
+        loops[count] = Loop(Trainer(config, with_tasks(suites.make(name), count)))
     times = take_turns(loops, rounds)
     base = loops[counts[0]].trainer.steps_per_update / times[counts[0]]
     rows = []
@@ -72,7 +52,8 @@ def seeds(name: str, counts: list[int], rounds: int) -> str:
     small = {"num_envs": 4, "rollout_length": 32}
     suite = suites.make(name)
     loops = {
-        count: Loop(options.replace(presets.configure(name), {**small, "num_seeds": count}), suite) for count in counts
+        count: Loop(Trainer(options.replace(presets.configure(name), {**small, "num_seeds": count}), suite))
+        for count in counts
     }
     times = take_turns(loops, rounds)
     rows = []

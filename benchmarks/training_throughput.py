@@ -14,7 +14,7 @@ import argparse
 
 import jax
 import jax.numpy as jnp
-from common import header, table, take_turns
+from common import Loop, header, table, take_turns
 
 from mtjax import suites
 from mtjax.launch import presets
@@ -68,17 +68,7 @@ def measure(name: str, learner: str, rounds: int) -> list[str]:
     config = settings(name, learner)
     trainer = Trainer(config, suites.make(name))
     alone = Trainer(config, suites.make(name))  # a host simulator has one state only
-    states = {"rollout": alone.init(), "loop": trainer.init()}
-
-    def rollout():
-        states["rollout"], transitions = alone.collect(alone.env, states["rollout"])
-        return transitions.reward
-
-    def loop():
-        states["loop"], transitions = trainer.collect(trainer.env, states["loop"])
-        states["loop"], metrics = trainer.update(states["loop"], transitions)
-        return metrics
-
+    rollout, loop = Loop(alone).rollout, Loop(trainer)
     only = Trainer(config, suites.make(name))
     work = {"simulator": simulator(only, config.hyper.rollout_length), "rollout": rollout, "loop": loop}
     times = take_turns(work, rounds)

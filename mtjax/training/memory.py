@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -51,24 +51,22 @@ def of_program(compiled: Any) -> Program | None:
     return Program(found.argument_size_in_bytes, results, found.temp_size_in_bytes)
 
 
-def describe(programs: Mapping[str, Program | None], free: int | None) -> str | None:
-    """What the programs of a run take on each device, in one line; None if nothing is known.
+def describe(program: Program | None, free: int | None) -> str | None:
+    """What a run's program takes on each device, in one line; None if that is not known.
 
     Args:
-        programs: by name. One runs at a time, so the largest counts.
-        free: bytes that are free now, with the state in place already.
+        program: that is run.
+        free: bytes that are free now, with state and rollout in place already.
     """
-    known = {name: program for name, program in programs.items() if program}
-    if not known:
+    if program is None:
         return None
-    name, most = max(known.items(), key=lambda item: item[1].total)
     text = (
-        f"memory of a device: {size_text(most.total)} in {name} (state and rollout {size_text(most.arguments)}, "
-        f"results {size_text(most.results)}, temporaries {size_text(most.temporaries)})"
+        f"memory of a device: {size_text(program.total)} (state and rollout {size_text(program.arguments)}, "
+        f"results {size_text(program.results)}, temporaries {size_text(program.temporaries)})"
     )
     if free is None:
         return text
-    more = most.results + most.temporaries
+    more = program.results + program.temporaries
     warning = "; this will probably not fit: lower num_envs or num_seeds" if more > free else ""
     return f"{text}; {size_text(free)} are free{warning}"
 

@@ -119,18 +119,17 @@ class Placement:
     def _sharding(self, *axes: str | None) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
 
-    def jit(self, function: Callable, *, takes: Any = None, gives: Any, donate: int | None = None) -> Callable:
+    def jit(self, function: Callable, *, takes: Any = None, gives: Any, donate: int | tuple[int, ...] = ()) -> Callable:
         """``jax.jit`` with shardings.
 
         Args:
             function: a pure function.
             takes: shardings of its arguments; None leaves them to the arguments.
             gives: shardings of its results.
-            donate: index of the argument that is donated, if one is.
+            donate: indices of the arguments that are donated.
         """
-        donated = () if donate is None else (donate,)
         if self.mesh is None:
-            return jax.jit(function, donate_argnums=donated)
+            return jax.jit(function, donate_argnums=donate)
 
         @functools.wraps(function)
         def traced(*arguments: Any) -> Any:
@@ -138,7 +137,7 @@ class Placement:
                 return function(*arguments)
 
         shardings = {"out_shardings": gives} | ({} if takes is None else {"in_shardings": takes})
-        return jax.jit(traced, donate_argnums=donated, **shardings)
+        return jax.jit(traced, donate_argnums=donate, **shardings)
 
     def place(self, tree: Any, shardings: Any) -> Any:
         """The tree where ``shardings``, a tree or the beginning of one, say."""

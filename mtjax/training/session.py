@@ -1,4 +1,4 @@
-"""One process's work on a run: the host loop around the trainer's two programs."""
+"""One process's work on a run: the host loop around the trainer's program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from mtjax.training.config import MODES, RunConfig
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.progress import Progress
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation
-from mtjax.training.trainer import STREAM_EVALUATION, Trainer, TrainState
+from mtjax.training.trainer import FLAGS, STREAM_EVALUATION, Part, Trainer, TrainState
+
+CALL_SECONDS = 1.0  # that a call of the program may take: for so long a signal waits
 
 
 class Diverged(RuntimeError):
@@ -51,6 +53,7 @@ class Session:
         self.bar: Progress = bar
         self.stop: threading.Event | processes.CommonStop = processes.CommonStop(stop) if processes.several() else stop
         self.update = 0
+        self.pace: float | None = None  # seconds an update, once one was timed
         self.saved: int | None = None  # step of the newest checkpoint
         self.lost: dict[str, dict[str, Any]] = {}
         self.seconds_before = 0.0
@@ -130,14 +133,12 @@ class Session:
         return [*messages, f"resumed from checkpoint {step}"]
 
     def _compile(self) -> None:
-        """Compile both programs before the clock of steps per second starts."""
-        with self.bar.compiling("the rollout"):
-            self._collect = self.trainer.collect.lower(self.trainer.env, self.state).compile()
-        _, rollout = jax.eval_shape(self.trainer.collect, self.trainer.env, self.state)
-        with self.bar.compiling("the update"):
-            self._update = self.trainer.update.lower(self.state, rollout).compile()
-        programs = {"the rollout": self._collect, "the update": self._update}
-        taken = memory.describe({name: memory.of_program(c) for name, c in programs.items()}, free_memory())
+        """Compile before the clock of steps per second starts."""
+        with self.bar.compiling("rollout and update"):
+            self._rollout = self.trainer.no_rollout(self.state)
+            whole = self.trainer.train.lower(self.trainer.env, self.state, self._rollout, Part.of(1))
+            self._train = whole.compile()
+        taken = memory.describe(memory.of_program(self._train), free_memory())
         if taken:
             self.bar.message(taken)
 
@@ -154,17 +155,23 @@ class Session:
         metrics = None
         while self.update < total:
             log = (self.update + 1) % log_every == 0 or self.update + 1 == total
-            before, (metrics, timing) = metrics, self._one_update(timed=log)
-            if before is not None:  # one update late, so that the device never waits for the host
-                self._check(before, self.step - self.trainer.steps_per_update)
+            before, timing = metrics, {}
             if log:
-                self._check(metrics, self.step)
+                metrics, timing = self._one_update()
+            else:
+                pauses = [self.update + every - self.update % every for every in (evaluate_every, checkpoint_every)]
+                logged = min(total, self.update + log_every - self.update % log_every)
+                metrics = self._several_updates(until=min(logged - 1, *pauses))
+            if before is not None:  # one call late, so that the device never waits for the host
+                self._check(before)
+            if log:
+                self._check(metrics)
                 now = time.monotonic()
                 timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - self.mark)
                 self.mark, mark_step = now, self.step
                 self._log(metrics, timing)
             if self.update % evaluate_every == 0 and self.update < total:
-                self._check(metrics, self.step)
+                self._check(metrics)
                 with self._paused():
                     for split in filter(self._has_policy, self.config.evaluation_splits):
                         for mode in self.config.evaluation_modes:
@@ -196,38 +203,53 @@ class Session:
         """A number of environment steps as whole updates, at least one."""
         return max(1, round(steps / self.trainer.steps_per_update if steps else default))
 
-    def _one_update(self, *, timed: bool) -> tuple[Mapping[str, Any], dict[str, float]]:
-        """Rollout, then update. Waiting in between tells how long each takes."""
+    def _call(self, part: Part) -> Mapping[str, Any]:
+        """The program, once. Returns the metrics."""
+        self.state, self._rollout, metrics = self._train(self.trainer.env, self.state, self._rollout, part)
+        return metrics
+
+    def _one_update(self) -> tuple[Mapping[str, Any], dict[str, float]]:
+        """Rollout, then update. Waiting before, between and after tells how long each takes."""
+        jax.block_until_ready(self.state.updates)
         start = time.perf_counter()
-        self.state, rollout = self._collect(self.trainer.env, self.state)
-        if timed:
-            jax.block_until_ready(rollout.reward)
+        self._call(Part.of(1, updates=False))
+        jax.block_until_ready(self._rollout.reward)
         middle = time.perf_counter()
-        self.state, metrics = self._update(self.state, rollout)
+        metrics = jax.block_until_ready(self._call(Part.of(1, collects=False)))
+        end = time.perf_counter()
         self.update += 1
-        if not timed:
-            return metrics, {}
-        jax.block_until_ready(metrics)
-        return metrics, {"seconds/rollout": middle - start, "seconds/update": time.perf_counter() - middle}
+        self.pace = processes.from_first(max(1, round((end - start) * 1e6))) / 1e6  # of all processes: the same
+        return metrics, {"seconds/rollout": middle - start, "seconds/update": end - middle}
+
+    def _several_updates(self, until: int) -> Mapping[str, Any]:
+        """As many updates as go into one call, but none after ``until``. How many changes no number."""
+        count = 1
+        if self.suite.on_device and self.pace is not None:  # a simulator on the host may fail, and is slow anyway
+            count = max(1, min(until - self.update, int(CALL_SECONDS / self.pace)))
+        metrics = self._call(Part.of(count))
+        self.update += count
+        return metrics
 
     def _log(self, metrics: Mapping[str, Any], timing: Mapping[str, float]) -> None:
         self.state, episodes = self.trainer.report(self.state)
         values = {**episodes, **metrics, **timing}
-        values = {name: np.asarray(v) for name, v in values.items() if name not in ("finite", "finite_state")}
+        values = {name: np.asarray(v) for name, v in values.items() if name not in FLAGS}
         self.recorder.train(self.step, self.update, self.seconds, values)
         self.bar.update(self.step, values)
 
-    def _check(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Look for trials in which the update that ended at ``step`` left anything not finite.
+    def _check(self, metrics: Mapping[str, Any]) -> None:
+        """Look for trials in which an update of the call that gave the metrics left anything not finite.
 
         Raises:
             Diverged: no trial is left; the message names seed and task.
         """
-        losses, state = np.asarray(metrics["finite"]), np.asarray(metrics["finite_state"])  # [S, T], [S]
+        losses, state, updates = (np.asarray(metrics[name]) for name in FLAGS)  # [S, T], [S], [S]
         if losses.all() and state.all():
             return
         for trial, rows in self.trainer.rows.slices.items():
             if trial not in self.lost and not (losses[rows].all() and state[rows].all()):
+                bad = ~(losses[rows].all(axis=1) & state[rows])
+                step = int(updates[rows][bad].min()) * self.trainer.steps_per_update
                 message = self._diverged(trial, losses[rows], state[rows], step)
                 self.lost[trial] = {"step": step, "message": message}
                 self.recorder.event(step, self.seconds, message)
@@ -261,7 +283,7 @@ class Session:
     def _save(self, metrics: Mapping[str, Any]) -> None:
         if self.saved == self.step:
             return
-        self._check(metrics, self.step)  # which waits for the update: its seconds are training's
+        self._check(metrics)  # which waits for the update: its seconds are training's
         with self._paused():
             self.recorder.sync()
             host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}

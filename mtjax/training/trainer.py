@@ -1,4 +1,4 @@
-"""The trainer: a run's compiled programs. ``collect`` and ``update`` are all that training consists of."""
+"""The trainer: a run's pure functions, compiled. ``collect`` and ``update`` are all that training consists of."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from mtjax.training import meshes, packing
 from mtjax.training.config import RunConfig
 from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
 
+# Of the metrics: what tells whether a seed, and which of its tasks, is still finite, and after how many updates.
+FLAGS = ("finite", "finite_state", "updates")
+
 # Streams of randomness folded into a run's key: adding one never changes another.
 STREAM_INIT, STREAM_ENV, STREAM_ROLLOUT, STREAM_UPDATE, STREAM_EVALUATION = range(5)
 
@@ -41,8 +44,29 @@ class TrainState(NamedTuple):
     updates: Array
 
 
+class Part(NamedTuple):
+    """What a call of :attr:`Trainer.train` does; int32 numbers, so that one program does all of it.
+
+    Attributes:
+        count: how often.
+        collects, updates: 1, or 0 to leave that half out.
+    """
+
+    count: Array
+    collects: Array
+    updates: Array
+
+    @classmethod
+    def of(cls, count: int, *, collects: bool = True, updates: bool = True) -> Part:
+        """From Python numbers."""
+        return cls(*(np.int32(number) for number in (count, collects, updates)))
+
+
 class Trainer:
     """The pure functions of one run, jitted. Holds no state that training changes.
+
+    ``collect`` and ``update`` are for programs that look at what lies between them. ``train`` is both of them, over and
+    over in ONE compiled loop that never goes back to Python: what a run calls.
 
     Attributes:
         rows: who is who along the seed axis.
@@ -75,6 +99,12 @@ class Trainer:
         state, rollout, metrics = self.shardings, place.rollout, place.everywhere
         self.collect = place.jit(self._collect, takes=(place.everywhere, state), gives=(state, rollout), donate=1)
         self.update = place.jit(self._update, takes=(state, rollout), gives=(state, metrics), donate=0)
+        self.train = place.jit(
+            self._train,
+            takes=(place.everywhere, state, rollout, place.everywhere),
+            gives=(state, rollout, metrics),
+            donate=(1, 2),
+        )
         self.report = place.jit(self._report, takes=(state,), gives=(state, metrics), donate=0)
 
     def init(self) -> TrainState:
@@ -83,6 +113,11 @@ class Trainer:
         # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
         state = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), state, is_leaf=replay.is_replay)
         return self.placement.place(state, self.shardings)
+
+    def no_rollout(self, state: TrainState) -> Transitions:
+        """Zeros in the place of a rollout: where :attr:`train` puts its first one."""
+        like = jax.eval_shape(self._collect, self.env, state)[1]
+        return self.placement.jit(functools.partial(_zeros, like), gives=self.placement.rollout)()
 
     @property
     def _seeds(self) -> np.ndarray:
@@ -156,8 +191,47 @@ class Trainer:
         """Learn from one rollout."""
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_UPDATE), state.updates)
         learner, metrics = jax.vmap(self.learner.update)(state.learner, rollout, keys)
-        metrics = {**metrics, "finite_state": _all_finite(learner)}
-        return state._replace(learner=learner, updates=state.updates + 1), metrics
+        done = state.updates + 1
+        metrics = {**metrics, "finite_state": _all_finite(learner), "updates": done}
+        return state._replace(learner=learner, updates=done), metrics
+
+    def _train(
+        self, env: VectorEnv, state: TrainState, rollout: Transitions, part: Part
+    ) -> tuple[TrainState, Transitions, Mapping[str, Array]]:
+        """``part.count`` times a rollout and an update, or one of them: the same numbers as call by call.
+
+        The halves are loops of one turn or none. XLA fuses nothing across the edge of a loop and lets its state lie
+        where it is, so that neither rounding nor memory hangs on how many updates a call makes.
+
+        Args:
+            env: the training environments.
+            state: where to start; donated.
+            rollout: what to learn from where nothing is collected; donated.
+            part: how often, and which half.
+
+        Returns:
+            (state, the last rollout, the last metrics). Of a seed for which an update left anything not finite,
+            the :data:`FLAGS` are those of the first such update.
+        """
+        metrics = _zeros(jax.eval_shape(self._update, state, rollout)[1])
+        metrics = {**metrics, **{name: jnp.ones_like(metrics[name]) for name in ("finite", "finite_state")}}
+
+        def update(rollout: Transitions, carry: Any) -> Any:
+            state, before = carry
+            state, after = self._update(state, rollout)
+            return state, {**after, **_first_not_finite(before, after)}
+
+        def once(_: Array, carry: Any) -> Any:
+            state, rollout, metrics = carry
+            state, rollout = jax.lax.fori_loop(
+                0, part.collects, lambda _, carry: self._collect(env, carry[0]), (state, rollout)
+            )
+            state, metrics = jax.lax.fori_loop(
+                0, part.updates, lambda _, carry: update(rollout, carry), (state, metrics)
+            )
+            return state, rollout, metrics
+
+        return jax.lax.fori_loop(0, part.count, once, (state, rollout, metrics))
 
     def _report(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
         """Averages of the episodes that ended since the last report, which are then forgotten."""
@@ -220,6 +294,17 @@ def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
 
 def _fold(keys: Array, stream: int) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
+
+
+def _first_not_finite(before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Array]:
+    """The flags after an update; of a seed that was not finite before, those that it had."""
+    fine = before["finite"].all(axis=1) & before["finite_state"]  # [S]
+    wide = {name: fine[:, None] if name == "finite" else fine for name in FLAGS}
+    return {name: jnp.where(wide[name], after[name], before[name]) for name in FLAGS}
+
+
+def _zeros(like: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 
 def _all_finite(tree: Any) -> Array:

@@ -127,10 +127,9 @@ def test_what_a_compiled_program_takes():
 
 
 def test_memory_in_one_line():
-    programs = {"the rollout": Program(3 * GB, GB, GB), "the update": Program(4 * GB, 0, 2 * GB), "other": None}
-    text = memory.describe(programs, 10 * GB)
-    assert text == (
-        "memory of a device: 6 GB in the update (state and rollout 4 GB, results 0 B, temporaries 2 GB); 10 GB are free"
-    )
-    assert memory.describe(programs, GB).endswith("this will probably not fit: lower num_envs or num_seeds")
-    assert memory.describe({"the update": None}, GB) is None
+    program = Program(4 * GB, 0, 2 * GB)
+    text = memory.describe(program, 10 * GB)
+    assert text == "memory of a device: 6 GB (state and rollout 4 GB, results 0 B, temporaries 2 GB); 10 GB are free"
+    assert memory.describe(program, GB).endswith("this will probably not fit: lower num_envs or num_seeds")
+    assert memory.describe(program, None).endswith("temporaries 2 GB)")
+    assert memory.describe(None, GB) is None

@@ -16,7 +16,7 @@ from mtjax.learners import replay
 from mtjax.learners.config import SACConfig
 from mtjax.training import memory, packed, record, run
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.trainer import Trainer
+from mtjax.training.trainer import Part, Trainer
 
 setting, no_plots = test_run.setting, test_run.no_plots  # fixtures
 
@@ -48,6 +48,8 @@ def test_a_seed_in_a_batch_is_the_seed_alone():
     chex.assert_trees_all_close(own, test_trainer._numbers((alone, metrics)), rtol=1e-3, atol=1e-4)
     assert trainer.collect._cache_size() == trainer.update._cache_size() == 1
     assert metrics["finite"].all() and metrics["finite_state"].all() and metrics["loss"].shape == (1, 2)
+    one_call = test_trainer.by_calls(trainer, Part.of(3))
+    chex.assert_trees_all_equal(*map(test_trainer._numbers, (one_call, (batch, together))))
 
 
 def test_a_simulator_on_the_host():

@@ -26,7 +26,7 @@ from mtjax.training import config as training_config
 from mtjax.training import plots, record, run
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
-from mtjax.training.trainer import Trainer
+from mtjax.training.trainer import Part, Trainer
 
 UPDATES, STEPS = 8, 2 * 2 * 8  # of a run, of an update
 CONFIG = RunConfig(
@@ -394,6 +394,27 @@ test_run._train(sys.argv[2])
 """
 
 
+def test_how_many_updates_a_call_makes_changes_nothing(straight, tmp_path, no_plots, monkeypatch):
+    """Between two lines of the record a run does not return to Python, but for what is due then."""
+    config = dataclasses.replace(CONFIG, log_every=5, evaluate_every=4 * STEPS, checkpoint_every=3 * STEPS)
+    call, counts = run.Session._call, []
+
+    def spy(self, part):
+        counts.append(tuple(map(int, part)))
+        self.pace = self.pace or 1e-6
+        return call(self, part)
+
+    monkeypatch.setattr(run.Session, "_call", spy)
+    _train(tmp_path / "run", config)
+    timed = [(1, 1, 0), (1, 0, 1)]
+    assert counts == [(1, 1, 1), (2, 1, 1), (1, 1, 1), *timed, (1, 1, 1), (1, 1, 1), *timed]
+    chex.assert_trees_all_equal(_state(tmp_path / "run")[1], _state(straight[0])[1])
+    mine, theirs = (
+        [x for x in _lines(folder) if x["kind"] == "evaluation"] for folder in (tmp_path / "run", straight[0])
+    )
+    chex.assert_trees_all_equal([x["values"] for x in mine], [x["values"] for x in theirs])
+
+
 def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, setting, no_plots):
     """Nothing is tidied up after SIGKILL: the record is ahead of the checkpoint, and neither may be lost or doubled."""
     here = str(pathlib.Path(__file__).parent)
@@ -431,6 +452,18 @@ def test_nan_stops_the_run_and_names_task_step_and_checkpoint(tmp_path, no_plots
     assert _events(tmp_path / "run") == [message]
     with Checkpointer(tmp_path / "run", read_only=True) as saver:
         assert saver.latest_step == 2 * STEPS
+
+
+def test_the_first_update_that_is_not_finite_is_told_by_a_call_of_many():
+    """Later ones make NaN of what the tasks share, and of every loss."""
+    suite = make_suite("run-breaks", horizon=1000, breaks_at=30)
+    trainer = Trainer(dataclasses.replace(CONFIG, suite=suite.name), suite)
+    state = trainer.init()
+    _, _, metrics = trainer.train(trainer.env, state, trainer.no_rollout(state), Part.of(UPDATES))
+    np.testing.assert_array_equal(metrics["updates"], [4, 4])
+    np.testing.assert_array_equal(metrics["finite"], [[True, False]] * 2)
+    assert not metrics["finite_state"].any()
+    assert np.isnan(metrics["loss"]).all()  # of the last update
 
 
 def test_outside_the_main_thread_signals_are_left_alone():

@@ -17,7 +17,7 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.suites.bodies import combine
 from mtjax.training.config import RunConfig
 from mtjax.training.evaluation import Evaluator
-from mtjax.training.trainer import Trainer
+from mtjax.training.trainer import Part, Trainer
 
 CONFIG = RunConfig(
     suite="trainer-probe",
@@ -66,14 +66,22 @@ def test_a_seed_in_a_batch_is_the_seed_alone():
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
 
 
+def by_calls(trainer, *parts):
+    """State and last metrics after these calls of the trainer's one program, which must stay one."""
+    state = trainer.init()
+    rollout, metrics = trainer.no_rollout(state), None
+    for part in parts:
+        state, rollout, metrics = trainer.train(trainer.env, state, rollout, part)
+    assert trainer.train._cache_size() == 1
+    return state, metrics
+
+
 def test_the_same_configuration_twice_is_bit_for_bit_the_same():
-    """Determinism per configuration is a promise."""
-    trainer, state, metrics = _trained()
-    again, others = trainer.init(), None
-    for _ in range(UPDATES):
-        again, rollout = trainer.collect(trainer.env, again)
-        again, others = trainer.update(again, rollout)
-    chex.assert_trees_all_equal(_numbers((state, metrics)), _numbers((again, others)))
+    """Determinism per configuration is a promise, however many updates a call makes, and if halves are called alone."""
+    trainer, *want = _trained()
+    halves = (Part.of(1, updates=False), Part.of(1, collects=False))
+    for parts in ([Part.of(UPDATES)], [Part.of(1), *halves, Part.of(1)], [*halves, Part.of(UPDATES - 1)]):
+        chex.assert_trees_all_equal(_numbers(by_calls(trainer, *parts)), _numbers(tuple(want)))
 
 
 def test_one_program_each_and_counts():
