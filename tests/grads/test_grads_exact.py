@@ -294,14 +294,18 @@ def test_random_weights_have_their_distribution():
 @pytest.mark.parametrize("kind", ["normal", "dirichlet"])
 def test_random_weights_are_made_of_their_draws(kind, num_tasks, dtype):
     """Softmax of normals, or exponentials over their sum, at every size."""
-    with jax.enable_x64(dtype == "float64"):
-        key = jax.random.key(5)
+
+    @quick.jit
+    def draws(key):
         weights, after = grads.rlw(kind).update(jnp.eye(num_tasks, dtype=dtype), key)
         kept, draw = jax.random.split(key)
         sample = jax.random.normal if kind == "normal" else jax.random.uniform
-        drawn = np.asarray(sample(draw, (num_tasks,), dtype), float)
-        assert (jax.random.key_data(after) == jax.random.key_data(kept)).all()
-    shares = np.exp(drawn) if kind == "normal" else -np.log(drawn)
+        return weights, sample(draw, (num_tasks,), dtype), jax.random.key_data(after), jax.random.key_data(kept)
+
+    with jax.enable_x64(dtype == "float64"):
+        weights, drawn, after, kept = map(np.asarray, draws(jax.random.key(5)))
+        assert (after == kept).all()
+    shares = np.exp(drawn.astype(float)) if kind == "normal" else -np.log(drawn.astype(float))
     assert weights.dtype == dtype
     np.testing.assert_allclose(weights, shares / shares.sum(), rtol=200 * np.finfo(dtype).eps)
 

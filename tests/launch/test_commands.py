@@ -31,7 +31,7 @@ TINY = (
 
 def start(name: str, *arguments: str) -> subprocess.Popen:
     """Start ``python -m mtjax.launch.<name>``."""
-    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, "-m", f"mtjax.launch.{name}", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environ, cwd=ROOT, **pipes)
