@@ -71,6 +71,13 @@ def _start(agent, seed=0):
     return start(jax.random.key(seed))
 
 
+@functools.cache
+def _compiled(**options):
+    """(agent, a fresh state, a rollout, the compiled update) of an agent that several tests ask for."""
+    agent = _make(**options)
+    return agent, *_start(agent), jax.jit(agent.update)
+
+
 def _batch(agent, state, rollout):
     """The minibatch of everything, with old values and log-probabilities moved so that clips bite."""
     batch, _, _ = jax.jit(agent._targets)(state, rollout)
@@ -209,9 +216,7 @@ def test_targets_by_hand():
 
 def test_scaling_one_tasks_rewards_changes_nothing():
     """With return scaling, a task that pays in thousands counts as much as one that pays in cents."""
-    agent = _make(method=grads.mean())
-    state, rollout = _start(agent)
-    update = jax.jit(agent.update)
+    _, state, rollout, update = _compiled()
     richer = rollout._replace(reward=rollout.reward * jnp.asarray([1.0, 1000.0, 1.0])[:, None])
     _close(update(state, rollout, KEY)[0].params, update(state, richer, KEY)[0].params, rtol=1e-3, atol=1e-4)
 
@@ -262,8 +267,8 @@ def test_gradients_are_those_of_each_task_alone_and_mean_is_the_average_loss():
 def test_joint_and_separate_surgery():
     """'separate' resolves a conflict of the policies even where the value networks agree; 'joint' sees their sum."""
     agents = {how: _make(method=grads.pcgrad(), tasks=2, surgery=how) for how in ("joint", "separate")}
-    state = agents["joint"].init(jax.random.key(0))
-    shared, _ = ppo.split(state.params)
+    states = {how: jax.jit(agent.init)(KEY) for how, agent in agents.items()}
+    shared, _ = ppo.split(states["joint"].params)
     zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape)), shared)
 
     def bias(tree, part, rows):
@@ -274,7 +279,7 @@ def test_joint_and_separate_surgery():
     losses = dict.fromkeys(("loss", "loss/policy", "loss/value"), jnp.zeros(2))
     found = {}
     for how, agent in agents.items():
-        direction, _, diagnostics = agent._combine(agent.init(KEY).grads, shared, zeros, losses)
+        direction, _, diagnostics = jax.jit(agent._combine)(states[how].grads, shared, zeros, losses)
         found[how] = [direction[part]["head"]["params"]["Dense_0"]["bias"] for part in ("policy", "value")]
         assert diagnostics["grads/conflict"] == (how == "separate")
     np.testing.assert_allclose(found["joint"][0], [0.0, 1.0], atol=1e-6)  # the plain sum
@@ -312,9 +317,10 @@ def test_bound_cost_draws_means_back_to_the_bounds_and_no_further():
         return agent.task_loss(*of_task, state.hyper, KEY)[1]["loss/policy"]
 
     bias = jnp.asarray([3.0, -0.9])
-    gradient = jax.grad(loss)(bias)
+    gradient = jax.jit(jax.grad(loss))(bias)
     np.testing.assert_allclose(gradient, [0.1 * 2 * (3.0 - 1.0), 0.0], rtol=0.05)
-    np.testing.assert_allclose(jax.grad(functools.partial(loss, agent=_make(entropy_cost=0.0)))(bias), 0.0, atol=1e-7)
+    without = functools.partial(loss, agent=_make(entropy_cost=0.0))
+    np.testing.assert_allclose(jax.jit(jax.grad(without))(bias), 0.0, atol=1e-7)
 
 
 def test_large_values_do_not_clip_the_policy():
@@ -322,7 +328,7 @@ def test_large_values_do_not_clip_the_policy():
     policies = []
     for cost in (1.0, 1000.0):
         agent = _make(arrangement="multi_head", max_grad_norm=1e-3, value_cost=cost, num_epochs=1, num_minibatches=1)
-        state, rollout = _start(agent)
+        _, state, rollout, _ = _compiled(arrangement="multi_head")
         policies.append(jax.jit(agent.update)(state, rollout, KEY)[0].params["policy"])
     for one, other, start in zip(*map(jax.tree.leaves, (*policies, state.params["policy"])), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
@@ -332,8 +338,7 @@ def test_large_values_do_not_clip_the_policy():
 @pytest.mark.parametrize("arrangement", ["none", "multi_head", "one_hot"])
 def test_permuting_the_tasks_permutes_the_result(arrangement):
     """Results must not depend on the order in which a suite lists its tasks."""
-    agent = _make(arrangement=arrangement)
-    state, rollout = _start(agent)
+    _, state, rollout, update = _compiled() if arrangement == "one_hot" else _compiled(arrangement=arrangement)
     order = np.array([2, 0, 1])
 
     def codes(params):
@@ -360,7 +365,6 @@ def test_permuting_the_tasks_permutes_the_result(arrangement):
     def keep(state):
         return state._replace(grads=(), shared_optimizer=())
 
-    update = jax.jit(agent.update)
     straight, metrics = update(state, rollout, KEY)
     other, others = update(permute(state), jax.tree.map(lambda x: x[:, order], rollout), KEY)
     _close(keep(permute(straight)), keep(other), rtol=1e-3, atol=1e-5)
@@ -410,7 +414,7 @@ def test_padded_actions_get_no_gradient(kind):
 
 
 def test_learning_rate_schedules():
-    state, _ = _start(_make())
+    _, state, _, _ = _compiled()
     expected = {"constant": [1.0, 1.0, 1.0], "linear": [1.0, 0.5, 0.0], "cosine": [1.0, 0.5, 0.0]}
     for schedule, factors in expected.items():
         agent = _make(learning_rate_schedule=schedule, updates=10)
@@ -435,17 +439,18 @@ def test_the_learning_rate_is_used():
 
 def test_the_entropy_cost_follows_its_schedule():
     """An update at half of the run is one at half of the cost; at its end, one at none; and the cost matters."""
+    _, state, rollout, constant = _compiled()
+    falling = jax.jit(_make(updates=10, entropy_schedule="linear").update)
 
-    def updated(done, **options):
-        agent = _make(updates=10, **options)
-        state, rollout = _start(agent)
-        new, metrics = jax.jit(agent.update)(state._replace(updates=jnp.asarray(done, jnp.int32)), rollout, KEY)
+    def updated(update, done, cost):
+        hyper = state.hyper._replace(entropy_cost=jnp.asarray(cost, jnp.float32))
+        new, metrics = update(state._replace(updates=jnp.asarray(done, jnp.int32), hyper=hyper), rollout, KEY)
         return new.params, metrics["loss/policy"]
 
-    falling = {"entropy_cost": 0.5, "entropy_schedule": "linear"}
+    fallen = {done: updated(falling, done, 0.5) for done in (0, 5, 10)}
     for done, cost in ((0, 0.5), (5, 0.25), (10, 0.0)):
-        chex.assert_trees_all_equal(updated(done, **falling), updated(done, entropy_cost=cost))
-    assert np.abs(updated(0, **falling)[1] - updated(10, **falling)[1]).min() > 0.1
+        chex.assert_trees_all_equal(fallen[done], updated(constant, done, cost))
+    assert np.abs(fallen[0][1] - fallen[10][1]).min() > 0.1
 
 
 def test_adaptive_kl():
@@ -478,13 +483,11 @@ def test_target_kl_stops_the_update_and_keeps_what_was_learnt():
 
 def test_hyper_parameters_vmap():
     """Two learning rates in one program are two runs."""
-    agent = _make()
-    state, rollout = _start(agent)
+    agent, state, rollout, update = _compiled()
     rates = [1e-3, 1e-2]
     with_rate = [state._replace(hyper=state.hyper._replace(learning_rate=jnp.asarray(r))) for r in rates]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *with_rate)
     both, _ = jax.jit(jax.vmap(agent.update, in_axes=(0, None, None)))(stacked, rollout, KEY)
-    update = jax.jit(agent.update)
     for index, one in enumerate(with_rate):
         _close(_task(both, index), update(one, rollout, KEY)[0], rtol=1e-3, atol=1e-5)
 
@@ -563,14 +566,14 @@ def test_policy_for_evaluation(kind):
     agent = _make(action=action, arrangement="multi_head")
     state, rollout = _start(agent)
     observation, other = rollout.observation[0], jax.random.key(9)
-    yes, no = jnp.asarray(True), jnp.asarray(False)
-    mode = agent.evaluation_policy(state, observation, KEY, yes)
+    yes, no, act = jnp.asarray(True), jnp.asarray(False), jax.jit(agent.evaluation_policy)
+    mode = act(state, observation, KEY, yes)
     assert mode.shape == (T, E, *action.shape)
-    np.testing.assert_array_equal(mode, agent.evaluation_policy(state, observation, other, yes))
-    drawn = agent.evaluation_policy(state, observation, KEY, no)
-    assert (drawn != agent.evaluation_policy(state, observation, other, no)).any()
+    np.testing.assert_array_equal(mode, act(state, observation, other, yes))
+    drawn = act(state, observation, KEY, no)
+    assert (drawn != act(state, observation, other, no)).any()
     few = jnp.broadcast_to(observation[:1, :1], (5, E, OBS))
-    unseen = agent.evaluation_policy(state, few, KEY, yes, unseen=Unseen(jnp.zeros((5, 0)), jnp.ones((5, action.size))))
+    unseen = act(state, few, KEY, yes, unseen=Unseen(jnp.zeros((5, 0)), jnp.ones((5, action.size))))
     assert unseen.shape == (5, E, *action.shape)
     np.testing.assert_array_equal(unseen[0], unseen[4])
 
