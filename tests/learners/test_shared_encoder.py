@@ -62,14 +62,19 @@ def test_through_the_encoder_is_the_whole_network(case):
         behind(encoder, config), outputs=2, sizes=config.hidden_sizes, gain=1.0, **{**shape, "inputs": encoder.width}
     )
     apart = through(encoder, rest)
-    p = apart.init(jax.random.key(1))
+    p = jax.jit(apart.init)(jax.random.key(1))
     merged = Parameters(*({**side["encoder"], **side["rest"]} for side in p))
-    assert jax.tree.structure(merged) == jax.tree.structure(whole.init(jax.random.key(0)))
+    assert jax.tree.structure(merged) == jax.tree.structure(jax.eval_shape(whole.init, jax.random.key(0)))
     tasks, x = training_tasks(T, CONTEXTS), jax.random.normal(jax.random.key(2), (T, 7, OBS))
-    each = functools.partial(jax.vmap, in_axes=(None, 0, 0, 0))
-    np.testing.assert_allclose(each(apart.apply)(*p, tasks, x), each(whole.apply)(*merged, tasks, x), rtol=1e-6)
-    told, known = each(apart.diagnose)(*p, tasks, x), each(whole.diagnose)(*merged, tasks, x)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), dict(told), dict(known))
+
+    def said(network):
+        def of_task(*args):
+            return network.apply(*args), dict(network.diagnose(*args))
+
+        return jax.jit(jax.vmap(of_task, in_axes=(None, 0, 0, 0)))
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(close, said(apart)(*p, tasks, x), said(whole)(*merged, tasks, x))
     if whole.last_shared:
         assert apart.last_shared.split("/", 1)[1] == whole.last_shared
 
@@ -111,7 +116,7 @@ def test_updates(case, learner):
 def test_the_policy_acts_on_what_the_value_networks_encoder_says(learner):
     """Another encoder of the critics, other actions; another head of theirs, the same ones."""
     agent = AGENTS[learner](_network("an encoder a task"))
-    state = agent.init(jax.random.key(0))
+    state, policy = jax.jit(agent.init)(jax.random.key(0)), jax.jit(agent.evaluation_policy)
     x = jax.random.normal(jax.random.key(1), (T, E, OBS))
 
     def act(change):
@@ -119,7 +124,7 @@ def test_the_policy_acts_on_what_the_value_networks_encoder_says(learner):
         private, shared = ({k: dict(v) for k, v in side.items()} for side in (value.private, value.shared))
         change(shared, private)
         params = {**state.params, VALUES[learner]: Parameters(shared, private)}
-        return agent.evaluation_policy(state._replace(params=params), x, jax.random.key(0), jnp.asarray(True))
+        return policy(state._replace(params=params), x, jax.random.key(0), jnp.asarray(True))
 
     def other_encoder(shared, private):
         private["encoder"] = jax.tree.map(lambda leaf: leaf + 0.5, private["encoder"])
@@ -137,14 +142,19 @@ def test_who_teaches_the_encoder_of_ppo(teachers, taught):
     """Without a value loss the encoder has a gradient only where the policy teaches, too."""
     config = PPOConfig(rollout_length=H, num_epochs=1, num_minibatches=1, value_cost=0.0)
     agent = ppo._PPO(config, _network("care", teachers), grads.mean(), SPEC, num_envs=E, num_updates=2)
-    state, rollout = agent.init(jax.random.key(0)), rollout_of({})
-    _, extras = jax.vmap(agent.act, in_axes=(None, 0, None))(state, rollout.observation, jax.random.key(1))
-    batch, _, _ = agent._targets(state, rollout._replace(extras=extras))
-    shared, private = ppo.split(state.params)
-    loss = functools.partial(agent.task_loss, hyper=state.hyper, key=jax.random.key(2))
-    found = jax.vmap(jax.grad(loss, has_aux=True), in_axes=(None, 0, 0, 0, 0))(
-        shared, private, agent.tasks, agent.masks, batch
-    )[0]
+    rollout = rollout_of({})
+
+    @jax.jit
+    def gradients(key):
+        state = agent.init(key)
+        _, extras = jax.vmap(agent.act, in_axes=(None, 0, None))(state, rollout.observation, jax.random.key(1))
+        batch, _, _ = agent._targets(state, rollout._replace(extras=extras))
+        shared, private = ppo.split(state.params)
+        loss = functools.partial(agent.task_loss, hyper=state.hyper, key=jax.random.key(2))
+        of_tasks = jax.vmap(jax.grad(loss, has_aux=True), in_axes=(None, 0, 0, 0, 0))
+        return of_tasks(shared, private, agent.tasks, agent.masks, batch)[0]
+
+    found = gradients(jax.random.key(0))
     norms = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found["value"]["encoder"])]
     assert all(norm > 0 for norm in norms) if taught else all(norm == 0 for norm in norms)
     assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(found["value"]["rest"]))
@@ -153,8 +163,8 @@ def test_who_teaches_the_encoder_of_ppo(teachers, taught):
 def test_sacs_targets_have_a_slow_encoder_of_their_own():
     agent = AGENTS["sac"](_network("care"))
     rollout = rollout_of({"action": jnp.zeros((H, T, E, A), jnp.float32)})
-    before = agent.init(jax.random.key(0))
-    after, _ = agent.update(before, rollout, jax.random.key(1))
+    before = jax.jit(agent.init)(jax.random.key(0))
+    after, _ = jax.jit(agent.update)(before, rollout, jax.random.key(1))
     old, new = (state.params["critic"].shared["encoder"] for state in (before, after))
     slow = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), after.targets.shared["encoder"], old))
     fast = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), new, old))
