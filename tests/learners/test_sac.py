@@ -180,12 +180,12 @@ def test_continuous_losses_and_target_against_numpy():
 def test_truncation_is_no_end():
     """From rollout through replay to the target: only ``terminated`` stops the bootstrap, from where it got to."""
     agent = _make(batch_size=64)
-    state = _start(agent)
-    rollout = _rollout(agent, state)
+    state, take_in = _start(agent), jax.jit(agent._take_in)
+    rollout = jax.jit(functools.partial(_rollout, agent))(state)
     rollout = rollout._replace(
         terminated=jnp.zeros_like(rollout.terminated), truncated=jnp.ones_like(rollout.truncated)
     )
-    state = agent._take_in(state, rollout)
+    state = take_in(state, rollout)
     batch = agent._prepare(state, agent.buffer.sample(state.replay, KEY, 64))
     assert (batch.discount == GAMMA).all()
     for t in range(T):
@@ -193,7 +193,7 @@ def test_truncation_is_no_end():
         rewards = np.asarray(rollout.reward[:, t]).reshape(-1)
         for next_observation, reward in zip(batch.next_observation[t], batch.reward[t], strict=True):
             np.testing.assert_array_equal(reached[np.flatnonzero(rewards == reward)[0]], next_observation)
-    ended = agent._take_in(state, rollout._replace(terminated=jnp.ones_like(rollout.terminated)))
+    ended = take_in(state, rollout._replace(terminated=jnp.ones_like(rollout.terminated)))
     rows = agent.buffer.unpack(ended.replay.rows[:, H * E : 2 * H * E])
     assert rows.terminated.all() and (agent._prepare(ended, rows).discount == 0).all()
 
@@ -268,10 +268,13 @@ def _stepped(**options):
     return agent, *step(jax.random.key(0))
 
 
+SLOW = {"action": continuous(2), "arrangement": "multi_head", "polyak": 0.2, "task_weights": "equal"}
+
+
 @pytest.mark.parametrize("weighing", ["equal", "inverse"])
 def test_split_gradients_average_to_that_of_the_mean_loss(weighing):
     """Plain averaging is ordinary multi-task SAC: one loss, the mean over tasks, and one gradient of it."""
-    agent, state, batch, _, _ = _stepped(action=continuous(2), arrangement="multi_head", task_weights=weighing)
+    agent, state, batch, _, _ = _stepped(**SLOW | {"task_weights": weighing})
 
     @jax.jit
     def found(policy, critic):
@@ -366,7 +369,7 @@ def test_the_order_of_tasks_does_not_matter():
 
 
 def test_targets_follow_slowly_and_start_as_copies():
-    agent, state, _, after, _ = _stepped(action=continuous(2), arrangement="multi_head", polyak=0.2)
+    agent, state, _, after, _ = _stepped(**SLOW)
     _close(state.targets, state.params["critic"])
     expected = jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state.targets, after.params["critic"])
     _close(after.targets, expected)
@@ -524,14 +527,14 @@ def test_policy_for_evaluation(kind):
     agent = _make(action=action, arrangement="multi_head", normalize_observations=True)
     state = _start(agent)
     observation, other = jnp.ones((T, 40, OBS)), jax.random.key(9)
-    yes, no = jnp.asarray(True), jnp.asarray(False)
-    mode = agent.evaluation_policy(state, observation, KEY, yes)
+    yes, no, act = jnp.asarray(True), jnp.asarray(False), jax.jit(agent.evaluation_policy)
+    mode = act(state, observation, KEY, yes)
     assert mode.shape == (T, 40, *action.shape)
-    np.testing.assert_array_equal(mode, agent.evaluation_policy(state, observation, other, yes))
-    drawn = agent.evaluation_policy(state, observation, KEY, no)
-    assert (drawn != agent.evaluation_policy(state, observation, other, no)).any() and (abs(drawn) <= 2).all()
+    np.testing.assert_array_equal(mode, act(state, observation, other, yes))
+    drawn = act(state, observation, KEY, no)
+    assert (drawn != act(state, observation, other, no)).any() and (abs(drawn) <= 2).all()
     others = Unseen(jnp.zeros((5, 0)), jnp.ones((5, action.size)))
-    unseen = agent.evaluation_policy(state, jnp.ones((5, E, OBS)), KEY, yes, others)
+    unseen = act(state, jnp.ones((5, E, OBS)), KEY, yes, others)
     assert unseen.shape == (5, E, *action.shape)
     np.testing.assert_array_equal(unseen[0], unseen[4])
 
