@@ -259,6 +259,12 @@ class SACConfig(LearnerConfig):
         "are), and its weights are drawn anew among the others'; 0: never. Its authors have 3000, of twice this loss.",
         low=0,
     )
+    paco_weights: str = option(
+        "own",
+        "With arrangement paco: policy and critics learn weights of the tasks each for itself ('own'), or have the "
+        "same ones, which the losses of all move ('shared', as in its authors' code).",
+        choices=("own", "shared"),
+    )
     task_weights: str = option(
         "equal",
         "Weights of the tasks' losses: 'equal'; 'exponential', exp(−α) over its mean, or 'inverse', 1/α over its "

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax.learners import acting, critics, normalization, resets
+from mtjax.learners import acting, critics, normalization, paco
 from mtjax.learners.base import Adaptation, Learner, TaskSpec, Transitions, Unseen, action_masks
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
@@ -69,7 +69,7 @@ class SACState(NamedTuple):
         params: {"policy": Parameters, "critic": Parameters}; the critics' leaves are [N, ...] and [T, N, ...].
         targets: Parameters of the target critics.
         log_temperature: [T].
-        descent: {"policy": DescentState, "critic": DescentState}.
+        descent: {"policy": DescentState, "critic": DescentState}; with PaCo's weights in common, "weights", too.
         temperature_optimizer: optax state.
         observations: running statistics [T, obs].
         rewards: what scales each task's rewards.
@@ -183,6 +183,7 @@ class _SAC:
             "policy": Descent(of_network(method, self.policy.last_shared), spec.num_tasks, adam),
             "critic": Descent(of_network(critic_method, self.critic.last_shared), spec.num_tasks, adam),
         }
+        self.common = paco.CommonWeights(adam) if config.paco_weights == "shared" else None
         self.temperature_optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
 
     @staticmethod
@@ -190,12 +191,17 @@ class _SAC:
         """Refuse what does not fit together. Raises ValueError with one line."""
         if network.policy_encoder == "both":
             raise ValueError("policy_encoder: the critics of SAC teach their encoder alone; choose own or value")
-        own_weights = ("paco", "none") in ((one.arrangement, one.told) for one in (network, network.of_value()))
-        if config.paco_threshold and not own_weights:
-            raise ValueError(
-                f"paco_threshold: {config.paco_threshold} has no effect with arrangement {network.arrangement!r} and "
-                f"task_input {network.told!r}; it belongs to arrangement=paco, whose tasks have weights of their own"
-            )
+        weighs = [(one.arrangement, one.told) == ("paco", "none") for one in (network, network.of_value())]
+        for name, given, fits in (
+            ("paco_threshold", config.paco_threshold, any(weighs)),
+            ("paco_weights", config.paco_weights != "own" and config.paco_weights, all(weighs)),
+        ):
+            if given and not fits:
+                raise ValueError(
+                    f"{name}: {given!r} has no effect with arrangement {network.arrangement!r} (critics: "
+                    f"{network.of_value().arrangement!r}) and task_input {network.told!r}; it belongs to "
+                    "arrangement=paco, whose tasks have weights of their own"
+                )
         if config.paco_threshold and config.critic_head == "categorical":
             raise ValueError("paco_threshold: a categorical critic's loss is a cross-entropy, which does not explode")
 
@@ -253,6 +259,8 @@ class _SAC:
     def init(self, key: Array) -> SACState:
         policy_key, critic_key, *grads_keys = jax.random.split(key, 4)
         params = {"policy": self.policy.init(policy_key), "critic": self.critic.init(critic_key)}
+        if self.common:
+            params["critic"] = paco.tied(params["critic"], params["policy"])
         tasks, config = self.spec.num_tasks, self.config
         log_temperature = jnp.full((tasks,), jnp.log(config.initial_temperature), jnp.float32)
         return SACState(
@@ -260,8 +268,11 @@ class _SAC:
             targets=jax.tree.map(jnp.copy, params["critic"]),
             log_temperature=log_temperature,
             descent={
-                part: self.descent[part].init(params[part], key)
-                for part, key in zip(("policy", "critic"), grads_keys, strict=True)
+                **{
+                    part: self.descent[part].init(self._own(params[part]), key)
+                    for part, key in zip(("policy", "critic"), grads_keys, strict=True)
+                },
+                **({"weights": self.common.init(params["policy"])} if self.common else {}),
             },
             temperature_optimizer=self.temperature_optimizer.init(log_temperature),
             observations=normalization.init(tasks, (self.spec.observation_size,)),
@@ -272,6 +283,10 @@ class _SAC:
             updates=jnp.zeros((), jnp.int32),
             exploration=self.exploration.init(jax.random.fold_in(key, 4)) if self.exploration else None,
         )
+
+    def _own(self, parameters: Parameters) -> Parameters:
+        """Of a network, or its gradients, what is not in common with another."""
+        return paco.apart(parameters) if self.common else parameters
 
     def cut(self, state: SACState) -> SACState:
         return state._replace(rewards=self.rewards.cut(state.rewards))
@@ -434,44 +449,46 @@ class _SAC:
         known = self._known(state, key)
         target = jax.vmap(self.task_target, in_axes=(OF_TASK, OF_TASK, 0, 0))(policy, state.targets, known, batch)
 
-        (losses, critic_metrics), task_grads = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
+        (losses, critic_metrics), critic_grads = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
             critic, policy, known, batch, target
         )
         exploded = self._exploded(critic_metrics["loss/value"])
-        critic, critic_descent, critic_conflict = self.descent["critic"].step(
-            critic,
-            state.descent["critic"],
-            task_grads if exploded is None else resets.without(task_grads, exploded),
-            losses,
-            _or(hyper.critic_learning_rate, hyper.learning_rate),
-            None if exploded is None else ~exploded,
+        if exploded is not None:
+            critic_grads = paco.without(critic_grads, exploded)
+        critic_rate = _or(hyper.critic_learning_rate, hyper.learning_rate)
+        critic, critic_descent, critic_conflict = self._descend(
+            "critic", state, critic_grads, losses, critic_rate, exploded
         )
 
         batch = batch._replace(view=self._see(critic, self.tasks, batch.observation))
         policy_grad = jax.value_and_grad(self.policy_loss, has_aux=True)
-        (losses, policy_metrics), task_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
+        (losses, policy_metrics), policy_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
             policy, critic, known, batch
         )
-        policy, policy_descent, policy_conflict = self.descent["policy"].step(
-            policy,
-            state.descent["policy"],
-            task_grads if exploded is None else resets.without(task_grads, exploded),
-            losses,
-            hyper.learning_rate,
-            None if exploded is None else ~exploded,
+        if exploded is not None:
+            policy_grads = paco.without(policy_grads, exploded)
+        policy, policy_descent, policy_conflict = self._descend(
+            "policy", state, policy_grads, losses, hyper.learning_rate, exploded
         )
+        descent = {"policy": policy_descent, "critic": critic_descent}
+        if self.common:
+            policy, descent["weights"] = self.common.step(
+                policy, state.descent["weights"], policy_grads, critic_grads, hyper.learning_rate
+            )
 
         log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"], exploded)
+        critic = paco.tied(critic, policy) if self.common else critic
         targets = polyak(state.targets, critic, hyper.polyak)
         if exploded is not None:
             draw_key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # beyond those that the losses draw by
-            rows = resets.combinations(draw_key, exploded)
-            policy, critic, targets = (resets.redrawn(network, rows) for network in (policy, critic, targets))
+            rows = paco.combinations(draw_key, exploded)
+            policy, critic, targets = (paco.redrawn(network, rows) for network in (policy, critic, targets))
+            critic = paco.tied(critic, policy) if self.common else critic  # to the last bit
         state = state._replace(
             params={"policy": policy, "critic": critic},
             targets=targets,
             log_temperature=log_temperature,
-            descent={"policy": policy_descent, "critic": critic_descent},
+            descent=descent,
             temperature_optimizer=temperature_optimizer,
         )
         metrics = {**critic_metrics, **policy_metrics, "temperature": known.temperature, "weight": known.weight}
@@ -482,6 +499,27 @@ class _SAC:
         metrics |= {f"grads/{name}": value for name, value in policy_conflict.items()}
         metrics |= {f"grads/{name}/value": value for name, value in critic_conflict.items()}
         return state, metrics
+
+    def _descend(
+        self,
+        part: str,
+        state: SACState,
+        task_grads: Parameters,
+        losses: Array,
+        rate: Array,
+        exploded: Array | None,
+    ) -> tuple[Parameters, DescentState, dict[str, Array]]:
+        """Move one network by its tasks' gradients, but for weights in common: as Descent.step."""
+        network = state.params[part]
+        moved, descent, conflict = self.descent[part].step(
+            self._own(network),
+            state.descent[part],
+            self._own(task_grads),
+            losses,
+            rate,
+            None if exploded is None else ~exploded,
+        )
+        return (paco.put(moved, network.private[paco.WEIGHTS]) if self.common else moved), descent, conflict
 
     def _exploded(self, loss: Array) -> Array | None:
         """[T] whose critics' loss [T] is above PaCo's threshold, or NaN, if not all are; None without a threshold."""
@@ -598,7 +636,7 @@ def make_sac(
 
     Raises:
         ValueError: ``critic_grads`` names no method; ``policy_encoder`` is "both"; or ``paco_threshold`` has
-            nothing to draw.
+            nothing to draw, or ``paco_weights`` nothing to share.
     """
     del num_updates
     return _SAC(config, network, method, spec, num_envs=num_envs).learner()

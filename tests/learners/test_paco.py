@@ -1,4 +1,4 @@
-"""PaCo's rule for tasks whose loss explodes."""
+"""What PaCo asks of SAC: weights that policy and critics have in common, and a rule for tasks whose loss explodes."""
 
 import functools
 
@@ -10,7 +10,7 @@ from arrangement_cases import OBS, A, E, H, quick_initialisation
 
 from mtjax import grads
 from mtjax.envs.base import continuous
-from mtjax.learners import resets, sac
+from mtjax.learners import paco, sac
 from mtjax.learners.base import TaskSpec, Transitions
 from mtjax.learners.config import SACConfig
 from mtjax.networks.base import Parameters
@@ -23,7 +23,7 @@ WELL = [t for t in range(T) if t != BAD]
 
 def test_rows_are_uniform_on_the_simplex_of_the_tasks_that_are_well():
     exploded = jnp.asarray([False, True, False, True, False])
-    rows = np.asarray(jax.vmap(resets.combinations, (0, None))(jax.random.split(jax.random.key(0), 4000), exploded))
+    rows = np.asarray(jax.vmap(paco.combinations, (0, None))(jax.random.split(jax.random.key(0), 4000), exploded))
     np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=1e-6)
     for well in (0, 2, 4):
         np.testing.assert_array_equal(rows[:, well], np.broadcast_to(np.eye(5)[well], (4000, 5)))
@@ -37,7 +37,7 @@ def test_rows_are_uniform_on_the_simplex_of_the_tasks_that_are_well():
 
 @pytest.mark.parametrize("flag", [False, True])
 def test_where_none_or_all_explode_nothing_is_drawn(flag):
-    rows = resets.combinations(jax.random.key(0), jnp.full((3,), flag))
+    rows = paco.combinations(jax.random.key(0), jnp.full((3,), flag))
     np.testing.assert_array_equal(rows, np.eye(3))
 
 
@@ -45,18 +45,21 @@ def test_redrawn():
     rows = jnp.asarray([[1.0, 0.0], [0.25, 0.75]])
     mix = jnp.asarray([[[4.0, 0.0]], [[0.0, 8.0]]])  # [T, N, K]
     sets = {"sets": jnp.ones(3)}
-    found = resets.redrawn(Parameters(sets, {"mix": mix, "other": jnp.zeros(2)}), rows)
+    found = paco.redrawn(Parameters(sets, {"mix": mix, "other": jnp.zeros(2)}), rows)
     np.testing.assert_allclose(found.private["mix"], [[[4.0, 0.0]], [[1.0, 6.0]]])
     assert found.shared is sets and "other" in found.private
-    ill = resets.redrawn(Parameters(sets, {"mix": mix.at[1].set(jnp.nan)}), jnp.asarray([[1.0, 0.0], [1.0, 0.0]]))
+    ill = paco.redrawn(Parameters(sets, {"mix": mix.at[1].set(jnp.nan)}), jnp.asarray([[1.0, 0.0], [1.0, 0.0]]))
     np.testing.assert_array_equal(ill.private["mix"], [mix[0], mix[0]])
     plain = Parameters(sets, {})
-    assert resets.redrawn(plain, rows) is plain
+    assert paco.redrawn(plain, rows) is plain
 
 
 @functools.cache
-def _agent(threshold=THRESHOLD, method="mean", **network):
+def _agent(threshold=THRESHOLD, method="mean", weights="own", **network):
     config = SACConfig(
+        paco_weights=weights,
+        max_grad_norm=0.0,
+        adam_epsilon=0.01,  # so large that the size of a gradient shows in Adam's first step
         rollout_length=H,
         replay_capacity=16,
         batch_size=8,
@@ -127,6 +130,72 @@ def test_its_weights_are_one_combination_of_the_others_everywhere():
     assert rank == len(WELL) and (row > 0).all()
     np.testing.assert_allclose(row.sum(), 1.0, rtol=1e-5)
     np.testing.assert_allclose(row @ together[WELL], together[BAD], atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ weights in common
+
+
+def _mix(network):
+    return np.asarray(network.private["mix"])
+
+
+def test_weights_in_common_are_moved_by_all_losses():
+    """By the sum of the gradients of both critics' loss and the policy's, and by nothing else."""
+    agent = _agent(weights="shared")
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    draw = np.random.default_rng(0)
+    sizes = {"observation": OBS, "action": A, "next_observation": OBS, "view": OBS, "next_view": OBS}
+    arrays = {name: jnp.asarray(draw.uniform(-1, 1, (T, 8, size)), jnp.float32) for name, size in sizes.items()}
+    arrays["view"], arrays["next_view"] = arrays["observation"], arrays["next_observation"]
+    reward = jnp.asarray(draw.normal(size=(T, 8)), jnp.float32)
+    batch = sac.Batch(**arrays, reward=reward, discount=jnp.full((T, 8), 0.9))
+    after, _ = jax.jit(agent._step)(state, batch, key)
+
+    policy, critic, known = state.params["policy"], state.params["critic"], agent._known(state, key)
+    of_task = sac.OF_TASK
+
+    def both(weights):
+        mine = Parameters(policy.shared, {"mix": weights})
+        theirs = Parameters(critic.shared, {"mix": jnp.stack([weights, weights], axis=1)})
+        moved = Parameters(after.params["critic"].shared, critic.private)  # what the policy's loss sees
+        target = jax.vmap(agent.task_target, (of_task, of_task, 0, 0))(policy, state.targets, known, batch)
+        value, _ = jax.vmap(agent.critic_loss, (of_task, 0, 0, 0))(theirs, known, batch, target)
+        actor, _ = jax.vmap(agent.policy_loss, (of_task, of_task, 0, 0))(mine, moved, known, batch)
+        return (value + actor).sum()
+
+    start = _mix(policy)
+    gradient = np.asarray(jax.grad(both)(jnp.asarray(start)), np.float64)
+    want = start - agent.config.learning_rate * gradient / (np.abs(gradient) + 0.01)
+    np.testing.assert_allclose(_mix(after.params["policy"]), want, rtol=1e-5, atol=1e-8)
+    assert (np.abs(want - start) > 1e-6).all()
+
+
+@pytest.mark.parametrize("reward", [1.0, 1e3])
+def test_weights_in_common_stay_the_same_to_the_last_bit(reward):
+    """At the start, after a step, and where a task's are drawn anew; the targets' follow."""
+    agent = _agent(weights="shared", method="pcgrad")
+    start = _update(agent)(jnp.zeros((H, T, E)))[0]
+    state, metrics = _updated(agent, reward)
+    assert metrics["left_out"].sum() == (reward > THRESHOLD)
+    for one in (start, state):
+        policy, critics = _mix(one.params["policy"]), _mix(one.params["critic"])
+        np.testing.assert_array_equal(critics, np.stack([policy, policy], axis=1))
+    assert (_mix(state.params["policy"]) != _mix(start.params["policy"])).any(axis=1).all()
+    for part in ("policy", "critic"):
+        pairs = zip(*(jax.tree.leaves(one.params[part].shared) for one in (start, state)), strict=True)
+        assert all((a != b).any() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"arrangement": "one_hot", "num_experts": 4}, {"task_input": "one_hot"}, {"value_arrangement": "one_hot"}],
+)
+def test_without_weights_of_both_there_is_nothing_in_common(network):
+    with pytest.raises(ValueError, match=r"^paco_weights: 'shared' has no effect"):
+        _agent(threshold=0.0, weights="shared", **network)
+
+
+# ---------------------------------------------------------------------------------------------- explosions
 
 
 def test_below_the_threshold_nothing_differs():
