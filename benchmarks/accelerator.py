@@ -127,7 +127,7 @@ def training(name: str, suite: suites.Suite, num_envs: int, plan: Plan) -> list[
     config = options.replace(presets.configure(name), {**plan.changes, "num_envs": num_envs})
     trainer = Trainer(config, suite)
     loop = Loop(trainer)
-    known = memory.of_program(loop.program)
+    known = loop.program.memory
     times = take_turns({"rollout": loop.rollout, "loop": loop}, plan.rounds)
     speeds = [f"{trainer.steps_per_update / times[what]:,.0f}" for what in ("rollout", "loop")]
     return [f"{loop.compile_seconds:.1f}", memory.size_text(known.total) if known else "–", *speeds]

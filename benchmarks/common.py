@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from mtjax.training.trainer import Part, Trainer
+from mtjax.training.program import Program
+from mtjax.training.trainer import Trainer
 from mtjax.training.versions import versions
 
 
@@ -38,7 +39,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 class Loop:
-    """Training as a run does it: one program, compiled, and where it is.
+    """Training as a run does it: its program, and where it is.
 
     Attributes:
         trainer: whose program it is.
@@ -49,23 +50,21 @@ class Loop:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.state = trainer, trainer.init()
-        self._rollout = trainer.no_rollout(self.state)
         start = time.perf_counter()
-        self.program = trainer.train.lower(trainer.env, self.state, self._rollout, Part.of(1)).compile()
+        self.program = Program(trainer, self.state)
         self.compile_seconds = time.perf_counter() - start
 
     def __call__(self, updates: int = 1) -> object:
-        """So many updates in one call. Returns the last one's metrics."""
-        return self._call(Part.of(updates))
+        """So many updates, in one call if the program loops. Returns the last one's metrics."""
+        calls, each = (1, updates) if self.program.loops else (updates, 1)
+        for _ in range(calls):
+            self.state, metrics = self.program(self.state, each)
+        return metrics
 
     def rollout(self) -> object:
         """A rollout without an update. Returns its rewards."""
-        self._call(Part.of(1, updates=False))
-        return self._rollout.reward
-
-    def _call(self, part: Part) -> object:
-        self.state, self._rollout, metrics = self.program(self.trainer.env, self.state, self._rollout, part)
-        return metrics
+        self.state = self.program.collect(self.state)
+        return self.program.rollout.reward
 
 
 def take_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One process's work on a run: the host loop around the trainer's program."""
+"""One process's work on a run: the host loop around its compiled program."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from mtjax.training import memory, plots, processes, record, simulators, version
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import MODES, RunConfig
 from mtjax.training.evaluation import Evaluator
+from mtjax.training.program import Program
 from mtjax.training.progress import Progress
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation
-from mtjax.training.trainer import FLAGS, STREAM_EVALUATION, Part, Trainer, TrainState
+from mtjax.training.trainer import FLAGS, STREAM_EVALUATION, Trainer, TrainState
 
 CALL_SECONDS = 1.0  # that a call of the program may take: for so long a signal waits
 
@@ -135,10 +136,8 @@ class Session:
     def _compile(self) -> None:
         """Compile before the clock of steps per second starts."""
         with self.bar.compiling("rollout and update"):
-            self._rollout = self.trainer.no_rollout(self.state)
-            whole = self.trainer.train.lower(self.trainer.env, self.state, self._rollout, Part.of(1))
-            self._train = whole.compile()
-        taken = memory.describe(memory.of_program(self._train), free_memory())
+            self.program = Program(self.trainer, self.state)
+        taken = memory.describe(self.program.memory, free_memory())
         if taken:
             self.bar.message(taken)
 
@@ -203,19 +202,15 @@ class Session:
         """A number of environment steps as whole updates, at least one."""
         return max(1, round(steps / self.trainer.steps_per_update if steps else default))
 
-    def _call(self, part: Part) -> Mapping[str, Any]:
-        """The program, once. Returns the metrics."""
-        self.state, self._rollout, metrics = self._train(self.trainer.env, self.state, self._rollout, part)
-        return metrics
-
     def _one_update(self) -> tuple[Mapping[str, Any], dict[str, float]]:
         """Rollout, then update. Waiting before, between and after tells how long each takes."""
         jax.block_until_ready(self.state.updates)
         start = time.perf_counter()
-        self._call(Part.of(1, updates=False))
-        jax.block_until_ready(self._rollout.reward)
+        self.state = self.program.collect(self.state)
+        jax.block_until_ready(self.program.rollout.reward)
         middle = time.perf_counter()
-        metrics = jax.block_until_ready(self._call(Part.of(1, collects=False)))
+        self.state, metrics = self.program.update(self.state)
+        jax.block_until_ready(metrics)
         end = time.perf_counter()
         self.update += 1
         self.pace = processes.from_first(max(1, round((end - start) * 1e6))) / 1e6  # of all processes: the same
@@ -224,9 +219,10 @@ class Session:
     def _several_updates(self, until: int) -> Mapping[str, Any]:
         """As many updates as go into one call, but none after ``until``. How many changes no number."""
         count = 1
-        if self.suite.on_device and self.pace is not None:  # a simulator on the host may fail, and is slow anyway
+        quick = self.program.loops and self.suite.on_device  # a simulator on the host may fail, and is slow anyway
+        if quick and self.pace is not None:
             count = max(1, min(until - self.update, int(CALL_SECONDS / self.pace)))
-        metrics = self._call(Part.of(count))
+        self.state, metrics = self.program(self.state, count)
         self.update += count
         return metrics
 

@@ -65,8 +65,8 @@ class Part(NamedTuple):
 class Trainer:
     """The pure functions of one run, jitted. Holds no state that training changes.
 
-    ``collect`` and ``update`` are for programs that look at what lies between them. ``train`` is both of them, over and
-    over in ONE compiled loop that never goes back to Python: what a run calls.
+    ``train`` is ``collect`` and ``update`` over and over, in ONE compiled loop that never goes back to Python. Which a
+    run calls is said in :mod:`mtjax.training.program`.
 
     Attributes:
         rows: who is who along the seed axis.

@@ -14,7 +14,7 @@ import test_trainer
 from mtjax.launch import train as command
 from mtjax.learners import replay
 from mtjax.learners.config import SACConfig
-from mtjax.training import memory, packed, record, run
+from mtjax.training import memory, packed, plots, record, run
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.trainer import Part, Trainer
 
@@ -83,16 +83,47 @@ def _final_state(folder, config):
     return test_trainer._numbers(state)
 
 
-def test_a_stopped_run_resumes_bit_for_bit(tmp_path, monkeypatch, no_plots):
+@pytest.fixture(scope="module")
+def straight(setting, tmp_path_factory):
+    """The folder of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_run", lambda folder: [])
+        test_run._train(folder, CONFIG)
+    return folder
+
+
+def test_how_many_updates_a_call_makes_changes_nothing(straight, tmp_path, no_plots, monkeypatch):
+    """Between two lines of the record a run does not return to Python, but for what is due then."""
+    config = dataclasses.replace(CONFIG, log_every=5, checkpoint_every=3 * STEPS)
+    several, counts = run.Session._several_updates, []
+
+    def spy(self, until):
+        before, self.pace = self.update, 1e-6
+        metrics = several(self, until)
+        counts.append((before, self.update))
+        return metrics
+
+    monkeypatch.setattr(run.Session, "_several_updates", spy)
+    test_run._train(tmp_path / "run", config)
+    assert counts == [(0, 3), (3, 4), (5, 6), (6, 7)]  # a line at 5 and 8, an evaluation at 4, checkpoints at 3, 6, 8
+    chex.assert_trees_all_equal(*(_final_state(folder, CONFIG) for folder in (tmp_path / "run", straight)))
+    mine, theirs = (
+        [line["values"] for line in test_run._lines(folder) if line["kind"] == "evaluation"]
+        for folder in (tmp_path / "run", straight)
+    )
+    chex.assert_trees_all_equal(mine, theirs)
+
+
+def test_a_stopped_run_resumes_bit_for_bit(straight, tmp_path, monkeypatch, no_plots):
     """The replay, its position, temperatures and targets are all part of what is saved."""
-    test_run._train(tmp_path / "straight", CONFIG)
     with monkeypatch.context() as patch:
         patch.setattr(run.Session, "_one_update", test_run.kill_after(4, signal.SIGTERM))
         with pytest.raises(run.Interrupted):
             test_run._train(tmp_path / "run", CONFIG)
     test_run._train(tmp_path / "run", CONFIG, resume=True)
-    chex.assert_trees_all_equal(_final_state(tmp_path / "run", CONFIG), _final_state(tmp_path / "straight", CONFIG))
-    mine, theirs = test_run._lines(tmp_path / "run"), test_run._lines(tmp_path / "straight")
+    chex.assert_trees_all_equal(_final_state(tmp_path / "run", CONFIG), _final_state(straight, CONFIG))
+    mine, theirs = test_run._lines(tmp_path / "run"), test_run._lines(straight)
     for a, b in zip(mine, theirs, strict=True):
         chex.assert_trees_all_equal(a.pop("values", {}), b.pop("values", {}))
         assert a == b

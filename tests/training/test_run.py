@@ -394,27 +394,6 @@ test_run._train(sys.argv[2])
 """
 
 
-def test_how_many_updates_a_call_makes_changes_nothing(straight, tmp_path, no_plots, monkeypatch):
-    """Between two lines of the record a run does not return to Python, but for what is due then."""
-    config = dataclasses.replace(CONFIG, log_every=5, evaluate_every=4 * STEPS, checkpoint_every=3 * STEPS)
-    call, counts = run.Session._call, []
-
-    def spy(self, part):
-        counts.append(tuple(map(int, part)))
-        self.pace = self.pace or 1e-6
-        return call(self, part)
-
-    monkeypatch.setattr(run.Session, "_call", spy)
-    _train(tmp_path / "run", config)
-    timed = [(1, 1, 0), (1, 0, 1)]
-    assert counts == [(1, 1, 1), (2, 1, 1), (1, 1, 1), *timed, (1, 1, 1), (1, 1, 1), *timed]
-    chex.assert_trees_all_equal(_state(tmp_path / "run")[1], _state(straight[0])[1])
-    mine, theirs = (
-        [x for x in _lines(folder) if x["kind"] == "evaluation"] for folder in (tmp_path / "run", straight[0])
-    )
-    chex.assert_trees_all_equal([x["values"] for x in mine], [x["values"] for x in theirs])
-
-
 def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, setting, no_plots):
     """Nothing is tidied up after SIGKILL: the record is ahead of the checkpoint, and neither may be lost or doubled."""
     here = str(pathlib.Path(__file__).parent)
