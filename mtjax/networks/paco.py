@@ -1,7 +1,7 @@
 """PaCo (arXiv 2205.15876): the parameters of a task's network are composed of K sets, θ_τ = Σ_k w_τk Φ_k.
 
-The sets Φ are shared, the weights w_τ are the task's own. That policy and critics have the same ones, and what the paper
-does when a task's loss explodes, are the learner's: :mod:`mtjax.learners.paco`.
+The sets Φ are shared, the weights w_τ are the task's own. That policy and critics have the same ones, and what the
+paper does when a task's loss explodes, are the learner's: :mod:`mtjax.learners.paco`.
 """
 
 from __future__ import annotations
