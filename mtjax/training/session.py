@@ -166,6 +166,9 @@ class Session:
             if log:
                 self._check(metrics)
                 now = time.monotonic()
+                if self.program.loops:  # alone, halves of short updates are mostly calls, of which the others had none
+                    each = (now - self.mark) * self.trainer.steps_per_update / (self.step - mark_step)
+                    timing = {name: value * each / sum(timing.values()) for name, value in timing.items()}
                 timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - self.mark)
                 self.mark, mark_step = now, self.step
                 self._log(metrics, timing)

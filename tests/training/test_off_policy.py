@@ -108,6 +108,10 @@ def test_how_many_updates_a_call_makes_changes_nothing(straight, tmp_path, no_pl
     test_run._train(tmp_path / "run", config)
     assert counts == [(0, 3), (3, 4), (5, 6), (6, 7)]  # a line at 5 and 8, an evaluation at 4, checkpoints at 3, 6, 8
     chex.assert_trees_all_equal(*(_final_state(folder, CONFIG) for folder in (tmp_path / "run", straight)))
+    lines = [line["values"] for line in record.read(tmp_path / "run") if line["kind"] == "train"]
+    for values in lines:  # the halves of an update, of which one was timed, add up to what all have taken
+        halves = values["seconds/rollout"] + values["seconds/update"]
+        assert halves * values["steps_per_second"] == pytest.approx(STEPS * CONFIG.num_seeds)
     mine, theirs = (
         [line["values"] for line in test_run._lines(folder) if line["kind"] == "evaluation"]
         for folder in (tmp_path / "run", straight)
