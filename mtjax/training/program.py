@@ -17,7 +17,7 @@ class Program:
 
     Learners with a replay make many short updates: one loop (:attr:`Trainer.train`), in which a call makes as many as
     it is asked for. For the others, whose updates take longer than calls from Python, two programs: within a loop XLA's
-    CPU overlaps fewer of their operations (PPO lost 2 to 10% on two cores). The numbers are the same.
+    CPU overlaps fewer of their operations. The numbers are the same.
 
     Args:
         trainer: whose functions they are.

@@ -54,7 +54,7 @@ class Session:
         self.bar: Progress = bar
         self.stop: threading.Event | processes.CommonStop = processes.CommonStop(stop) if processes.several() else stop
         self.update = 0
-        self.pace: float | None = None  # seconds an update, once one was timed
+        self.pace: float | None = None  # seconds an update in a loop, once one was timed
         self.saved: int | None = None  # step of the newest checkpoint
         self.lost: dict[str, dict[str, Any]] = {}
         self.seconds_before = 0.0
@@ -216,7 +216,8 @@ class Session:
         jax.block_until_ready(metrics)
         end = time.perf_counter()
         self.update += 1
-        self.pace = processes.from_first(max(1, round((end - start) * 1e6))) / 1e6  # of all processes: the same
+        if self.program.loops:  # all processes must ask for equally many updates
+            self.pace = processes.from_first(max(1, round((end - start) * 1e6))) / 1e6
         return metrics, {"seconds/rollout": middle - start, "seconds/update": end - middle}
 
     def _several_updates(self, until: int) -> Mapping[str, Any]:
