@@ -50,7 +50,7 @@ class Evaluator:
         self.contexts = contexts or {}
         self.episodes, self.num_seeds, self.seed = episodes, num_seeds, seed
         self._envs: dict[str, VectorEnv] = {}
-        self._programs: dict[str, Callable] = {}
+        self._programs: dict[Any, Callable] = {}
         self._run = self.placement.jit(self._evaluate, gives=self.placement.everywhere)
 
     def __call__(
@@ -74,10 +74,8 @@ class Evaluator:
         unseen = self.placement.place(unseen_tasks(self.suite, split, self.contexts), everywhere)
         keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num_seeds))
         of_rounds = [jax.vmap(jax.random.fold_in, (0, None))(keys, index) for index in range(rounds)]
-        if split not in self._programs:
-            with self.compiling("the evaluation" + (f" on {split}" if split != "train" else "")):
-                self._programs[split] = self._run.lower(env, states, of_rounds[0], flag, unseen).compile()
-        results = [self._programs[split](env, states, keys, flag, unseen) for keys in of_rounds]
+        program = self._program(split, env, states, of_rounds[0], flag, unseen)
+        results = [program(env, states, keys, flag, unseen) for keys in of_rounds]
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
 
     def close(self) -> None:
@@ -86,6 +84,15 @@ class Evaluator:
             simulators.close(env)
         self._envs.clear()
         self._programs.clear()
+
+    def _program(self, split: str, *arguments: Any) -> Callable:
+        """The evaluation, compiled: once for all splits of one size."""
+        leaves, structure = jax.tree.flatten(arguments)
+        form = (structure, *((jnp.shape(x), jnp.result_type(x), jax.typeof(x).weak_type) for x in leaves))
+        if form not in self._programs:
+            with self.compiling("the evaluation" + (f" on {split}" if split != "train" else "")):
+                self._programs[form] = self._run.lower(*arguments).compile()
+        return self._programs[form]
 
     def _env(self, split: str) -> VectorEnv:
         if split not in self._envs:
