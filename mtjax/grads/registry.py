@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, Method, Transform, Weighting
+from mtjax.grads.base import Array, Method, Transform, Weighting, default_float
 from mtjax.grads.combine import cr_mogm, every_k, normalize
 from mtjax.grads.methods.aligned_mtl import aligned_mtl
 from mtjax.grads.methods.balancers import dwa, gls, imtl_l, rlw, stch, uncertainty
@@ -114,8 +114,9 @@ def try_out(spec: str, num_tasks: int) -> None:
     def once(task_grads: Array, losses: Array) -> Any:
         return tx.update(task_grads, tx.init(task_grads[0]), losses=losses, gram=gram)
 
+    shapes = ((num_tasks, 1), (num_tasks,))
     try:
-        jax.eval_shape(once, jnp.zeros((num_tasks, 1)), jnp.zeros(num_tasks))
+        jax.eval_shape(once, *(jax.ShapeDtypeStruct(shape, default_float()) for shape in shapes))
     except (TypeError, ValueError, AttributeError) as error:
         first = str(error).splitlines()[0]
         name = parse(spec).name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtjax.envs.base import ActionSpec
 
@@ -149,4 +150,4 @@ def action_masks(spec: TaskSpec) -> Array:
 
 def masks_of(sizes: Sequence[int], action: ActionSpec) -> Array:
     """[N, A] float32: 1 in the first ``sizes[n]`` entries."""
-    return (jnp.arange(action.size)[None] < jnp.asarray(sizes)[:, None]).astype(jnp.float32)
+    return jnp.asarray((np.arange(action.size)[None] < np.asarray(sizes)[:, None]).astype(np.float32))

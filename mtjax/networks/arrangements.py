@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from mtjax.networks.base import Body, Network, Parameters, Shape, Weights, of_unseen_task
 from mtjax.networks.care import make_care
@@ -142,7 +142,7 @@ def make_encoder(config: NetworkConfig, shape: Shape) -> Part:
         check_image(config.image_shape, shape.inputs)
         sizes = sizes or (64,)
         module = ConvTrunk(config.image_shape, config.conv_channels, sizes, config.activation, config.layer_norm)
-    blank = jnp.zeros((shape.inputs,), jnp.float32)
+    blank = np.zeros((shape.inputs,), np.float32)
     last = f"encoder/params/{'Trunk_0/' if config.image_shape else ''}Dense_{len(sizes) - 1}/" if sizes else ""
     width = sizes[-1] if sizes else shape.inputs
     return Part(lambda key: module.init(key, blank), module.apply, kind, width, last)
@@ -150,7 +150,7 @@ def make_encoder(config: NetworkConfig, shape: Shape) -> Part:
 
 def _head(config: NetworkConfig, shape: Shape, width: int) -> Part:
     module = Head(shape.outputs, shape.gain, config.head_sizes, config.activation, config.layer_norm)
-    blank = jnp.zeros((width,), jnp.float32)
+    blank = np.zeros((width,), np.float32)
     last = f"head/params/Dense_{len(config.head_sizes)}/"
     return Part(lambda key: module.init(key, blank), module.apply, config.parts.head, shape.outputs, last)
 
@@ -162,7 +162,7 @@ def _body(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Bod
 def _trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
     """A trunk on observation and task vector, shared."""
     module, sizes = make_trunk(config, shape.sizes), shape.sizes
-    blank = jnp.zeros((inputs + told,), jnp.float32)
+    blank = np.zeros((inputs + told,), np.float32)
 
     def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
         return module.apply(shared["trunk"], join(x, z)), {}
@@ -175,7 +175,7 @@ def _trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Bo
 def _private_trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
     """A trunk for each task."""
     module, sizes = make_trunk(config, shape.sizes), shape.sizes
-    blank = jnp.zeros((inputs,), jnp.float32)
+    blank = np.zeros((inputs,), np.float32)
 
     def init(key: Array) -> Parameters:
         return Parameters({}, {"trunk": init_stack(lambda k: module.init(k, blank), key, shape.num_tasks)})

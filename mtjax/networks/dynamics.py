@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtjax.networks.components import Head, Trunk, join
 from mtjax.networks.distributions import MAX_LOG_SCALE, MIN_LOG_SCALE, Normal
@@ -90,7 +91,7 @@ def make_transition(
     certain = kind == "deterministic"
     module = Perceptron(latent if certain else 2 * latent, sizes, activation, gain=0.1)
     number = members if kind == "ensemble" else 1
-    blank = jnp.zeros((latent + action + theta,), jnp.float32)
+    blank = np.zeros((latent + action + theta,), np.float32)
 
     def init(key: Array) -> Any:
         return jax.vmap(lambda k: module.init(k, blank))(jax.random.split(key, number))
@@ -112,7 +113,7 @@ def make_reward(
 ) -> Model:
     """A model of the reward: a perceptron. Its ``apply`` gives [...]. Arguments as of :func:`make_transition`."""
     module = Perceptron(1, sizes, activation)
-    blank = jnp.zeros((latent + action + theta,), jnp.float32)
+    blank = np.zeros((latent + action + theta,), np.float32)
 
     def apply(parameters: Any, z: Array, a: Array, theta: Array) -> Array:
         return module.apply(parameters, join(z, a, theta))[..., 0]

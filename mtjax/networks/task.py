@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -30,8 +31,8 @@ def training_tasks(num_tasks: int, contexts: Array | None = None) -> Task:
         contexts: [T, D], embeddings of their descriptions; None: D = 0.
     """
     if contexts is None:
-        contexts = jnp.zeros((num_tasks, 0), jnp.float32)
-    return Task(jnp.eye(num_tasks, dtype=jnp.float32), jnp.asarray(contexts, jnp.float32))
+        contexts = np.zeros((num_tasks, 0), np.float32)
+    return Task(jnp.asarray(np.eye(num_tasks, dtype=np.float32)), jnp.asarray(contexts, jnp.float32))
 
 
 def unseen_tasks(num_tasks: int, contexts: Array) -> Task:
@@ -42,5 +43,5 @@ def unseen_tasks(num_tasks: int, contexts: Array) -> Task:
         contexts: [N, D], embeddings of their descriptions; D as in training, perhaps 0.
     """
     contexts = jnp.asarray(contexts, jnp.float32)
-    code = jnp.full((contexts.shape[0], num_tasks), 1.0 / num_tasks, jnp.float32)
+    code = jnp.asarray(np.full((contexts.shape[0], num_tasks), 1.0 / num_tasks, np.float32))
     return Task(code, contexts)

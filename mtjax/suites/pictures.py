@@ -21,7 +21,6 @@ class _Canvas:
     def __init__(self, width: int, height: int, left: float, top: float, metre: float):
         from PIL import Image, ImageDraw  # only a picture needs it
 
-        self._size = (width, height)
         self._image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
         self._draw = ImageDraw.Draw(self._image)
         self._left, self._top, self._metre = left, top, metre
@@ -58,10 +57,8 @@ class _Canvas:
         self._draw.rounded_rectangle([x - w, y - h, x + w, y + h], radius=corner * _SCALE, fill=colour)
 
     def array(self) -> np.ndarray:
-        """RGB [height, width, 3] uint8."""
-        from PIL import Image
-
-        return np.asarray(self._image.resize(self._size, Image.Resampling.LANCZOS))
+        """RGB [height, width, 3] uint8: every pixel the mean of the larger sheet's, an eighth of Lanczos' time."""
+        return np.asarray(self._image.reduce(_SCALE))
 
 
 def cartpole(task: CartPoleTask, states: Sequence[np.ndarray]) -> list[np.ndarray]:

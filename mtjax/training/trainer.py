@@ -111,7 +111,9 @@ class Trainer:
         """The state before the first step, for the seeds of the rows: ``seed … seed + S − 1`` of a run."""
         state = self.placement.jit(self._init, gives=self.shardings)(self.env, self._seeds)
         # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
-        state = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), state, is_leaf=replay.is_replay)
+        leaves, tree = jax.tree.flatten(state, is_leaf=replay.is_replay)
+        copies = iter(jax.jit(lambda x: jax.tree.map(jnp.copy, x))([x for x in leaves if not replay.is_replay(x)]))
+        state = jax.tree.unflatten(tree, [x if replay.is_replay(x) else next(copies) for x in leaves])
         return self.placement.place(state, self.shardings)
 
     def no_rollout(self, state: TrainState) -> Transitions:
@@ -287,7 +289,7 @@ def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
         ValueError: a network asks, and there is no embedding for one of the tasks.
     """
     if "context" not in (config.network.told, config.network.of_value().told):
-        return {label: jnp.zeros((len(split), 0), jnp.float32) for label, split in suite.splits.items()}
+        return {label: jnp.asarray(np.zeros((len(split), 0), np.float32)) for label, split in suite.splits.items()}
     found = descriptions.contexts(suite, config.network.task_embeddings)
     return {label: jnp.asarray(vectors) for label, vectors in found.items()}
 
