@@ -1,5 +1,6 @@
 """What every test stands on: the CPU, the environment that the commands set, repeatable examples."""
 
+import gc
 import os
 import pathlib
 
@@ -54,6 +55,14 @@ def compile_fast(request: pytest.FixtureRequest):
     yield
     if quick:
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_stays_is_not_searched():
+    """jax keeps what it has traced and compiled: the garbage collector would go through all of it again and again."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
