@@ -1,4 +1,4 @@
-"""Training of a learner in one program, for tests."""
+"""Training of a learner in one program, and what it should learn, for tests."""
 
 import functools
 
@@ -8,7 +8,7 @@ from mtjax.learners.base import Transitions
 
 
 def learn(agent, envs, *, length, updates, metric):
-    """Rollouts of ``length`` steps and updates in turn. Returns the last state, and a metric [updates, ...]."""
+    """Rollouts of ``length`` steps and updates in turn. Gives the last state and a metric [updates, ...], in NumPy."""
 
     def act(state, carry, key):
         env_state, observation = carry
@@ -32,4 +32,9 @@ def learn(agent, envs, *, length, updates, metric):
         (state, _), history = jax.lax.scan(update, start, jax.random.split(keys[2], updates))
         return state, history
 
-    return run(jax.random.key(0))
+    return jax.device_get(run(jax.random.key(0)))
+
+
+def optimal_of(env, tasks, discount):
+    """The exact answers to a probe, of every task, in NumPy: eagerly, each of their stacks would be compiled apart."""
+    return jax.device_get(jax.jit(jax.vmap(lambda task: env.optimal(task, discount)))(tasks))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learner_loop import learn
+from arrangement_cases import quick_initialisation
+from learner_loop import learn, optimal_of
 
 from mtjax import grads
 from mtjax.envs import probe
@@ -18,6 +19,7 @@ from mtjax.learners.config import HiPBMDPConfig, SACConfig
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 
+__all__ = ["quick_initialisation"]  # of every test here
 T, E, H, OBS, B = 3, 2, 4, 3, 6
 KEY = jax.random.key(5)
 SMALL = {
@@ -47,11 +49,11 @@ def _sample(action, seed=0):
     draw = np.random.default_rng(seed)
     taken = draw.integers(0, action.size, (T, B)) if action.kind == "discrete" else draw.uniform(-1, 1, (T, B, 2))
     return replay.Sample(
-        observation=jnp.asarray(draw.normal(size=(T, B, OBS)), jnp.float32),
-        action=jnp.asarray(taken, jnp.int32 if action.kind == "discrete" else jnp.float32),
-        reward=jnp.asarray(draw.normal(size=(T, B)), jnp.float32),
-        terminated=jnp.broadcast_to(jnp.arange(B) == 0, (T, B)),
-        final_observation=jnp.asarray(draw.normal(size=(T, B, OBS)), jnp.float32),
+        observation=draw.normal(size=(T, B, OBS)).astype(np.float32),
+        action=taken.astype(np.int32 if action.kind == "discrete" else np.float32),
+        reward=draw.normal(size=(T, B)).astype(np.float32),
+        terminated=np.broadcast_to(np.arange(B) == 0, (T, B)),
+        final_observation=draw.normal(size=(T, B, OBS)).astype(np.float32),
     )
 
 
@@ -119,7 +121,7 @@ def _gradients():
         moves = (one.critic_gradient(critic, policy, beliefs, batch, target) for one in (agent, gated))
         return each, *moves, {name: loss(critic)[0] for name, loss in losses.items()}
 
-    return known(jax.random.key(0))
+    return jax.device_get(known(jax.random.key(0)))
 
 
 def _moved(gradient):
@@ -127,7 +129,7 @@ def _moved(gradient):
     return {
         name
         for name, part in gradient.shared["world"].items()
-        if any(float(jnp.abs(leaf).max()) > 1e-7 for leaf in jax.tree.leaves(part))
+        if any(float(np.abs(leaf).max()) > 1e-7 for leaf in jax.tree.leaves(part))
     }
 
 
@@ -140,7 +142,7 @@ def test_every_loss_moves_what_it_should():
         "reward": {"encoder", "embedding", "reward"},
         "reconstruction": {"encoder", "decoder"},
     }
-    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(each["value"].shared["critic"]))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(each["value"].shared["critic"]))
 
 
 def test_ungated_it_is_the_sum_of_all():
@@ -159,7 +161,7 @@ def test_the_gate_admits_by_the_cosine_on_the_encoder():
     """Each auxiliary loss counts on the encoder as far as it agrees with the critics; its own model learns in full."""
     each, _, ((loss, metrics), direction), losses = _gradients()
     encoders = {name: _flat(g.shared["world"]["encoder"]) for name, g in each.items()}
-    main, expected, admitted = encoders["value"], encoders["value"].copy(), losses["value"]
+    main, expected, admitted = encoders["value"], encoders["value"].copy(), float(losses["value"])
     for name in ("transition", "reward", "reconstruction"):
         cosine = main @ encoders[name] / np.linalg.norm(main) / np.linalg.norm(encoders[name])
         weight = max(cosine, 0.0)
@@ -177,15 +179,17 @@ def test_an_opposed_loss_is_kept_out_of_the_encoder():
     """Made by hand: one that agrees, one that opposes, one at a right angle."""
 
     def gradient(encoder, own):
-        world = {"encoder": {"kernel": jnp.asarray(encoder)}, "decoder": {"kernel": jnp.asarray([own])}}
-        return Parameters({"world": world, "critic": {"kernel": jnp.asarray([own])}}, {})
+        encoder, own = np.float32(encoder), np.float32([own])
+        world = {"encoder": {"kernel": encoder}, "decoder": {"kernel": own}}
+        return Parameters({"world": world, "critic": {"kernel": own}}, {})
 
     rows = [gradient([2.0, 0.0], 1.0), gradient([3.0, 4.0], 2.0), gradient([-1.0, 5.0], 3.0), gradient([0.0, 1.0], 4.0)]
-    direction, weights = hipbmdp.admit(rows, weighted=True)
+    admit = jax.jit(hipbmdp.admit, static_argnames="weighted")
+    direction, weights = admit(rows, weighted=True)
     np.testing.assert_allclose(weights, [1.0, 0.6, 0.0, 0.0], atol=1e-6)
     np.testing.assert_allclose(direction.shared["world"]["encoder"]["kernel"], [3.8, 2.4], rtol=1e-6)
     np.testing.assert_allclose(direction.shared["world"]["decoder"]["kernel"], [10.0])
-    direction, weights = hipbmdp.admit(rows, weighted=False)
+    direction, weights = admit(rows, weighted=False)
     np.testing.assert_allclose(weights, [1.0, 1.0, 0.0, 1.0])
     np.testing.assert_allclose(direction.shared["world"]["encoder"]["kernel"], [5.0, 5.0], rtol=1e-6)
 
@@ -210,6 +214,7 @@ def test_one_trace_serves_every_update_and_everything_moves():
     for _ in range(3):
         state, metrics = update(state, rollout, KEY)
     chex.clear_trace_counter()
+    start, state, metrics = jax.device_get((start, state, metrics))
     moved = jax.tree.map(
         lambda a, b: bool((a != b).any()), (state.params, state.targets), (start.params, start.targets)
     )
@@ -223,21 +228,27 @@ def test_unseen_tasks_are_acted_for_by_the_mean_embedding_and_by_an_inferred_one
     """θ alone tells the policy of the task: with a training task's θ an unseen task is treated as that task."""
     action = discrete(3)
     agent = _make(action=action)
-    state = jax.jit(agent.init)(jax.random.key(0))
+    state = jax.device_get(jax.jit(agent.init)(jax.random.key(0)))
     # A policy that has learnt nothing says the same to all: make it decided.
     state.params["policy"] = jax.tree.map(lambda leaf: 30.0 * leaf, state.params["policy"])
-    adaptation, yes = agent.adaptation(), jnp.asarray(True)
-    observation = jax.random.normal(jax.random.key(3), (T, 5, OBS))
-    others = Unseen(jnp.zeros((T, 0)), jnp.ones((T, action.size)))
-    seen = agent.evaluation_policy(state, observation, KEY, yes)
-    zero_shot = agent.evaluation_policy(state, observation, KEY, yes, others)
-    start = adaptation.start(state, T)
+    adaptation, yes = agent.adaptation(), np.bool_(True)
+    observation = np.random.default_rng(3).normal(size=(T, 5, OBS)).astype(np.float32)
+    others = Unseen(np.zeros((T, 0), np.float32), np.ones((T, action.size), np.float32))
+    act, adapted = jax.jit(agent.evaluation_policy), jax.jit(adaptation.policy)
+    seen = np.asarray(act(state, observation, KEY, yes))
+    zero_shot = np.asarray(act(state, observation, KEY, yes, others))
+
+    @jax.jit
+    def known(state):
+        start = adaptation.start(state, T)
+        inferred = adaptation.infer(state, start, _sample(action), jnp.ones((T, B)), num_steps=3, learning_rate=0.1)
+        return start, agent.thetas(state.params["critic"], agent.tasks), inferred
+
+    start, thetas, inferred = jax.device_get(known(state))
     np.testing.assert_array_equal(start[0], start[1])
-    np.testing.assert_array_equal(adaptation.policy(state, start, observation, KEY, yes, others), zero_shot)
-    thetas = agent.thetas(state.params["critic"], agent.tasks)
-    np.testing.assert_array_equal(adaptation.policy(state, thetas, observation, KEY, yes, others), seen)
+    np.testing.assert_array_equal(adapted(state, start, observation, KEY, yes, others), zero_shot)
+    np.testing.assert_array_equal(adapted(state, thetas, observation, KEY, yes, others), seen)
     assert seen.shape == zero_shot.shape == (T, 5, *action.shape) and (seen != zero_shot).any()
-    inferred = adaptation.infer(state, start, _sample(action), jnp.ones((T, B)), num_steps=3, learning_rate=0.1)
     assert inferred.shape == (T, 2) and (inferred != start).all()
     assert _make(theta_size=0).adaptation() is None
 
@@ -251,7 +262,7 @@ def test_images_are_encoded_by_convolutions():
     critic = state.params["critic"]
     assert "Conv_0" in critic.shared["world"]["encoder"]["params"]["ConvTrunk_0"]
     assert "encoder" not in critic.shared["critic"] and "encoder" not in state.params["policy"].shared
-    action, _ = agent.act(state, jnp.ones((T, 5, 12)), KEY)
+    action, _ = jax.jit(agent.act)(state, np.ones((T, 5, 12), np.float32), KEY)
     assert action.shape == (T, 5, 2) and np.isfinite(action).all()
     with pytest.raises(ValueError, match="an image of 2x3x2 has 12 numbers, and an observation has 11"):
         hipbmdp._HiPBMDP(config, _network(**image), grads.mean(), spec._replace(observation_size=11), num_envs=E)
@@ -265,23 +276,28 @@ def test_images_are_encoded_by_convolutions():
 def test_policy_and_critics_see_embeddings_in_units_of_their_spread():
     """The θ-learning error may shrink them to a hundredth: neither actions nor values may notice."""
     agent = _make()
-    state = jax.jit(agent.init)(jax.random.key(0))
-    critic, observation = state.params["critic"], jax.random.normal(KEY, (T, 5, OBS))
+    critic = jax.device_get(jax.jit(lambda key: agent.init(key).params["critic"])(jax.random.key(0)))
+    observation = np.random.default_rng(5).normal(size=(T, 5, OBS)).astype(np.float32)
+
+    @jax.jit
+    def known(critic):
+        return agent.thetas(critic, agent.tasks), agent._see(critic, agent.tasks, observation)
+
     small = jax.tree.map(lambda leaf: leaf, critic)
     small.shared["world"]["embedding"]["table"] = 0.01 * critic.shared["world"]["embedding"]["table"] + 3.0
-    np.testing.assert_allclose(agent.thetas(small, agent.tasks).mean(), 3.0, atol=0.1)
-    _close(
-        agent._see(small, agent.tasks, observation), agent._see(critic, agent.tasks, observation), rtol=1e-2, atol=1e-3
-    )
-    told = np.asarray(agent._see(critic, agent.tasks, observation))[:, 0, -2:]
+    (thetas, of_small), (_, seen) = jax.device_get((known(small), known(critic)))
+    np.testing.assert_allclose(thetas.mean(), 3.0, atol=0.1)
+    _close(of_small, seen, rtol=1e-2, atol=1e-3)
+    told = seen[:, 0, -2:]
     np.testing.assert_allclose([told.mean(axis=0).max(), np.sqrt((told**2).mean())], [0.0, 1.0], atol=1e-3)
 
 
-def test_it_learns_tasks_that_only_theta_tells_apart():
+def test_it_learns_tasks_that_only_theta_tells_apart(monkeypatch):
     """The policy is blind but for θ, and each task wants another action: θ must be learnt, and reach the policy.
 
     Rewards alone differ here. The θ-learning error sees transitions, which are alike, and would pull all θ together.
     """
+    monkeypatch.undo()  # networks that are to learn start as they do outside of tests
     env, tasks = probe.ObservationAction(kind="continuous"), probe.tasks([1.0, -2.0, 0.5], [0.6, -0.4, 0.0])
     config = HiPBMDPConfig(
         learning_rate=1e-2,
@@ -305,7 +321,7 @@ def test_it_learns_tasks_that_only_theta_tells_apart():
     network = NetworkConfig(arrangement="none", hidden_sizes=(16, 16), scale="state", activation="relu")
     agent = hipbmdp._HiPBMDP(config, network, grads.mean(), spec, num_envs=8)
     state, losses = learn(agent, envs, length=5, updates=300, metric="loss/reward")
-    optimal = jax.vmap(env.optimal, in_axes=(0, None))(tasks, 0.9)
-    actions = agent.evaluation_policy(state, optimal.observations, jax.random.key(0), jnp.asarray(True))
+    optimal = optimal_of(env, tasks, 0.9)
+    actions = np.asarray(jax.jit(agent.evaluation_policy)(state, optimal.observations, KEY, np.bool_(True)))
     np.testing.assert_allclose(actions[..., 0], optimal.actions, atol=0.15)
     assert losses[-50:].mean() < 0.1 * losses[20:40].mean()
