@@ -1,6 +1,7 @@
 """Distral with networks: its answers against the exact ones, its two columns, and where its gradients go."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ CONFIG = DistralConfig(
     distral_entropy_cost=0.1,
 )
 NETWORK = NetworkConfig(arrangement="independent", hidden_sizes=(8,))
+SOLVE = jax.jit(functools.partial(distral_tabular.solve, discount=0.9, iterations=200))
 
 
 class Arms:
@@ -54,6 +56,14 @@ def make_agent(config=CONFIG, network=NETWORK, updates=UPDATES):
     return distral._Distral(config, network, grads.sum(), spec, num_envs=ENVS, num_updates=updates)
 
 
+@functools.cache
+def begun(columns=2):
+    """(agent, a fresh state in NumPy)."""
+    agent = make_agent(dataclasses.replace(CONFIG, columns=columns))
+    return agent, jax.device_get(jax.jit(agent.init)(jax.random.key(1)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def policies(agent, state):
     """(π_i [T, A], π₀ [A]) at the only observation."""
     p = state.params["policy"]
@@ -61,16 +71,16 @@ def policies(agent, state):
     return jax.nn.softmax(own), jax.nn.softmax(agent.prior(p.shared, jnp.ones(1)))
 
 
-def exact(config):
+@functools.cache
+def exact(kl_cost, entropy_cost):
     """The same two tasks as tables of two states, solved."""
     table = TransitionTable(
-        next_state=jnp.ones((2, 2, 3), jnp.int32),
-        reward=jnp.stack([jnp.asarray(REWARDS), jnp.zeros((2, 3))], axis=1),
-        terminal=jnp.asarray([[False, True]] * 2),
-        start=jnp.asarray([[1.0, 0.0]] * 2),
+        next_state=np.ones((2, 2, 3), np.int32),
+        reward=np.stack([REWARDS, np.zeros((2, 3), np.float32)], axis=1),
+        terminal=np.asarray([[False, True]] * 2),
+        start=np.asarray([[1.0, 0.0]] * 2, np.float32),
     )
-    costs = {"kl_cost": config.distral_kl_cost, "entropy_cost": config.distral_entropy_cost}
-    solution = distral_tabular.solve(table, **costs, discount=0.9, iterations=200)
+    solution = jax.device_get(SOLVE(table, kl_cost=kl_cost, entropy_cost=entropy_cost))
     return np.exp(solution.tasks.log_policy[:, 0]), np.exp(solution.log_prior[0])
 
 
@@ -81,13 +91,13 @@ def test_the_answers_are_the_exact_ones(columns):
     envs = vectorize(Arms(), jnp.asarray(REWARDS), ENVS, horizon=10)
     state, divergence = learn(agent, envs, length=config.rollout_length, updates=UPDATES, metric="kl/prior")
     own, prior = policies(agent, state)
-    exact_own, exact_prior = exact(config)
+    exact_own, exact_prior = exact(config.distral_kl_cost, config.distral_entropy_cost)
     np.testing.assert_allclose(own, exact_own, atol=0.04)
     np.testing.assert_allclose(prior, exact_prior, atol=0.04)
     expected = (exact_own * np.log(exact_own / exact_prior)).sum(axis=1)
     np.testing.assert_allclose(divergence[-20:].mean(axis=0), expected, atol=0.03)
     # They tell a wrong learner from a right one: without the pull to the prior the tasks hardly share an arm.
-    alone = exact(DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.1))[0]
+    alone = exact(0.0, 0.1)[0]
     assert np.abs(alone - exact_own).max() > 4 * 0.04
 
 
@@ -115,9 +125,13 @@ def test_the_answers_of_gaussians_are_the_exact_ones(columns):
     agent = distral._Distral(config, NETWORK, grads.sum(), spec, num_envs=ENVS, num_updates=UPDATES)
     envs = env.vector_env(probe.tasks([0.0, 0.0], targets), ENVS)
     state, divergence = learn(agent, envs, length=config.rollout_length, updates=UPDATES, metric="kl/prior")
-    p, at = state.params["policy"], jnp.ones(1)
-    own = jax.vmap(agent.policy.apply, in_axes=(None, 0, 0, None))(p.shared, p.private, agent.tasks, at)
-    prior = agent.prior(p.shared, at)
+
+    @jax.jit
+    def answers(p):
+        own = jax.vmap(agent.policy.apply, in_axes=(None, 0, 0, None))(p.shared, p.private, agent.tasks, jnp.ones(1))
+        return own, agent.prior(p.shared, jnp.ones(1))
+
+    own, prior = jax.device_get(answers(state.params["policy"]))
     means, scale, center, width = exact_gaussians(targets, 0.2, 0.02)
     np.testing.assert_allclose(own.mean[:, 0], means, atol=0.04)
     np.testing.assert_allclose(own.log_scale, np.log(scale), atol=0.1)
@@ -130,24 +144,27 @@ def test_the_answers_of_gaussians_are_the_exact_ones(columns):
 
 
 def test_the_reward_is_regularised_as_printed():
-    agent = make_agent()
-    state = agent.init(jax.random.key(1))
-    _, extras = agent.act(state, jnp.ones((2, ENVS, 1)), jax.random.key(2))
-    extras = jax.tree.map(lambda leaf: leaf[None], extras)  # [H = 1, T, E]
-    reward = jax.random.normal(jax.random.key(3), (1, 2, ENVS))
-    rollout = Transitions(None, reward, None, None, None, extras)
-    shaped = agent._shape_reward(state, rollout, jnp.ones((2, ENVS, 1)), reward)
+    agent, state = begun()
+    reward = np.random.default_rng(3).normal(size=(1, 2, ENVS)).astype(np.float32)
+
+    @jax.jit
+    def shape(state, key):
+        _, extras = agent.act(state, jnp.ones((2, ENVS, 1)), key)
+        extras = jax.tree.map(lambda leaf: leaf[None], extras)  # [H = 1, T, E]
+        rollout = Transitions(None, reward, None, None, None, extras)
+        return agent._shape_reward(state, rollout, jnp.ones((2, ENVS, 1)), reward), extras["raw_action"][0]
+
+    shaped, chosen = jax.device_get(shape(state, jax.random.key(2)))
     own, prior = (np.asarray(p, np.float64) for p in policies(agent, state))
-    chosen = np.asarray(extras["raw_action"][0])
     log_own = np.log(np.take_along_axis(own, chosen, axis=1))
-    expected = np.asarray(reward[0]) + 0.3 * np.log(prior)[chosen] - 0.4 * log_own
+    expected = reward[0] + 0.3 * np.log(prior)[chosen] - 0.4 * log_own
     np.testing.assert_allclose(shaped[0], expected, atol=1e-5)
 
 
 def test_distilling_moves_the_prior_alone():
     """With one column, the divergence has a gradient for π₀ and none for the tasks' policies."""
-    agent = make_agent(DistralConfig(**{**CONFIG.__dict__, "columns": 1}))
-    p = agent.init(jax.random.key(1)).params["policy"]
+    agent, state = begun(columns=1)
+    p = state.params["policy"]
 
     def divergence(shared, private):
         def of_task(private, task, mask):
@@ -157,45 +174,52 @@ def test_distilling_moves_the_prior_alone():
 
         return jax.vmap(of_task)(private, agent.tasks, agent.masks).sum()
 
-    shared, private = jax.grad(divergence, argnums=(0, 1))(p.shared, p.private)
-    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(shared["prior"])) > 1e-4
+    shared, private = jax.device_get(jax.jit(jax.grad(divergence, argnums=(0, 1)))(p.shared, p.private))
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(shared["prior"])) > 1e-4
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(private))
 
 
 def test_two_columns_of_gaussians_are_a_product_of_densities():
-    prior = Normal(jnp.asarray([[0.3, -1.0]]), jnp.asarray([[-0.2, 0.4]]))
-    own = Normal(jnp.asarray([[-0.5, 0.7]]), jnp.asarray([[0.1, -0.6]]))
-    found, family, mask = distral.product(prior, own, 0.7, 3.0), gaussian(False), jnp.ones(2)
-    points = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)), jnp.float32)
-    log_product = 0.7 * family.log_prob(prior, mask, points) + family.log_prob(own, mask, points)
-    difference = np.asarray(family.log_prob(found, mask, points) - log_product)
+    prior = Normal(np.float32([[0.3, -1.0]]), np.float32([[-0.2, 0.4]]))
+    own = Normal(np.float32([[-0.5, 0.7]]), np.float32([[0.1, -0.6]]))
+    points = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+
+    @jax.jit
+    def densities(prior, own):
+        found, family, mask = distral.product(prior, own, 0.7, 3.0), gaussian(False), jnp.ones(2)
+        log_product = 0.7 * family.log_prob(prior, mask, points) + family.log_prob(own, mask, points)
+        return family.log_prob(found, mask, points) - log_product, distral.product(prior, own, 0.0, 3.0)
+
+    difference, alone = jax.device_get(densities(prior, own))
     np.testing.assert_allclose(difference, difference[0], atol=1e-5)  # the constant that normalises
-    alone = distral.product(prior, own, 0.0, 3.0)
     np.testing.assert_allclose(alone.mean, own.mean, rtol=1e-6)
     np.testing.assert_allclose(alone.log_scale, own.log_scale, atol=1e-6)
 
 
 def test_two_columns_of_choices_add_their_logits():
     """Equation 8: α h + β f, with α = 0.3 / 0.4 and β = 1 / 0.4."""
-    agent = make_agent()
-    p = agent.init(jax.random.key(1)).params["policy"]
-    p = jax.tree.map(lambda leaf: leaf + 0.3, p)
-    task, private = jax.tree.map(lambda leaf: leaf[0], (agent.tasks, p.private))
-    whole = agent.policy.apply(p.shared, private, task, jnp.ones(1))
-    alone = make_agent(DistralConfig(**{**CONFIG.__dict__, "columns": 1}))
-    own = alone.policy.apply(p.shared, private, task, jnp.ones(1))
-    expected = 0.75 * np.asarray(agent.prior(p.shared, jnp.ones(1))) + 2.5 * np.asarray(own)
+    (agent, state), (alone, _) = begun(), begun(columns=1)
+    p = jax.tree.map(lambda leaf: leaf + 0.3, state.params["policy"])
+
+    @jax.jit
+    def logits(p):
+        task, private = jax.tree.map(lambda leaf: leaf[0], (agent.tasks, p.private))
+        each = [one.policy.apply(p.shared, private, task, jnp.ones(1)) for one in (agent, alone)]
+        return *each, agent.prior(p.shared, jnp.ones(1))
+
+    whole, own, prior = jax.device_get(logits(p))
+    expected = 0.75 * prior + 2.5 * own
     np.testing.assert_allclose(whole, expected, rtol=1e-5)
 
 
 def test_an_unseen_task_is_acted_for_by_the_prior():
-    agent = make_agent()
-    state = agent.init(jax.random.key(1))
-    p = state.params["policy"]
-    head = p.shared["prior"]["network"]["head"]["params"]["Dense_0"]
-    head["bias"] = jnp.asarray([0.0, 0.0, 50.0])
-    observation, others = jnp.ones((3, 4, 1)), Unseen(jnp.zeros((3, 0)), jnp.ones((3, 3)))
-    unseen = agent.evaluation_policy(state, observation, jax.random.key(0), jnp.asarray(False), others)
+    agent, state = begun()
+    state = jax.tree.map(lambda leaf: leaf, state)  # a copy of the containers
+    head = state.params["policy"].shared["prior"]["network"]["head"]["params"]["Dense_0"]
+    head["bias"] = np.float32([0.0, 0.0, 50.0])
+    observation, others = np.ones((3, 4, 1), np.float32), Unseen(np.zeros((3, 0)), np.ones((3, 3), np.float32))
+    act = jax.jit(agent.evaluation_policy)
+    unseen = np.asarray(act(state, observation, jax.random.key(0), np.bool_(False), others))
     assert unseen.shape == (3, 4) and (unseen == 2).all()
 
 
