@@ -21,10 +21,11 @@ def _suite(
     parameter: str,
     goals: Goals,
     info: Callable[..., TaskInfo],
+    **options: str,
 ) -> Suite:
     infos = {split: [info(goal) for goal in goals[split]] for split in goals}
     arrays = {split: {parameter: np.asarray(goals[split], np.float32)} for split in goals}
-    return build(name, family, infos, arrays)
+    return build(name, family, infos, arrays, **options)
 
 
 def _velocity_info(verb: str) -> Callable[[float], TaskInfo]:
@@ -94,14 +95,21 @@ def _cheetah_velocity() -> Suite:
     )
 
 
+# There are two directions. What lies between and beyond is how much getting there counts against the effort.
+CHEETAH_DIRECTIONS = {"train": (1.0, -1.0), "interpolation": (0.5, -0.5), "extrapolation": (2.0, -2.0)}
+CHEETAH_EFFORT = {0.5: "where effort costs twice as much", 1.0: "as fast as possible", 2.0: "where effort costs half"}
+
+
 @register("goals-cheetah-direction")
 def _cheetah_direction() -> Suite:
     def info(direction: float) -> TaskInfo:
-        name = "forward" if direction > 0 else "backward"
-        return TaskInfo(name, f"Run {name} on two legs as fast as possible.", {"direction": float(direction)})
+        name, size = "forward" if direction > 0 else "backward", abs(direction)
+        comma = "" if size == 1 else ","
+        description = f"Run {name} on two legs{comma} {CHEETAH_EFFORT[size]}."
+        return TaskInfo(name if size == 1 else f"{name}_{size:g}", description, {"direction": float(direction)})
 
-    family = Family("Cheetah", "", "goal (+1 or -1) x forward velocity - 0.1 |action|^2", 500)
-    return _suite("goals-cheetah-direction", family, "direction", {"train": (1.0, -1.0)}, info)
+    family = Family("Cheetah", "", "goal (+1 or -1 in training) x forward velocity - 0.1 |action|^2", 500)
+    return _suite("goals-cheetah-direction", family, "direction", CHEETAH_DIRECTIONS, info, edition="2")
 
 
 # ---------------------------------------------------------------------------------------- reacher

@@ -232,6 +232,8 @@ def build(
     family: Family,
     infos: Mapping[str, Sequence[TaskInfo]],
     goals: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    *,
+    edition: str = "1",
 ) -> Suite:
     """Compile every task's body and make the suite.
 
@@ -239,6 +241,7 @@ def build(
         infos: the tasks of every split. Their ``parameters`` are the arguments of the body's ``mjcf``, unless
             ``goals`` are given: then all tasks have the same body.
         goals: parameters of the reward by split: arrays [T, ...] by name.
+        edition: the version stamp's "suite", another one whenever tasks, splits or descriptions change.
     """
     from mtjax.envs import mjx  # MuJoCo takes seconds to import: only when a suite is made
     from mtjax.envs.mjx.render import MjxRender
@@ -256,7 +259,7 @@ def build(
         splits[label] = Split(tuple(members), mjx.MjxTask(model, dict((goals or {}).get(label, {}))))
     env = body(base)
     version = Version(
-        suite="1",
+        suite=edition,
         simulator=f"mujoco-mjx {importlib.metadata.version('mujoco-mjx')}",
         reward=f"v1: {family.reward}",
         horizon=family.horizon,

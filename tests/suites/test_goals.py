@@ -77,6 +77,10 @@ def test_cheetah_goals_by_hand():
     before, after = state_of(env, [0.0]), state_of(env, [2.0 * env.dt])
     assert float(env.outcome(forward, before, after, jnp.zeros(6))[0]) == pytest.approx(2.0, abs=1e-4)
     assert float(env.outcome(backward, before, after, jnp.zeros(6))[0]) == pytest.approx(-2.0, abs=1e-4)
+    for split, size in (("interpolation", 0.5), ("extrapolation", 2.0)):
+        env, tasks = environment("goals-cheetah-direction", split)
+        rewards = [float(env.outcome(task, before, after, jnp.ones(6))[0]) for task in tasks]
+        assert rewards == pytest.approx([2.0 * size - 0.6, -2.0 * size - 0.6], abs=1e-4)
     env, tasks = environment("goals-cheetah-velocity")
     for task in tasks:
         reward, terminated, _ = env.outcome(task, before, after, jnp.ones(6))
