@@ -19,11 +19,17 @@ from mtjax.networks.config import NetworkConfig
 __all__ = ["quick_initialisation"]  # of every test here
 T, BAD, THRESHOLD = 4, 2, 100.0
 WELL = [t for t in range(T) if t != BAD]
+COMBINATIONS = jax.jit(paco.combinations)
 
 
 def test_rows_are_uniform_on_the_simplex_of_the_tasks_that_are_well():
-    exploded = jnp.asarray([False, True, False, True, False])
-    rows = np.asarray(jax.vmap(paco.combinations, (0, None))(jax.random.split(jax.random.key(0), 4000), exploded))
+    exploded = np.asarray([False, True, False, True, False])
+
+    @jax.jit
+    def draw(key):
+        return jax.vmap(paco.combinations, (0, None))(jax.random.split(key, 4000), exploded)
+
+    rows = np.asarray(draw(jax.random.key(0)))
     np.testing.assert_allclose(rows.sum(-1), 1.0, rtol=1e-6)
     for well in (0, 2, 4):
         np.testing.assert_array_equal(rows[:, well], np.broadcast_to(np.eye(5)[well], (4000, 5)))
@@ -37,25 +43,30 @@ def test_rows_are_uniform_on_the_simplex_of_the_tasks_that_are_well():
 
 @pytest.mark.parametrize("flag", [False, True])
 def test_where_none_or_all_explode_nothing_is_drawn(flag):
-    rows = paco.combinations(jax.random.key(0), jnp.full((3,), flag))
+    rows = COMBINATIONS(jax.random.key(0), np.full((3,), flag))
     np.testing.assert_array_equal(rows, np.eye(3))
 
 
 def test_redrawn():
-    rows = jnp.asarray([[1.0, 0.0], [0.25, 0.75]])
-    mix = jnp.asarray([[[4.0, 0.0]], [[0.0, 8.0]]])  # [T, N, K]
-    sets = {"sets": jnp.ones(3)}
-    found = paco.redrawn(Parameters(sets, {"mix": mix, "other": jnp.zeros(2)}), rows)
+    rows = np.float32([[1.0, 0.0], [0.25, 0.75]])
+    mix = np.float32([[[4.0, 0.0]], [[0.0, 8.0]]])  # [T, N, K]
+    sets = {"sets": np.ones(3, np.float32)}
+    found = paco.redrawn(Parameters(sets, {"mix": mix, "other": np.zeros(2, np.float32)}), rows)
     np.testing.assert_allclose(found.private["mix"], [[[4.0, 0.0]], [[1.0, 6.0]]])
     assert found.shared is sets and "other" in found.private
-    ill = paco.redrawn(Parameters(sets, {"mix": mix.at[1].set(jnp.nan)}), jnp.asarray([[1.0, 0.0], [1.0, 0.0]]))
+    of_none = np.float32([[[4.0, 0.0]], [[np.nan, np.nan]]])
+    ill = paco.redrawn(Parameters(sets, {"mix": of_none}), np.float32([[1.0, 0.0], [1.0, 0.0]]))
     np.testing.assert_array_equal(ill.private["mix"], [mix[0], mix[0]])
     plain = Parameters(sets, {})
     assert paco.redrawn(plain, rows) is plain
 
 
-@functools.cache
 def _agent(threshold=THRESHOLD, method="mean", weights="own", **network):
+    return _made(threshold, method, weights, **network)  # the same one, however its options are spelt
+
+
+@functools.cache
+def _made(threshold, method, weights, **network):
     config = SACConfig(
         paco_weights=weights,
         max_grad_norm=0.0,
@@ -76,11 +87,11 @@ def _agent(threshold=THRESHOLD, method="mean", weights="own", **network):
 
 @functools.cache
 def _update(agent):
-    """One gradient step, compiled: rewards [H, T, E] -> state at the start, after it, and metrics."""
+    """One gradient step, compiled: rewards [H, T, E] -> state at the start, after it, and metrics, in NumPy."""
     draw = np.random.default_rng(0)
     observation, final = (jnp.asarray(draw.normal(size=(H, T, E, OBS)), jnp.float32) for _ in range(2))
     action = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, A)), jnp.float32)
-    never = jnp.zeros((H, T, E), bool)
+    never = np.zeros((H, T, E), bool)
     assert agent.num_steps == 1
 
     @jax.jit
@@ -90,12 +101,13 @@ def _update(agent):
         rollout = Transitions(observation, rewards, never, never, final, {"action": action})
         return start, *agent.update(start, rollout, key)
 
-    return update
+    return lambda rewards: jax.device_get(update(rewards))
 
 
 def _updated(agent, reward):
     """State and metrics after one gradient step, where task ``BAD`` has these rewards and the others small ones."""
-    rewards = jnp.asarray(np.random.default_rng(1).normal(size=(H, T, E)), jnp.float32).at[:, BAD].set(reward)
+    rewards = np.random.default_rng(1).normal(size=(H, T, E)).astype(np.float32)
+    rewards[:, BAD] = reward
     return _update(agent)(rewards)[1:]
 
 
@@ -113,7 +125,7 @@ def test_an_exploded_task_moves_nobody(method):
     for part in ("policy", "critic"):
         for one, other in zip(*(jax.tree.leaves(s.params[part].shared) for s in (large, larger)), strict=True):
             np.testing.assert_array_equal(one, other)
-    start = _update(agent)(jnp.zeros((H, T, E)))[0].params["critic"].shared
+    start = _update(agent)(np.zeros((H, T, E), np.float32))[0].params["critic"].shared
     assert all(
         (a != b).any() for a, b in zip(*map(jax.tree.leaves, (start, large.params["critic"].shared)), strict=True)
     )
@@ -141,20 +153,25 @@ def _mix(network):
 
 def test_weights_in_common_are_moved_by_all_losses():
     """By the sum of the gradients of both critics' loss and the policy's, and by nothing else."""
-    agent = _agent(weights="shared")
-    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    agent, key = _agent(weights="shared"), jax.random.key(1)
     draw = np.random.default_rng(0)
     sizes = {"observation": OBS, "action": A, "next_observation": OBS, "view": OBS, "next_view": OBS}
-    arrays = {name: jnp.asarray(draw.uniform(-1, 1, (T, 8, size)), jnp.float32) for name, size in sizes.items()}
+    arrays = {name: draw.uniform(-1, 1, (T, 8, size)).astype(np.float32) for name, size in sizes.items()}
     arrays["view"], arrays["next_view"] = arrays["observation"], arrays["next_observation"]
-    reward = jnp.asarray(draw.normal(size=(T, 8)), jnp.float32)
-    batch = sac.Batch(**arrays, reward=reward, discount=jnp.full((T, 8), 0.9))
-    after, _ = jax.jit(agent._step)(state, batch, key)
-
-    policy, critic, known = state.params["policy"], state.params["critic"], agent._known(state, key)
+    reward = draw.normal(size=(T, 8)).astype(np.float32)
+    batch = sac.Batch(**arrays, reward=reward, discount=np.full((T, 8), 0.9, np.float32))
     of_task = sac.OF_TASK
 
+    @jax.jit
+    def step(start_key):
+        state = agent.init(start_key)
+        return state, agent._step(state, batch, key)[0]
+
+    state, after = jax.device_get(step(jax.random.key(0)))
+    policy, critic = state.params["policy"], state.params["critic"]
+
     def both(weights):
+        known = agent._known(state, key)
         mine = Parameters(policy.shared, {"mix": weights})
         theirs = Parameters(critic.shared, {"mix": jnp.stack([weights, weights], axis=1)})
         moved = Parameters(after.params["critic"].shared, critic.private)  # what the policy's loss sees
@@ -164,7 +181,7 @@ def test_weights_in_common_are_moved_by_all_losses():
         return (value + actor).sum()
 
     start = _mix(policy)
-    gradient = np.asarray(jax.grad(both)(jnp.asarray(start)), np.float64)
+    gradient = np.asarray(jax.jit(jax.grad(both))(start), np.float64)
     want = start - agent.config.learning_rate * gradient / (np.abs(gradient) + 0.01)
     np.testing.assert_allclose(_mix(after.params["policy"]), want, rtol=1e-5, atol=1e-8)
     assert (np.abs(want - start) > 1e-6).all()
@@ -174,7 +191,7 @@ def test_weights_in_common_are_moved_by_all_losses():
 def test_weights_in_common_stay_the_same_to_the_last_bit(reward):
     """At the start, after a step, and where a task's are drawn anew; the targets' follow."""
     agent = _agent(weights="shared", method="pcgrad")
-    start = _update(agent)(jnp.zeros((H, T, E)))[0]
+    start = _update(agent)(np.zeros((H, T, E), np.float32))[0]
     state, metrics = _updated(agent, reward)
     assert metrics["left_out"].sum() == (reward > THRESHOLD)
     for one in (start, state):
