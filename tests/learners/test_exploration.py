@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrangement_cases import quick_initialisation
 
 from mtjax import grads, options
 from mtjax.envs.base import continuous, discrete
@@ -15,12 +16,17 @@ from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig, HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 
+__all__ = ["quick_initialisation"]  # of every test here
 H, T, E, OBS = 5, 2, 3, 4
 DRAW = np.random.default_rng(0)
 
 
+def _begin(bonus):
+    return jax.device_get(jax.jit(bonus.init)(jax.random.key(0)))
+
+
 def _step(bonus, state, observation):
-    return jax.jit(bonus.step)(state, jnp.asarray(observation, jnp.float32))
+    return jax.device_get(jax.jit(bonus.step)(state, np.asarray(observation, np.float32)))
 
 
 # ---------------------------------------------------------------------------------------------- counts
@@ -29,7 +35,7 @@ def _step(bonus, state, observation):
 def test_counts_against_a_dictionary():
     """1 / √n with n the visits of this task, over several rollouts; other tasks' visits do not count."""
     bonus = exploration.counts(num_tasks=T, observation_size=OBS, bins=16384, resolution=0.01)
-    state = bonus.init(jax.random.key(0))
+    state = _begin(bonus)
     seen = collections.Counter()
     for _ in range(3):
         observation = DRAW.integers(-1, 2, size=(H, T, E, OBS)) * 0.5
@@ -43,7 +49,7 @@ def test_counts_against_a_dictionary():
 
 def test_counts_end_before_they_overflow():
     bonus = exploration.counts(num_tasks=1, observation_size=1, bins=4, resolution=1.0)
-    state = bonus.init(jax.random.key(0))
+    state = _begin(bonus)
     state, found = _step(bonus, state._replace(visits=state.visits + 2**30 - 1), np.ones((3, 1, 1, 1)))
     np.testing.assert_allclose(found, 2.0**-15, rtol=1e-6)
     assert sorted(state.visits[0].tolist()) == [2**30 - 1] * 3 + [2**30]
@@ -53,7 +59,7 @@ def test_counts_round():
     """Noise below the resolution is no news; a difference above it is."""
     bonus = exploration.counts(num_tasks=1, observation_size=1, bins=16384, resolution=0.1)
     observation = np.asarray([0.501, 0.499, 0.52, 0.7, -0.7])[:, None, None, None]
-    _, found = _step(bonus, bonus.init(jax.random.key(0)), observation)
+    _, found = _step(bonus, _begin(bonus), observation)
     np.testing.assert_allclose(found[:, 0, 0], [3**-0.5] * 3 + [1.0, 1.0], rtol=1e-6)
 
 
@@ -62,38 +68,38 @@ def test_counts_spread_over_the_bins():
     for resolution in (0.01, 1.0):
         bonus = exploration.counts(num_tasks=1, observation_size=2, bins=16384, resolution=resolution)
         cells = np.stack(np.meshgrid(np.arange(25), np.arange(40)), axis=-1).reshape(1000, 1, 1, 2)
-        _, found = _step(bonus, bonus.init(jax.random.key(0)), cells)
+        _, found = _step(bonus, _begin(bonus), cells)
         assert 0.9 < float((found == 1.0).mean()) < 1.0  # by chance alone, about 0.94
 
 
 # ------------------------------------------------------------------------------------------------- rnd
 
 
-def test_rnd_tells_known_from_new_and_task_from_task():
+def test_rnd_tells_known_from_new_and_task_from_task(monkeypatch):
     """Each task is shown its own region again and again: that one becomes dull, the other task's stays new."""
+    monkeypatch.undo()  # networks that are to learn start as they do outside of tests
     bonus = exploration.rnd(num_tasks=T, observation_size=OBS, layers=(32, 16), learning_rate=3e-3)
-    state = bonus.init(jax.random.key(0))
+    state = _begin(bonus)
     centres = np.asarray([1.0, -1.0])[:, None, None]
 
     def region(swap=False):
         at = centres[::-1] if swap else centres
-        return jnp.asarray(at + 0.3 * DRAW.normal(size=(H, T, 16, OBS)), jnp.float32)
+        return at + 0.3 * DRAW.normal(size=(H, T, 16, OBS))
 
     # Statistics of observations must cover both regions, or the new one would be clipped into view.
     state, first = _step(bonus, state, np.concatenate([region(), region(swap=True)]))
     assert first.shape == (2 * H, T, 16) and (first >= 0).all()
     np.testing.assert_allclose(np.mean(np.square(first)), 1.0, rtol=0.5)  # of the usual size from the start
-    step = jax.jit(bonus.step)
     for _ in range(60):
-        state, _ = step(state, region())
-    _, known = step(state, region())
-    _, new = step(state, region(swap=True))
+        state, _ = _step(bonus, state, region())
+    _, known = _step(bonus, state, region())
+    _, new = _step(bonus, state, region(swap=True))
     assert (new.mean(axis=(0, 2)) > 3 * known.mean(axis=(0, 2))).all()
 
 
 def test_rnd_of_one_task_leaves_the_others_alone():
     bonus = exploration.rnd(num_tasks=T, observation_size=OBS, layers=(8,), learning_rate=1e-2)
-    state = bonus.init(jax.random.key(0))
+    state = _begin(bonus)
     observation = DRAW.normal(size=(H, T, E, OBS))
     other = observation.copy()
     other[:, 0] = 7.0
@@ -119,10 +125,10 @@ CONFIG = PPOConfig(
 
 
 def _rollout(draw):
-    observation, final = (jnp.asarray(draw.integers(0, 2, size=(H, T, E, OBS)), jnp.float32) for _ in range(2))
-    over = jnp.zeros((H, T, E), bool)
-    reward = jnp.asarray(draw.normal(size=(H, T, E)), jnp.float32)
-    extras = {"raw_action": jnp.zeros((H, T, E, 2)), "log_prob": jnp.zeros((H, T, E))}
+    observation, final = (draw.integers(0, 2, size=(H, T, E, OBS)).astype(np.float32) for _ in range(2))
+    over = jnp.asarray(np.zeros((H, T, E), bool))
+    reward = draw.normal(size=(H, T, E)).astype(np.float32)
+    extras = {"raw_action": np.zeros((H, T, E, 2), np.float32), "log_prob": np.zeros((H, T, E), np.float32)}
     return Transitions(observation, reward, over, over, final, extras)
 
 
@@ -145,7 +151,7 @@ def test_ppo_learns_from_reward_and_bonus():
         expected, _ = plain.update(plain.init(key), shaped, key)
         return after, metrics, kept, bonus, batch, plain._targets(plain.init(key), shaped)[0], expected
 
-    after, metrics, kept, bonus, batch, by_hand, expected = run(jax.random.key(0))
+    after, metrics, kept, bonus, batch, by_hand, expected = jax.device_get(run(jax.random.key(0)))
     np.testing.assert_allclose(batch.target, by_hand.target, rtol=1e-4, atol=1e-5)
     for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
@@ -161,19 +167,19 @@ def test_what_was_stored_is_as_new_as_it_is_by_now():
     """Counts as of now, and errors of the predictor as it is; asking changes nothing."""
     draw = np.random.default_rng(1)
     observation = draw.integers(-1, 2, size=(H, T, E, OBS)) * 0.5
-    stored = jnp.asarray(np.moveaxis(observation, 1, 0).reshape(T, H * E, OBS), jnp.float32)
+    stored = np.moveaxis(observation, 1, 0).reshape(T, H * E, OBS).astype(np.float32)
     for bonus in (
         exploration.counts(num_tasks=T, observation_size=OBS, bins=16384, resolution=0.01),
         exploration.rnd(num_tasks=T, observation_size=OBS, layers=(8,), learning_rate=1e-2),
     ):
-        state, first = _step(bonus, bonus.init(jax.random.key(0)), observation)
+        state, first = _step(bonus, _begin(bonus), observation)
         first = np.moveaxis(first, 1, 0).reshape(T, H * E)
-        again = jax.jit(bonus.bonus)(state, stored)
+        again = np.asarray(jax.jit(bonus.bonus)(state, stored))
         if isinstance(state, exploration.CountState):
             np.testing.assert_allclose(again, first, rtol=1e-6)
         for _ in range(3):
             state, _ = _step(bonus, state, observation)
-        later = jax.jit(bonus.bonus)(state, stored)
+        later = np.asarray(jax.jit(bonus.bonus)(state, stored))
         assert later.shape == (T, H * E) and (later > 0).all()
         if isinstance(state, exploration.CountState):
             np.testing.assert_allclose(later, again / 2, rtol=1e-6)  # seen four times as often
@@ -200,8 +206,8 @@ def _off_policy(make, config, action=None, **more):
 def _stored(draw, action=None):
     rollout = _rollout(draw)
     if action and action.kind == "discrete":
-        return rollout._replace(extras={"action": jnp.asarray(draw.integers(0, 2, size=(H, T, E)), jnp.int32)})
-    taken = jnp.asarray(draw.uniform(-1, 1, size=(H, T, E, 2)), jnp.float32)
+        return rollout._replace(extras={"action": draw.integers(0, 2, size=(H, T, E)).astype(np.int32)})
+    taken = draw.uniform(-1, 1, size=(H, T, E, 2)).astype(np.float32)
     return rollout._replace(extras={"action": taken})
 
 
@@ -237,7 +243,7 @@ def test_sac_values_reward_and_bonus(kind, action):
         )
         return with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen, stepped
 
-    with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen, stepped = run()
+    with_bonus, by_hand, bonus, after, metrics, bare, bare_metrics, seen, stepped = jax.device_get(run())
     np.testing.assert_allclose(with_bonus, by_hand, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(stepped.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -274,7 +280,7 @@ def test_models_of_rewards_do_not_learn_the_bonus():
 
         return losses(batch), losses(batch._replace(bonus=jnp.full((T, 4), 0.5)))
 
-    bare, explored = run()
+    bare, explored = jax.device_get(run())
     assert set(bare) == set(explored)
     for name in ("loss/reward", "loss/transition", "loss/theta"):
         np.testing.assert_allclose(bare[name], explored[name], rtol=1e-5)
@@ -286,9 +292,15 @@ def test_range_leaves_room_for_the_bonus():
     config = SACConfig(exploration="counts", exploration_bonus=0.05, return_scaling="range", critic_head="categorical")
     options.validate(config)
     agent = _off_policy(sac._SAC, config)
-    scale = agent.rewards.init(T, E)._replace(largest=jnp.asarray([1.0, 20.0]))
-    endless = jnp.asarray([1.0, 20.0])[:, None] * (1 - config.discount)  # rewards whose return is the largest
-    scaled = agent.rewards.apply(scale, endless, jnp.zeros(T), jnp.asarray(config.discount)) / (1 - config.discount)
+    largest = np.float32([1.0, 20.0])
+    endless = largest[:, None] * (1 - config.discount)  # rewards whose return is the largest
+
+    @jax.jit
+    def scale():
+        state = agent.rewards.init(T, E)._replace(largest=largest)
+        return agent.rewards.apply(state, endless, jnp.zeros(T), jnp.asarray(config.discount))
+
+    scaled = np.asarray(scale()) / (1 - config.discount)
     np.testing.assert_allclose(scaled[:, 0] + 0.05 / (1 - config.discount), config.value_range, rtol=1e-4)
     with pytest.raises(ValueError, match="exploration_bonus: 0.1 at every step is worth 10 at discount 0.99, which"):
         options.validate(dataclasses.replace(config, exploration_bonus=0.1))
@@ -300,8 +312,8 @@ def test_learning_on_in_an_unseen_task_is_without_a_bonus():
     tuning = agent.learner().fine_tuning(60)
     state = jax.jit(lambda key: tuning.start(agent.init(key), key))(jax.random.key(0))
     assert state.exploration is None
-    unseen = Unseen(jnp.zeros((1, 0)), jnp.ones((1, 2)))
-    rollout = jax.tree.map(lambda x: x[:, :1, :1], _stored(np.random.default_rng(0)))
+    unseen = Unseen(np.zeros((1, 0), np.float32), np.ones((1, 2), np.float32))
+    rollout = jax.tree.map(lambda x: x[:, :1, :1], jax.device_get(_stored(np.random.default_rng(0))))
     _, metrics = jax.jit(tuning.update)(state, unseen, rollout, jax.random.key(1))
     assert "exploration/bonus" not in metrics and np.isfinite(metrics["loss/value"]).all()
 
