@@ -1,5 +1,6 @@
 """`aggregate`, the combinators and the other paths: what a user composes must keep its promises."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -25,45 +26,85 @@ COMPOSED = (
     'mgda("loss")', 'mgda("loss+")', 'gradnorm(surrogate="softplus")', "graddrop(0.5)", "trimmed_mean(0)",
     "dwa(window=2)", "moco(beta=1.0)", "db_mtl(beta=0.0)", 'uncertainty(likelihood="softmax")',
 )  # fmt: skip
-PARAMS = {"head": {"w": jnp.ones(3)}, "trunk": {"b": jnp.ones(2), "w": jnp.ones((2, 4))}}
+PARAMS = jax.tree.map(np.float32, {"head": {"w": np.ones(3)}, "trunk": {"b": np.ones(2), "w": np.ones((2, 4))}})
+ROWS_APART = ("excess_mtl", "moco", "db_mtl", "graddrop", "trimmed_mean")  # they work on the gradients themselves
 
 
 def sample(num_tasks: int, seed: int = 0):
-    keys = iter(jax.random.split(jax.random.key(seed), 3))
-    return jax.tree.map(lambda p: jax.random.normal(next(keys), (num_tasks, *p.shape)), PARAMS)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: rng.standard_normal((num_tasks, *p.shape), np.float32), PARAMS)
+
+
+def from_the_start(tx):
+    """Updates and state of a first step, of gradients and what else it is given."""
+    return lambda g, given: tx.update(g, tx.init(jax.tree.map(lambda x: x[0], g)), **given)
+
+
+def first_step(tx, g, **given):
+    return quick.jit(from_the_start(tx))(g, given)
+
+
+def try_step(tx, g, **given) -> None:
+    """For what is refused, which it is before anything compiles."""
+    jax.eval_shape(from_the_start(tx), g, given)
 
 
 def flat(tree) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize(("num_tasks", "dtype"), [(4, "float32"), (10, "float32"), (4, "float64"), (4, "bfloat16")])
-@pytest.mark.parametrize("name", [*ALL, *COMPOSED])
-def test_no_nan_one_trace_and_seeds(name, num_tasks, dtype):
-    """Hostile gradients, batched over seeds as a scan's carry: finite, traced once, dtypes fixed."""
+@functools.cache
+def run_all(num_tasks: int, dtype: str) -> tuple[dict, list[tuple[dict, dict]], dict[str, Exception]]:
+    """Every method's states; states and updates after three steps, for each of the losses; and what methods raise.
+
+    Hostile gradients, batched over seeds as a scan's carry. One program for all methods, since that compiles faster.
+    """
     chex.clear_trace_counter()
-    method = grads.fixed(tuple(range(num_tasks))) if name == "fixed" else grads.get(name)
-    data, rows_of_losses = jacobians.hostile(num_tasks, dtype)
-    with jax.enable_x64(dtype == "float64"):
-        tx, g = grads.aggregate(method, num_tasks=num_tasks), jnp.asarray(data)
+    methods = {name: grads.get(name) for name in (*ALL, *COMPOSED) if name != "fixed"}
+    methods["fixed"] = grads.fixed(tuple(range(num_tasks)))
+    g, rows_of_losses = jacobians.hostile(num_tasks, dtype)
+    errors = {}
+
+    def start(seed):
+        txs = {name: grads.aggregate(method, num_tasks=num_tasks, seed=seed) for name, method in methods.items()}
+        return {name: tx.init(g[0, 0]) for name, tx in txs.items()}
+
+    def three_steps(name, g, losses, states):
+        tx = grads.aggregate(methods[name], num_tasks=num_tasks)
 
         def once(g, losses, state):
             gram = grads.gram_matrix(g) if name == "mgda_ub" else None
             return tx.update(g, state, losses=losses, gram=gram)[::-1]
 
-        @quick.jit
-        @chex.assert_max_traces(1)
-        def run(g, losses, states):
-            return jax.lax.scan(lambda s, _: jax.vmap(once)(g, losses, s), states, None, length=3)
+        return jax.lax.scan(lambda s, _: jax.vmap(once)(g, losses, s), states, None, length=3)
 
-        def start(seed):
-            return grads.aggregate(method, num_tasks=num_tasks, seed=seed).init(g[0, 0])
+    @quick.jit
+    @chex.assert_max_traces(1)
+    def run(g, losses, states):
+        results = {}
+        for name in methods:
+            try:
+                results[name] = three_steps(name, g, losses, states[name])
+            except Exception as error:  # is that method's
+                errors[name] = error
+        return results
 
-        states = jax.vmap(start)(jnp.arange(len(g)))
-        for losses in rows_of_losses:
-            after, updates = run(g, jnp.broadcast_to(jnp.asarray(losses), (len(g), num_tasks)), states)
-            assert updates.dtype == dtype and np.isfinite(updates.astype(float)).all()
-            chex.assert_trees_all_equal_shapes_and_dtypes(after, states)
+    with jax.enable_x64(dtype == "float64"):
+        states = quick.jit(jax.vmap(start))(np.arange(len(g)))
+        return states, [run(g, np.broadcast_to(row, (len(g), num_tasks)), states) for row in rows_of_losses], errors
+
+
+@pytest.mark.parametrize(("num_tasks", "dtype"), [(4, "float32"), (10, "float32"), (4, "float64"), (4, "bfloat16")])
+@pytest.mark.parametrize("name", [*ALL, *COMPOSED])
+def test_no_nan_one_trace_and_seeds(name, num_tasks, dtype):
+    """Hostile gradients, batched over seeds as a scan's carry: finite, traced once, dtypes fixed."""
+    states, results, errors = run_all(num_tasks, dtype)
+    if name in errors:
+        raise errors[name]
+    for result in results:
+        after, updates = result[name]
+        assert updates.dtype == dtype and np.isfinite(np.asarray(updates).astype(float)).all()
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, states[name])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -79,25 +120,32 @@ def test_bfloat16_gradients(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
-@pytest.mark.parametrize("name", ["excess_mtl", "moco", "db_mtl", "graddrop", "trimmed_mean"])
+@functools.cache
+def in_both() -> tuple[dict, dict]:
+    """The updates of bfloat16 gradients, and of the same ones in float32."""
+    g = np.random.default_rng(0).standard_normal((10, 300)).astype(jnp.bfloat16)
+    txs = {name: grads.aggregate(grads.get(name), num_tasks=10) for name in ROWS_APART}
+    step = lambda g: {name: tx.update(g, tx.init(g[0]), losses=jnp.ones(10))[0] for name, tx in txs.items()}  # noqa: E731
+    return jax.device_get(quick.jit(lambda *both: tuple(map(step, both)))(g, g.astype(np.float32)))
+
+
+@pytest.mark.parametrize("name", ROWS_APART)
 def test_bfloat16_is_rounded_once(name):
     """The methods that work on the gradients themselves compute in float32: they round the result and no more."""
-    g = jax.random.normal(jax.random.key(0), (10, 300)).astype(jnp.bfloat16)
-    tx = grads.aggregate(grads.get(name), num_tasks=10)
-    step = quick.jit(lambda g: tx.update(g, tx.init(g[0]), losses=jnp.ones(10))[0])
-    want = step(g.astype(jnp.float32))
-    np.testing.assert_allclose(step(g).astype(jnp.float32), want, rtol=0.01, atol=0.003 * np.abs(want).max())
+    got, want = [updates[name] for updates in in_both()]
+    np.testing.assert_allclose(got.astype(np.float32), want, rtol=0.01, atol=0.003 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("name", ["excess_mtl", "moco", "db_mtl", "graddrop", "trimmed_mean"])
+@pytest.mark.parametrize("name", ROWS_APART)
 def test_nothing_of_the_jacobians_size_is_stored_twice(name):
     """Temporaries of [T, P] made ExcessMTL four times slower (10 × 1M): their pages are new at every call."""
     num_tasks, size = 16, 100_000
     tx = grads.aggregate(grads.get(name), num_tasks=num_tasks)
-    g, losses = jnp.ones((num_tasks, size)), jnp.ones(num_tasks)
-    step = jax.jit(lambda g, state: tx.update(g, state, losses=losses), donate_argnums=1)
-    memory = step.lower(g, tx.init(g[0])).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.5 * g.nbytes
+    g = jax.ShapeDtypeStruct((num_tasks, size), jnp.float32)
+    state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((size,), jnp.float32))
+    step = jax.jit(lambda g, state: tx.update(g, state, losses=np.ones(num_tasks)), donate_argnums=1)
+    memory = step.lower(g, state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.5 * num_tasks * size * 4
 
 
 def test_is_an_optax_transform_and_an_aggregator():
@@ -111,7 +159,7 @@ def test_private_leaves_are_summed(shared):
         shared = {"head": {"w": False}, "trunk": {"b": True, "w": True}}
     g = sample(3)
     tx = grads.aggregate(grads.mgda(), num_tasks=3, shared=shared)
-    updates, state = quick.jit(tx.update)(g, tx.init(PARAMS))
+    updates, state = jax.device_get(first_step(tx, g))
     np.testing.assert_allclose(updates["head"]["w"], g["head"]["w"].sum(0), rtol=1e-5)
     J = np.concatenate([np.reshape(x, (3, -1)) for x in jax.tree.leaves(g["trunk"])], 1)
     np.testing.assert_allclose(flat(updates["trunk"]), reference.mgda(J.astype(float)), atol=1e-3)
@@ -123,7 +171,7 @@ def test_private_leaves_are_summed(shared):
 def test_groups_are_solved_apart(groups):
     g = sample(3)
     tx = grads.aggregate(grads.mgda(), num_tasks=3, groups=groups)
-    updates, state = quick.jit(tx.update)(g, tx.init(PARAMS))
+    updates, state = jax.device_get(first_step(tx, g))
     assert state.group_weights.shape == (3 if groups == "leaf" else 2, 3)
     want = reference.mgda(np.asarray(g["head"]["w"], float))
     np.testing.assert_allclose(updates["head"]["w"], want, atol=1e-3)
@@ -132,12 +180,12 @@ def test_groups_are_solved_apart(groups):
 def test_every_k():
     tx = grads.aggregate(grads.every_k(grads.mgda(), 3), num_tasks=3)
     step = quick.jit(tx.update)
-    state, weights = tx.init(jnp.ones(8)), []
+    state, weights = quick.jit(tx.init)(np.ones(8)), []
     for seed in range(4):
-        J = jnp.asarray(jacobians.jacobian("iid", 3, 8, seed), jnp.float32)
+        J = jacobians.jacobian("iid", 3, 8, seed).astype(np.float32)
         updates, state = step(J, state)
-        weights.append(state.weights)
-        np.testing.assert_allclose(updates, state.weights @ J, rtol=1e-5)
+        weights.append(np.asarray(state.weights))
+        np.testing.assert_allclose(updates, weights[-1] @ J, rtol=1e-5)
     np.testing.assert_array_equal(weights[0], weights[2])
     assert np.abs(weights[3] - weights[0]).max() > 1e-3
 
@@ -146,12 +194,12 @@ def test_accumulate_keeps_the_task_axis():
     """Four micro-batches make the step that their mean Jacobian makes."""
     chain = optax.chain(grads.aggregate(grads.mgda(), num_tasks=3), optax.adam(0.1))
     tx = grads.accumulate(chain, 4, num_tasks=3)
-    J = [jnp.asarray(jacobians.jacobian("iid", 3, 8, seed), jnp.float32) for seed in range(4)]
-    state, step = tx.init(jnp.ones(8)), quick.jit(tx.update)
+    J = np.stack([jacobians.jacobian("iid", 3, 8, seed) for seed in range(4)]).astype(np.float32)
+    state, step = quick.jit(tx.init)(np.ones(8)), quick.jit(tx.update)
     for n, g in enumerate(J):
-        updates, state = step(g, state, jnp.ones(8), losses=jnp.ones(3))
+        updates, state = step(g, state, np.ones(8), losses=np.ones(3))
         assert (np.abs(updates).max() > 0) == (n == 3)
-    want, _ = chain.update(sum(J) / 4, chain.init(jnp.ones(8)), losses=jnp.ones(3))
+    want, _ = first_step(chain, J.mean(0), losses=np.ones(3))
     np.testing.assert_allclose(updates, want, rtol=1e-4)
 
 
@@ -162,23 +210,23 @@ def test_accumulate_leaves_absent_tasks_out():
     here = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0]], bool)
     J = np.stack([jacobians.jacobian("iid", 3, 8, seed) for seed in range(3)])
     losses = np.array([[1.0, 4.0, 1.0], [2.0, 1.0, 1.0], [3.0, 6.0, 1.0]])
-    state, step = tx.init(jnp.ones(8)), quick.jit(tx.update)
+    state, step = quick.jit(tx.init)(np.ones(8)), quick.jit(tx.update)
     for g, loss, mask in zip(J, losses, here, strict=True):
         g, loss = np.where(mask[:, None], g, np.nan), np.where(mask, loss, np.nan)
-        updates, state = step(jnp.asarray(g, jnp.float32), state, losses=jnp.asarray(loss), mask=jnp.asarray(mask))
+        updates, state = step(g.astype(np.float32), state, losses=loss, mask=mask)
     rows = np.stack([J[:, 0].mean(0), J[[0, 2], 1].mean(0), J[0, 2]])
-    given = {"losses": jnp.array([2.0, 5.0, 1.0]), "mask": jnp.array([True, True, False])}
-    want, _ = chain.update(jnp.asarray(rows, jnp.float32), chain.init(jnp.ones(8)), **given)
+    given = {"losses": np.array([2.0, 5.0, 1.0]), "mask": np.array([True, True, False])}
+    want, _ = first_step(chain, rows.astype(np.float32), **given)
     np.testing.assert_allclose(updates, want, rtol=1e-5)
-    assert state.count == 0 and not state.present.any()
+    assert np.asarray(state.count) == 0 and not np.asarray(state.present).any()
 
 
 def test_accumulate_refuses_what_it_cannot_average():
     tx = grads.accumulate(grads.aggregate(grads.modo(), num_tasks=2), 2, num_tasks=2)
     with pytest.raises(ValueError, match="accumulate takes no gram"):
-        tx.update(jnp.eye(2), tx.init(jnp.ones(2)), gram=jnp.eye(2))
+        try_step(tx, np.eye(2), gram=np.eye(2))
     with pytest.raises(ValueError, match="leading task axis of 2"):
-        tx.update(jnp.ones((1, 2)), tx.init(jnp.ones(2)))
+        try_step(tx, np.ones((1, 2)))
     with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
         grads.accumulate(tx, 0, num_tasks=2)
 
@@ -186,27 +234,27 @@ def test_accumulate_refuses_what_it_cannot_average():
 def test_normalise():
     J = jacobians.jacobian("spread", 3, 8)
     tx = grads.aggregate(grads.normalize(grads.mgda()), num_tasks=3)
-    got, _ = tx.update(jnp.asarray(J, jnp.float32), tx.init(jnp.ones(8)))
+    got, _ = first_step(tx, J.astype(np.float32))
     np.testing.assert_allclose(got, reference.mgda(reference.unit(J)), atol=1e-3)
 
 
 def test_cross_gram_and_representation():
     """A Gram given by the user is the one that the method sees."""
-    J = jnp.asarray(jacobians.jacobian("iid", 3, 8), jnp.float32)
+    J = jacobians.jacobian("iid", 3, 8).astype(np.float32)
     tx = grads.aggregate(grads.mgda_ub(), num_tasks=3)
     with pytest.raises(ValueError, match="representation"):
-        tx.update(J, tx.init(J[0]))
-    updates, _ = tx.update(J, tx.init(J[0]), gram=jnp.eye(3))
+        try_step(tx, J)
+    updates, _ = first_step(tx, J, gram=np.eye(3))
     np.testing.assert_allclose(updates, J.mean(0), atol=1e-3)
-    np.testing.assert_allclose(grads.gram_matrix(J, 2 * J), 2 * J @ J.T, rtol=1e-5)
+    np.testing.assert_allclose(quick.jit(grads.gram_matrix)(J, 2 * J), 2 * J @ J.T, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["moco", "graddrop", "trimmed_mean", "db_mtl", "excess_mtl"])
+@pytest.mark.parametrize("spec", ROWS_APART)
 def test_a_gram_for_a_method_that_does_not_look_at_one(spec):
     """It was dropped without a word, and with it the double sample or the representation that it stood for."""
     tx = grads.aggregate(grads.get(spec), num_tasks=3)
     with pytest.raises(ValueError, match=rf"gram is for methods that see the Gram; this one \({spec}\) works on"):
-        tx.update(jnp.eye(3), tx.init(jnp.ones(3)), losses=jnp.ones(3), gram=jnp.eye(3))
+        try_step(tx, np.eye(3), losses=np.ones(3), gram=np.eye(3))
 
 
 @pytest.mark.parametrize("num_tasks", [1, 10, 16, 18, 50])
@@ -214,19 +262,19 @@ def test_a_gram_for_a_method_that_does_not_look_at_one(spec):
 def test_gram_of_long_gradients(num_tasks, size):
     """Sliced by columns and rows on the CPU: the sum of the slices, the rest of the columns, and the rows left over."""
     left, right = np.random.default_rng(0).standard_normal((2, num_tasks, size))
-    a, b = jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32)
     scale = {"rtol": 0, "atol": 2e-6 * size}
-    gram = jax.jit(grads.gram_matrix)(a)
+    both = quick.jit(lambda a, b: (grads.gram_matrix(a), grads.gram_matrix(a, b)))
+    gram, cross = jax.device_get(both(left.astype(np.float32), right.astype(np.float32)))
     np.testing.assert_allclose(gram, left @ left.T, **scale)
     np.testing.assert_array_equal(gram, gram.T)
-    np.testing.assert_allclose(jax.jit(grads.gram_matrix)(a, b), left @ right.T, **scale)
+    np.testing.assert_allclose(cross, left @ right.T, **scale)
 
 
 @pytest.mark.parametrize("num_tasks", [33, 40, 50, 56, 57])
 def test_gram_of_blocks_below_the_diagonal(num_tasks):
     """Some numbers of tasks take it, their neighbours do not; blocks that mirror the wrong ones would go unnoticed."""
     left = np.random.default_rng(0).standard_normal((num_tasks, 20_000))
-    gram = jax.jit(lambda g: grads.gram_matrix(g))(jnp.asarray(left, jnp.float32))
+    gram = np.asarray(quick.jit(lambda g: grads.gram_matrix(g))(left.astype(np.float32)))
     np.testing.assert_allclose(gram, left @ left.T, rtol=0, atol=0.04)
     np.testing.assert_array_equal(gram, gram.T)
 
@@ -252,21 +300,21 @@ def test_missing_losses_and_bad_shapes():
     for name in ("gradnorm", "famo", "dwa", "gls", "stch", "imtl_l", "uncertainty", "db_mtl"):
         tx = grads.aggregate(grads.get(name), num_tasks=2)
         with pytest.raises(ValueError, match=f"{name} needs the losses.*losses=losses"):
-            tx.update(jnp.eye(2), tx.init(jnp.ones(2)))
+            try_step(tx, np.eye(2))
     for spec in ('mgda("loss")', 'mgda("loss+")', 'normalize(mgda, by="loss")', "cr_mogm(gls)", "every_k(dwa, 2)"):
         tx = grads.aggregate(grads.get(spec), num_tasks=2)
         with pytest.raises(ValueError, match="needs the losses.*losses=losses"):
-            tx.update(jnp.eye(2), tx.init(jnp.ones(2)))
+            try_step(tx, np.eye(2))
     tx = grads.aggregate(grads.mgda(), num_tasks=3)
     with pytest.raises(ValueError, match="leading task axis of 3"):
-        tx.update(jnp.eye(2), tx.init(jnp.ones(2)))
+        try_step(tx, np.eye(2))
     for given, message in (
-        ({"losses": jnp.ones(2)}, r"losses must have shape \(3,\), not \(2,\)"),
-        ({"mask": jnp.ones((3, 1))}, r"mask must have shape \(3,\), not \(3, 1\)"),
-        ({"gram": jnp.eye(2)}, r"gram must have shape \(3, 3\), not \(2, 2\)"),
+        ({"losses": np.ones(2)}, r"losses must have shape \(3,\), not \(2,\)"),
+        ({"mask": np.ones((3, 1))}, r"mask must have shape \(3,\), not \(3, 1\)"),
+        ({"gram": np.eye(2)}, r"gram must have shape \(3, 3\), not \(2, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            tx.update(jnp.eye(3), tx.init(jnp.ones(3)), **given)
+            try_step(tx, np.eye(3), **given)
 
 
 def test_specifications():
@@ -319,7 +367,8 @@ def test_no_gram_where_none_is_needed(name):
     assert products(track_gram=False) == 1
     tx = grads.aggregate(grads.get(name), num_tasks=3)
     kept = tx.init(jnp.ones(8))._replace(gram=jnp.eye(3))
-    assert (tx.update(jnp.ones((3, 8)), kept, losses=jnp.ones(3))[1].gram == jnp.eye(3)).all()  # passed on, untouched
+    after = quick.jit(lambda: tx.update(jnp.ones((3, 8)), kept, losses=jnp.ones(3))[1].gram)()
+    assert (np.asarray(after) == np.eye(3)).all()  # passed on, untouched
     assert products(track_gram=True) == 2
 
 
