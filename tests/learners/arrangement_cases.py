@@ -68,15 +68,15 @@ def rollout_of(extras):
     """Random experience [H, T, E] in which nothing ends."""
     draw = np.random.default_rng(0)
     observation, final = (jnp.asarray(draw.normal(size=(H, T, E, OBS)), jnp.float32) for _ in range(2))
-    never = jnp.zeros((H, T, E), bool)
+    never = jnp.asarray(np.zeros((H, T, E), bool))
     reward = jnp.asarray(draw.normal(size=(H, T, E)), jnp.float32)
     return Transitions(observation, reward, never, never, final, extras)
 
 
 def check_metrics(case, metrics, part, leading=()):
-    """What the updates say of routing and mixing."""
+    """What the updates say, in NumPy, of routing and mixing."""
     if case in ROUTING:
-        rows, entropy = np.asarray(metrics[f"routing/{part}"]), np.asarray(metrics[f"routing_entropy/{part}"])
+        rows, entropy = metrics[f"routing/{part}"], metrics[f"routing_entropy/{part}"]
         assert rows.shape == (*leading, T, ROUTING[case]) and entropy.shape == (*leading, T)
         assert (0 <= entropy).all() and (entropy <= 1 + 1e-5).all()
     if case in WEIGHTS:

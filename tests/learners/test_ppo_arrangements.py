@@ -52,7 +52,7 @@ def test_two_updates(case):
         unseen = agent.evaluation_policy(state, rollout.observation[0], key, jnp.asarray(True), others)
         return start, state, metrics, unseen
 
-    start, state, metrics, unseen = run(jax.random.key(0))
+    start, state, metrics, unseen = jax.device_get(run(jax.random.key(0)))
     for leaf in jax.tree.leaves((state.params, metrics, unseen)):
         assert np.isfinite(leaf).all()
     for part in ("policy", "value"):

@@ -31,7 +31,7 @@ __all__ = ["quick_initialisation"]  # of every test here
 def test_two_gradient_steps(case):
     """Everything stays finite, all of the policy and the critics moves, and unseen tasks are acted for."""
     agent = sac._SAC(CONFIG, network_of(case), grads.mean(), SPEC, num_envs=E)
-    action = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, size=(H, T, E, A)), jnp.float32)
+    action = np.random.default_rng(1).uniform(-1, 1, size=(H, T, E, A)).astype(np.float32)
     rollout = rollout_of({"action": action})
 
     @jax.jit
@@ -42,7 +42,7 @@ def test_two_gradient_steps(case):
         others = Unseen(CONTEXTS, agent.masks)
         return state, after, metrics, agent.evaluation_policy(after, same, key, jnp.asarray(True), others)
 
-    before, after, metrics, unseen = run(jax.random.key(0))
+    before, after, metrics, unseen = jax.device_get(run(jax.random.key(0)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics, unseen)))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, before.params)
     still = [path for path, flag in jax.tree_util.tree_leaves_with_path(moved) if not flag]
