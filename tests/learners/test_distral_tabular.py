@@ -1,7 +1,8 @@
 """Exact Distral: against plain NumPy, its objective, its limiting cases, and the paper's corridor."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,20 +12,29 @@ from mtjax.learners import distral_tabular as distral
 
 DISCOUNT = 0.9
 MAP = ["#######", "#..#..#", "#.....#", "#..#..#", "#######"]
+# Compiled whole, and for any costs: eagerly, each operation would be a program of its own.
+SOLVE = jax.jit(distral.solve, static_argnames="iterations")
+SOLVE_TASK, OCCUPANCY, OBJECTIVE = map(jax.jit, (distral.solve_task, distral.occupancy, distral.objective))
 
 
-def make_tables(goals=((1, 1), (1, 5), (3, 5)), **options):
-    tasks = gridworld.stack_tasks([gridworld.make_task(MAP, goal, **options) for goal in goals])
-    return jax.vmap(gridworld.transition_table)(tasks)
+@functools.cache
+def make_tables(goals=((1, 1), (1, 5), (3, 5))):
+    """Tables of three tasks, in NumPy."""
+    tasks = gridworld.stack_tasks([gridworld.make_task(MAP, goal) for goal in goals])
+    return jax.device_get(jax.jit(jax.vmap(gridworld.transition_table))(tasks))
+
+
+def log_softmax(logits):
+    logits = logits.astype(np.float32)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def one(tables, index):
     return jax.tree.map(lambda leaf: leaf[index], tables)
 
 
-def random_policy(key, tables):
-    states, actions = tables.reward.shape[-2:]
-    return jax.nn.log_softmax(jax.random.normal(jax.random.key(key), (states, actions)))
+def random_policy(seed, tables):
+    return log_softmax(np.random.default_rng(seed).normal(size=tables.reward.shape[-2:]))
 
 
 def as_numpy(table):
@@ -65,7 +75,7 @@ def test_a_task_against_numpy(kl_cost, entropy_cost):
     table = one(make_tables(), 1)
     log_prior = random_policy(0, table)
     alpha, beta = distral.coefficients(kl_cost, entropy_cost)
-    found = distral.solve_task(table, log_prior, alpha=alpha, beta=beta, discount=DISCOUNT)
+    found = SOLVE_TASK(table, log_prior, alpha=alpha, beta=beta, discount=DISCOUNT)
     value, q, policy = reference_solution(table, log_prior, float(alpha), float(beta))
     alive = ~np.asarray(table.terminal)
     np.testing.assert_allclose(found.value, value, atol=2e-5)
@@ -77,10 +87,10 @@ def test_occupancy_and_objective_against_numpy():
     table = one(make_tables(), 2)
     log_policy, log_prior = random_policy(1, table), random_policy(2, table)
     policy = np.exp(np.asarray(log_policy, np.float64))
-    visits = distral.occupancy(table, log_policy, discount=DISCOUNT)
+    visits = np.asarray(OCCUPANCY(table, log_policy, discount=DISCOUNT))
     np.testing.assert_allclose(visits, reference_occupancy(table, policy), atol=2e-5)
     assert visits[np.asarray(table.terminal)].sum() == 0
-    found = distral.objective(table, log_policy, log_prior, alpha=0.7, beta=4.0, discount=DISCOUNT)
+    found = OBJECTIVE(table, log_policy, log_prior, alpha=0.7, beta=4.0, discount=DISCOUNT)
     assert found == pytest.approx(reference_objective(table, policy, log_prior, 0.7, 4.0), abs=2e-4)
 
 
@@ -89,20 +99,21 @@ def test_the_value_is_the_objective_of_its_own_policy():
     table = one(make_tables(), 0)
     log_prior = random_policy(3, table)
     coefficient = {"alpha": 0.6, "beta": 5.0, "discount": DISCOUNT}
-    solution = distral.solve_task(table, log_prior, **coefficient)
-    best = distral.objective(table, solution.log_policy, log_prior, **coefficient)
+    solution = jax.device_get(SOLVE_TASK(table, log_prior, **coefficient))
+    best = OBJECTIVE(table, solution.log_policy, log_prior, **coefficient)
     assert best == pytest.approx(float(table.start @ solution.value), abs=1e-4)
     for key in range(5):
-        nearby = jax.nn.log_softmax(solution.log_policy + 0.3 * random_policy(key, table))
-        assert distral.objective(table, nearby, log_prior, **coefficient) < best
+        nearby = log_softmax(solution.log_policy + 0.3 * random_policy(key, table))
+        assert OBJECTIVE(table, nearby, log_prior, **coefficient) < best
 
 
 def test_distilling_is_maximum_likelihood():
     tables = make_tables()
-    policies = jnp.stack([random_policy(key, tables) for key in range(3)])
-    visits = jax.random.uniform(jax.random.key(9), policies.shape[:2]).at[:, 5].set(0.0)
+    policies = np.stack([random_policy(key, tables) for key in range(3)])
+    visits = np.random.default_rng(9).uniform(size=policies.shape[:2]).astype(np.float32)
+    visits[:, 5] = 0.0
     previous = random_policy(8, tables)
-    log_prior = distral.distill(visits, policies, previous)
+    log_prior = np.asarray(jax.jit(distral.distill)(visits, policies, previous))
     expected = np.einsum("ts,tsa->sa", visits, np.exp(policies))
     seen = np.arange(len(expected)) != 5
     np.testing.assert_allclose(
@@ -111,28 +122,26 @@ def test_distilling_is_maximum_likelihood():
     np.testing.assert_array_equal(log_prior[5], previous[5])
 
     def likelihood(log_prior):
-        return (visits[..., None] * jnp.exp(policies) * log_prior).sum()
+        return (visits[..., None] * np.exp(policies) * log_prior).sum()
 
     for key in range(5):
-        assert likelihood(jax.nn.log_softmax(log_prior + 0.1 * random_policy(key, tables))) < likelihood(log_prior)
+        assert likelihood(log_softmax(log_prior + 0.1 * random_policy(key, tables))) < likelihood(log_prior)
 
 
 @pytest.mark.parametrize("kl_cost, entropy_cost", [(0.1, 0.05), (0.4, 0.0), (0.02, 0.3)])
 def test_no_half_step_lowers_the_objective(kl_cost, entropy_cost):
-    solution = distral.solve(
-        make_tables(), kl_cost=kl_cost, entropy_cost=entropy_cost, discount=DISCOUNT, iterations=12
-    )
+    solution = SOLVE(make_tables(), kl_cost=kl_cost, entropy_cost=entropy_cost, discount=DISCOUNT, iterations=12)
     steps = np.diff(np.asarray(solution.objective, np.float64))
     assert (steps > -1e-4).all() and steps[0] > 1e-3
 
 
 def test_without_kl_the_tasks_are_independent_soft_learners():
     tables = make_tables()
-    solution = distral.solve(tables, kl_cost=0.0, entropy_cost=0.2, discount=DISCOUNT, iterations=3)
-    flat = jnp.zeros(tables.reward.shape[1:])
+    solution = jax.device_get(SOLVE(tables, kl_cost=0.0, entropy_cost=0.2, discount=DISCOUNT, iterations=3))
+    flat = np.zeros(tables.reward.shape[1:], np.float32)
     for index in range(3):
         table = one(tables, index)
-        alone = distral.solve_task(table, flat, alpha=0.0, beta=5.0, discount=DISCOUNT)
+        alone = SOLVE_TASK(table, flat, alpha=0.0, beta=5.0, discount=DISCOUNT)
         np.testing.assert_allclose(solution.tasks.log_policy[index], alone.log_policy, atol=1e-5)
 
 
@@ -140,7 +149,7 @@ def test_one_task_without_entropy_cost_is_plain_control():
     """α = 1 and one task: π₀ follows π, the penalty vanishes, and J climbs to the unregularised optimum."""
     table = one(make_tables(), 0)
     alone = jax.tree.map(lambda leaf: leaf[None], table)
-    solution = distral.solve(alone, kl_cost=0.2, entropy_cost=0.0, discount=DISCOUNT, iterations=60)
+    solution = jax.device_get(SOLVE(alone, kl_cost=0.2, entropy_cost=0.0, discount=DISCOUNT, iterations=60))
     probability, reward, alive, start = as_numpy(table)
     value = np.zeros(len(alive))
     for _ in range(500):
@@ -151,14 +160,14 @@ def test_one_task_without_entropy_cost_is_plain_control():
 
 def test_memory_keeps_the_dynamics():
     table = one(make_tables(), 0)
-    wide = distral.remember(table)
+    wide = jax.device_get(jax.jit(distral.remember)(table))
     cells, actions = table.next_state.shape
     assert wide.next_state.shape == (cells * (actions + 1), actions)
     np.testing.assert_array_equal(wide.next_state % cells, np.tile(table.next_state, (actions + 1, 1)))
     np.testing.assert_array_equal(wide.next_state // cells, np.tile(np.arange(actions), (len(wide.next_state), 1)))
     np.testing.assert_array_equal(wide.start[-cells:], table.start)
-    narrow = distral.solve_task(table, jnp.zeros_like(table.reward), alpha=0.0, beta=5.0, discount=DISCOUNT)
-    same = distral.solve_task(wide, jnp.zeros_like(wide.reward), alpha=0.0, beta=5.0, discount=DISCOUNT)
+    narrow = SOLVE_TASK(table, np.zeros_like(table.reward), alpha=0.0, beta=5.0, discount=DISCOUNT)
+    same = SOLVE_TASK(wide, np.zeros_like(wide.reward), alpha=0.0, beta=5.0, discount=DISCOUNT)
     np.testing.assert_allclose(same.value, np.tile(narrow.value, actions + 1), atol=1e-5)
 
 
@@ -166,11 +175,15 @@ def test_the_distilled_policy_keeps_its_direction_in_the_corridor():
     """Section 4.1: goals lie on both sides, so place alone does not tell where to go, the last action does."""
     suite = suites.make("gridworld-two-rooms")
     cells, width = 7 * 17, 17
-    corridor = jnp.asarray([3 * width + column for column in range(7, 10)], jnp.int32)
+    corridor = np.asarray([3 * width + column for column in range(7, 10)], np.int32)
     right, left = gridworld.ACTIONS.index("right"), gridworld.ACTIONS.index("left")
     costs = {"kl_cost": 0.05, "entropy_cost": 0.01, "discount": 0.95, "iterations": 20}
-    blind = jnp.exp(distral.solve(distral.tables(suite), **costs).log_prior[corridor])
-    assert (jnp.abs(blind[:, right] - blind[:, left]) < 0.2).all()
-    remembering = distral.solve(distral.tables(suite, memory=True), **costs)
-    again = distral.keeps_direction(remembering.log_prior, corridor, cells)
-    assert (again[:, jnp.asarray([left, right])] > 0.9).all()
+
+    def prior(memory):
+        tables = jax.jit(lambda: distral.tables(suite, memory=memory))()
+        return np.asarray(SOLVE(tables, **costs).log_prior)
+
+    blind = np.exp(prior(memory=False)[corridor])
+    assert (np.abs(blind[:, right] - blind[:, left]) < 0.2).all()
+    again = np.asarray(jax.jit(distral.keeps_direction, static_argnums=2)(prior(memory=True), corridor, cells))
+    assert (again[:, [left, right]] > 0.9).all()
