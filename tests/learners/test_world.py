@@ -33,7 +33,13 @@ def sample(hidden, number, seed):
     state, action = draw.normal(size=(*shape, 2)), draw.uniform(-1, 1, shape)
     after = state @ A.T + action[..., None] * B + hidden[..., None] * C + NOISE * draw.normal(size=(*shape, 2))
     steps = Steps(state, action[..., None], state[..., 0] + 2 * hidden, after)
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), steps)
+    return jax.tree.map(lambda x: x.astype(np.float32), steps)
+
+
+def drawn(world):
+    """Random parameters, where it does not matter how a world starts: nothing is compiled for them."""
+    draw, shapes = np.random.default_rng(0), jax.eval_shape(world.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: 0.5 * draw.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 @functools.cache
@@ -70,7 +76,7 @@ def trained(**options):
         return jax.lax.scan(descend, start, jax.random.split(key, 1500))[0][0]
 
     parameters = run(jax.random.key(1))
-    return world, parameters, np.asarray(world.embeddings(parameters))
+    return world, *jax.device_get((parameters, world.embeddings(parameters)))
 
 
 def unexplained(theta, hidden):
@@ -100,9 +106,10 @@ def test_without_the_theta_error_the_scale_is_free():
 HELD_OUT = np.asarray([0.45, -1.6])  # between the training tasks, and beyond them
 
 
+@functools.partial(jax.jit, static_argnums=0, static_argnames="num_steps")
 def infer(world, parameters, steps, weight=None, **options):
     start = world.embeddings(parameters).mean(axis=0)
-    return jax.jit(lambda s: worlds.infer(world, parameters, start, s, weight, **options))(steps)
+    return worlds.infer(world, parameters, start, steps, weight, **options)
 
 
 @pytest.mark.parametrize("kind", ["deterministic", "ensemble"])
@@ -111,20 +118,20 @@ def test_a_held_out_parameter_is_inferred_from_a_few_steps(kind):
     world, parameters, _ = trained(transition_model=kind)
     blind_world, blind, _ = trained(transition_model=kind, theta_size=0)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def squared_error(world, parameters, theta, steps):
         found = world.transition(parameters, steps.observation, steps.action, theta)
         return jnp.square(found.mean.mean(axis=0) - steps.next_observation).mean()
 
-    told_error = jax.jit(functools.partial(squared_error, world))
-
+    predicted = jax.jit(world.reward)
     for hidden in HELD_OUT:
         theta = infer(world, parameters, sample(hidden, 20, seed=1), num_steps=300)
         test = sample(hidden, 2000, seed=2)
-        told = told_error(parameters, theta, test)
-        untold = squared_error(blind_world, blind, jnp.zeros(0), test)
+        told = float(squared_error(world, parameters, theta, test))
+        untold = float(squared_error(blind_world, blind, np.zeros(0, np.float32), test))
         assert told < 1.25 * NOISE**2 and told < 0.7 * untold
-        reward = world.reward(parameters, test.observation, test.action, theta)
-        assert jnp.abs(reward - test.reward).mean() < 0.35  # 20 steps tell h up to its noise
+        reward = np.asarray(predicted(parameters, test.observation, test.action, theta))
+        assert np.abs(reward - test.reward).mean() < 0.35  # 20 steps tell h up to its noise
 
 
 def test_inference_is_least_squares_for_a_linear_model():
@@ -134,13 +141,13 @@ def test_inference_is_least_squares_for_a_linear_model():
     head = parameters["transition"]["params"]["Head_0"]["Dense_0"]
     kernel, bias = np.asarray(head["kernel"])[0], np.asarray(head["bias"])[0]
     x = np.concatenate([steps.observation, steps.action], axis=1)
-    residual = np.asarray(steps.next_observation - steps.observation) - x @ kernel[:3] - bias
+    residual = steps.next_observation - steps.observation - x @ kernel[:3] - bias
     for number in (20, 7):
-        weight = jnp.asarray(np.arange(20) < number, jnp.float32)
+        weight = (np.arange(20) < number).astype(np.float32)
         expected = kernel[3] @ residual[:number].mean(axis=0) / (kernel[3] @ kernel[3])
         found = infer(world, parameters, steps, weight, num_steps=600)
         np.testing.assert_allclose(found, [expected], atol=5e-3)
-    np.testing.assert_allclose(infer(world, parameters, steps, jnp.zeros(20)), [theta.mean()], atol=1e-6)
+    np.testing.assert_allclose(infer(world, parameters, steps, np.zeros(20, np.float32)), [theta.mean()], atol=1e-6)
 
 
 def test_a_prior_draws_an_inferred_theta_to_the_training_tasks():
@@ -148,7 +155,7 @@ def test_a_prior_draws_an_inferred_theta_to_the_training_tasks():
     world, parameters, theta = trained(transition_model="deterministic")
     steps, head = sample(HELD_OUT[1], 20, seed=3), parameters["transition"]["params"]["Head_0"]["Dense_0"]
     slope, spread = np.asarray(head["kernel"])[0, 3], theta[:, 0].std()
-    free = infer(world, parameters, steps, num_steps=600)[0]
+    free = float(infer(world, parameters, steps, num_steps=600)[0])
     curvature = slope @ slope / 2 * spread**2  # in z, of ½ (prediction − target)², the mean of two dimensions
     for cost in (0.3 * curvature, 3.0 * curvature):
         expected = theta.mean() + (free - theta.mean()) * curvature / (curvature + cost)
@@ -160,13 +167,12 @@ def test_inference_searches_only_where_training_tasks_differ():
     """Embeddings on a line: the other direction is one in which no model and no policy has seen anything."""
     config = HiPBMDPConfig(latent_size=3, theta_size=2, theta_hidden_sizes=(), state_encoder_sizes=(), model_sizes=(4,))
     world = make_world(config, observation_size=2, action=discrete(3), num_tasks=3)
-    parameters = world.init(jax.random.key(0))
-    line = jnp.asarray([[0.0, 1.0], [0.1, 1.2], [-0.2, 0.6]])
+    parameters, states = drawn(world), np.random.default_rng(1).normal(size=(2, 9, 2)).astype(np.float32)
+    line = np.float32([[0.0, 1.0], [0.1, 1.2], [-0.2, 0.6]])
     parameters["embedding"]["table"] = line
     np.testing.assert_allclose(world.embeddings(parameters), line)
-    draw = jax.random.normal(jax.random.key(1), (2, 9, 2))
-    steps = worlds.Steps(draw[0], jnp.zeros(9, jnp.int32), jnp.zeros(9), draw[1])
-    found = np.asarray(infer(world, parameters, steps) - line.mean(axis=0))
+    steps = worlds.Steps(states[0], np.zeros(9, np.int32), np.zeros(9, np.float32), states[1])
+    found = np.asarray(infer(world, parameters, steps)) - line.mean(axis=0)
     assert np.linalg.norm(found) > 0.01
     np.testing.assert_allclose(found[1], 2.0 * found[0], rtol=0.02)
 
@@ -175,8 +181,8 @@ def test_theta_error_against_numpy_and_where_its_gradient_goes():
     """Every pair has its own norm and W₂; only the embeddings are moved."""
     config = HiPBMDPConfig(latent_size=3, theta_size=2, theta_hidden_sizes=(4,), state_encoder_sizes=(5,))
     world = make_world(config, observation_size=2, action=discrete(3), num_tasks=4)
-    parameters = world.init(jax.random.key(0))
-    observation = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32)
+    parameters = drawn(world)
+    observation = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
     action, other = jnp.asarray([0, 1, 2, 0, 1, 2]), jnp.asarray([0, 1, 3, 3, 1, 0])
 
     @jax.jit
@@ -202,10 +208,9 @@ def test_targets_have_no_gradient():
     """φ(s') is to be met, not to come nearer: an encoder that shrinks must not lower the loss of still states."""
     config = HiPBMDPConfig(latent_size=3, transition_model="deterministic", state_encoder_sizes=())
     world = make_world(config, observation_size=2, action=continuous(1), num_tasks=2)
-    parameters = world.init(jax.random.key(0))
+    parameters = drawn(world)
     steps = jax.tree.map(lambda x: x[0], sample([0.5], 16, seed=0))
-    theta = world.embeddings(parameters)[0]
-    target = world.encode(parameters, steps.next_observation)
+    theta, target = jax.jit(lambda p: (world.embeddings(p)[0], world.encode(p, steps.next_observation)))(parameters)
 
     def by_hand(parameters):
         z = world.encode(parameters, steps.observation)
@@ -222,10 +227,15 @@ def test_parts_without_a_cost_have_no_parameters():
     """SAC-AE is an encoder and a decoder, nothing else."""
     config = HiPBMDPConfig(theta_size=0, transition_cost=0.0, reward_cost=0.0, reconstruction_cost=1.0, latent_size=3)
     world = make_world(config, observation_size=2, action=continuous(1), num_tasks=2)
-    parameters = world.init(jax.random.key(0))
-    assert [name for name, part in parameters.items() if jax.tree.leaves(part)] == ["encoder", "decoder"]
+    parameters = drawn(world)
+    assert {name for name, part in parameters.items() if jax.tree.leaves(part)} == {"encoder", "decoder"}
     steps = jax.tree.map(lambda x: x[0], sample([0.5], 16, seed=0))
-    z = world.encode(parameters, steps.observation)
-    found = worlds.reconstruction_loss(world, parameters, steps, latent_cost=0.1)
-    error = np.square(np.asarray(world.decode(parameters, z) - steps.observation)).mean(axis=1)
-    np.testing.assert_allclose(found, error + 0.05 * np.square(np.asarray(z)).sum(axis=1), rtol=1e-4)
+
+    @jax.jit
+    def known(parameters):
+        z = world.encode(parameters, steps.observation)
+        return worlds.reconstruction_loss(world, parameters, steps, latent_cost=0.1), z, world.decode(parameters, z)
+
+    found, z, decoded = jax.device_get(known(parameters))
+    error = np.square(decoded - steps.observation).mean(axis=1)
+    np.testing.assert_allclose(found, error + 0.05 * np.square(z).sum(axis=1), rtol=1e-4)
