@@ -82,7 +82,7 @@ def solutions(num_tasks: int, dtype: str) -> dict[str, np.ndarray]:
         @quick.jit
         @jax.vmap
         def solve(gram):
-            return {name: method.update(gram, method.init(num_tasks))[0] for name, method in methods.items()}
+            return quick.each(methods, lambda name: methods[name].update(gram, methods[name].init(num_tasks))[0])
 
         return jax.device_get(solve(grams(num_tasks, dtype)))
 
@@ -436,7 +436,7 @@ def residuals_of_solved() -> dict[str, tuple[np.ndarray, ...]]:
             grads.residual(spec, gram, some, mask=absent),
         )  # fmt: skip
 
-    together = quick.jit(jax.vmap(lambda gram: {spec: measure(spec, gram) for spec in SOLVED}))
+    together = quick.jit(jax.vmap(lambda gram: quick.each(SOLVED, lambda spec: measure(spec, gram))))
     return jax.device_get(together((J @ J.swapaxes(1, 2)).astype(np.float32)))
 
 

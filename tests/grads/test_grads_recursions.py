@@ -1,6 +1,6 @@
 """Methods with memory and loss balancers, over four calls, against NumPy written from the papers."""
 
-from functools import partial
+from functools import cache, partial
 
 import jacobians
 import jax
@@ -180,6 +180,7 @@ OPTIONS = {
         partial(gradnorm, first=lambda T: 1 + uneven(T), positive=lambda L: np.log1p(np.exp(L))),
     ),
 }  # fmt: skip
+SIZES_OF_OPTIONS = [(3, 8), (10, 4)]  # (T, P)
 SCALED = ("moco", "sdmgrad", "modo", "excess_mtl_absolute")  # their steps have a scale
 AFTER = np.array([1.0, 0.5, 1.1])  # losses after the step, relative to 0.8 of those before
 
@@ -188,39 +189,57 @@ AFTER = np.array([1.0, 0.5, 1.1])  # losses after the step, relative to 0.8 of t
 @pytest.mark.parametrize(("T", "P"), [(1, 4), (2, 8), (3, 8), (10, 40), (10, 4), (50, 20)])
 @pytest.mark.parametrize("name", CASES)
 def test_recursion(name, T, P, dtype):
-    check_calls(name, *CASES[name], T, P, dtype)
+    check_calls(name, CASES[name][1], T, P, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("T", "P"), [(3, 8), (10, 4)])
+@pytest.mark.parametrize(("T", "P"), SIZES_OF_OPTIONS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name, T, P, dtype):
-    method, expected = OPTIONS[name]
-    check_calls(name, method(T), expected, T, P, dtype)
+    check_calls(name, OPTIONS[name][1], T, P, dtype)
 
 
-def check_calls(name, method, expected, T, P, dtype):
-    """Four calls on every kind of Jacobian, batched; the method must carry its state as the paper does."""
+@cache
+def gradients(T, P, scaled):
+    """[calls, kinds, T, P]; of order 1 for methods whose steps have a scale, or only rounding is compared."""
+    J = np.stack([jacobians.batch(T, P, call) for call in range(CALLS)])
+    size = np.linalg.norm(J, axis=(2, 3), keepdims=True)
+    return J / np.where(size > 0, size, 1) if scaled else J
+
+
+@cache
+def run_all(T, P, dtype):
+    """Every method's four updates [kinds, calls, P]."""
+    methods = {name: method for name, (method, _) in CASES.items()}
+    if (T, P) in SIZES_OF_OPTIONS:
+        methods |= {name: method(T) for name, (method, _) in OPTIONS.items()}
     L = jacobians.losses(T, CALLS)
-    J = np.stack([jacobians.batch(T, P, call) for call in range(CALLS)])  # [calls, kinds, T, P]
-    if name.startswith(SCALED):  # of order 1, or only rounding is compared
-        size = np.linalg.norm(J, axis=(2, 3), keepdims=True)
-        J = J / np.where(size > 0, size, 1)
-    after = 0.8 * L * np.resize(AFTER, T)
+    losses = L.astype(dtype), (0.8 * L * np.resize(AFTER, T)).astype(dtype)
+
+    def four_calls(name, J):
+        tx = grads.aggregate(methods[name], num_tasks=T)
+
+        def call(state, item):
+            g, losses, losses_after = item
+            update, state = tx.update(g, state, losses=losses)
+            return grads.observe(methods[name], state, losses_after), update
+
+        return jax.lax.scan(call, tx.init(J[0, 0]), (J, *losses))[1]
+
+    @quick.jit
+    @jax.vmap
+    def run(plain, scaled):
+        return quick.each(methods, lambda name: four_calls(name, scaled if name.startswith(SCALED) else plain))
+
     with jax.enable_x64(dtype == "float64"):
-        tx = grads.aggregate(method, num_tasks=T)
+        given = [gradients(T, P, scaled).swapaxes(0, 1).astype(dtype) for scaled in (False, True)]
+        return jax.device_get(run(*given))
 
-        @quick.jit
-        @jax.vmap
-        def run(J):
-            def call(state, item):
-                g, losses, losses_after = item
-                update, state = tx.update(g, state, losses=losses)
-                return grads.observe(method, state, losses_after), update
 
-            return jax.lax.scan(call, tx.init(J[0, 0]), (J, jnp.asarray(L, dtype), jnp.asarray(after, dtype)))[1]
-
-        got = np.asarray(run(jnp.asarray(J.swapaxes(0, 1), dtype)), float)  # [kinds, calls, P]
+def check_calls(name, expected, T, P, dtype):
+    """Four calls on every kind of Jacobian, batched; the method must carry its state as the paper does."""
+    L, J = jacobians.losses(T, CALLS), gradients(T, P, name.startswith(SCALED))
+    got = run_all(T, P, dtype)[name].astype(float)
     # A sum of T·P products, and (excess_mtl, gradnorm) exponentials and signs of what was rounded before.
     tolerance = 1e-3 if dtype == "float32" else 1e-6  # central differences are good to 1e-8
     for n, kind in enumerate(jacobians.KINDS):
@@ -245,30 +264,46 @@ def cross_sdmgrad(J, other, T, memory):
     return w + goal
 
 
+CROSS = {"modo": (grads.modo(0.5, 0.1), cross_modo), "sdmgrad": (grads.sdmgrad(0.3, 0.05, 20), cross_sdmgrad)}
+
+
+@cache
+def crossed(T, dtype):
+    """Three batches of each call, and either method's weights and updates after it."""
+    rng = np.random.default_rng(T)
+    batches = rng.standard_normal((CALLS, 1, T, 12)) + 0.7 * rng.standard_normal((CALLS, 3, T, 12))
+    batches /= np.linalg.norm(batches, axis=(2, 3), keepdims=True) / np.sqrt(3)
+
+    def calls(name, batches):
+        tx = grads.aggregate(CROSS[name][0], num_tasks=T)
+
+        def call(state, batch):
+            first, second, third = [{"a": J[:, :5], "b": J[:, 5:]} for J in batch]
+            update, state = tx.update(third, state, gram=grads.gram_matrix(first, second))
+            return state, (state.weights, jnp.concatenate([update["a"], update["b"]]))
+
+        return jax.lax.scan(call, tx.init({"a": batches[0, 0, 0, :5], "b": batches[0, 0, 0, 5:]}), batches)[1]
+
+    with jax.enable_x64(dtype == "float64"):
+        run = quick.jit(lambda batches: quick.each(CROSS, lambda name: calls(name, batches)))
+        return batches, jax.device_get(run(batches.astype(dtype)))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("T", [2, 3, 10, 50])
-@pytest.mark.parametrize(
-    ("method", "expected"), [(grads.modo(0.5, 0.1), cross_modo), (grads.sdmgrad(0.3, 0.05, 20), cross_sdmgrad)]
-)
-def test_independent_samples(method, expected, T, dtype):
+@pytest.mark.parametrize("name", CROSS)
+def test_independent_samples(name, T, dtype):
     """Three batches a call: the Gram of two, which is not symmetric, moves the weights, and the third takes them.
 
     Weights that saw its transpose, its symmetric part or the third batch's own Gram would be others.
     """
-    rng = np.random.default_rng(T)
-    batches = rng.standard_normal((CALLS, 1, T, 12)) + 0.7 * rng.standard_normal((CALLS, 3, T, 12))
-    batches /= np.linalg.norm(batches, axis=(2, 3), keepdims=True) / np.sqrt(3)
-    memory, wrong = {}, [{}, {}]
-    with jax.enable_x64(dtype == "float64"):
-        tx = grads.aggregate(method, num_tasks=T)
-        tree = lambda J: {"a": jnp.asarray(J[:, :5], dtype), "b": jnp.asarray(J[:, 5:], dtype)}  # noqa: E731
-        state, step = tx.init(jax.tree.map(lambda x: x[0], tree(batches[0, 0]))), quick.jit(tx.update)
-        for first, second, third in batches:
-            update, state = step(tree(third), state, gram=grads.gram_matrix(tree(first), tree(second)))
-            want = expected(first, second, T, memory)
-            tolerance = 1e-5 if dtype == "float32" else 1e-12
-            np.testing.assert_allclose(state.weights, want, rtol=0, atol=tolerance)
-            np.testing.assert_allclose(np.concatenate([update["a"], update["b"]]), want @ third, atol=10 * tolerance)
-            swapped, own = expected(second, first, T, wrong[0]), expected(third, third, T, wrong[1])
-            for other in (swapped, own):
-                assert np.abs(other - want).max() > 10 * tolerance
+    expected, memory, wrong = CROSS[name][1], {}, [{}, {}]
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    batches, results = crossed(T, dtype)
+    for (first, second, third), weights, update in zip(batches, *results[name], strict=True):
+        want = expected(first, second, T, memory)
+        np.testing.assert_allclose(weights, want, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(update, want @ third, atol=10 * tolerance)
+        swapped, own = expected(second, first, T, wrong[0]), expected(third, third, T, wrong[1])
+        for other in (swapped, own):
+            assert np.abs(other - want).max() > 10 * tolerance
