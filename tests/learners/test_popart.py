@@ -1,10 +1,13 @@
 """PopArt: units change, values do not; and tasks of any size of reward are learnt by one network."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_probes
+from learner_loop import optimal_of
 
 from mtjax.envs import probe
 from mtjax.learners import popart
@@ -13,6 +16,7 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.networks.task import training_tasks
 
 T, B, OBS = 3, 50, 4
+RENEWED = jax.jit(popart.renewed)
 
 
 @pytest.fixture(scope="module")
@@ -21,31 +25,37 @@ def network():
     return popart.with_unit(plain, T)
 
 
+@pytest.fixture(scope="module")
+def fresh(network):
+    return jax.device_get(jax.jit(network.init)(jax.random.key(0)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _values(network, parameters, x):
     apply = jax.vmap(network.apply, in_axes=(None, 0, 0, None))
     return apply(*parameters, training_tasks(T), x)[..., 0]
 
 
-def test_values_keep_their_meaning_when_the_unit_changes(network):
+def test_values_keep_their_meaning_when_the_unit_changes(network, fresh):
     """Whatever the new targets are, and as often as they come."""
     draw = np.random.default_rng(0)
-    parameters, x = network.init(jax.random.key(0)), jnp.asarray(draw.normal(size=(B, OBS)), jnp.float32)
+    parameters, x = fresh, draw.normal(size=(B, OBS)).astype(np.float32)
     before = _values(network, parameters, x)
     for scale in (1.0, 300.0, 0.01):
         target = scale * draw.normal(1.0, 2.0, (T, B)) * np.asarray([[1.0], [10.0], [0.1]])
-        parameters = popart.renewed(parameters, jnp.asarray(target, jnp.float32), 0.3)
+        parameters = jax.device_get(RENEWED(parameters, target.astype(np.float32), 0.3))
         np.testing.assert_allclose(_values(network, parameters, x), before, rtol=1e-3, atol=2e-3)
     unit = parameters.private[popart.UNIT]
     assert unit.deviation[1] > 5 * unit.deviation[0] > 25 * unit.deviation[2]
 
 
-def test_moments_by_hand(network):
+def test_moments_by_hand(fresh):
     """The first targets count alike; later ones by their step: an exponential mean of the mixture's moments."""
     draw = np.random.default_rng(1)
-    parameters, batches = network.init(jax.random.key(0)), 5 + 3 * draw.normal(size=(6, T, B))
+    parameters, batches = fresh, 5 + 3 * draw.normal(size=(6, T, B))
     weights = np.zeros(6)
     for n, target in enumerate(batches):
-        parameters = popart.renewed(parameters, jnp.asarray(target, jnp.float32), 0.25)
+        parameters = jax.device_get(RENEWED(parameters, target.astype(np.float32), 0.25))
         share = max(0.25, 1 / (n + 1))
         weights = weights * (1 - share)
         weights[n] = share
@@ -56,10 +66,11 @@ def test_moments_by_hand(network):
         np.testing.assert_allclose(unit.deviation, np.sqrt(second - mean**2), rtol=1e-3)
 
 
-def test_no_gradient_moves_the_unit_itself(network):
+def test_no_gradient_moves_the_unit_itself(network, fresh):
     """A learnt mean would chase its own targets."""
-    parameters = popart.renewed(network.init(jax.random.key(0)), jnp.ones((T, B)) * jnp.arange(B), 1.0)
-    gradient = jax.grad(lambda p: _values(network, p, jnp.ones((B, OBS))).sum())(parameters).private[popart.UNIT]
+    parameters = RENEWED(fresh, np.ones((T, B), np.float32) * np.arange(B, dtype=np.float32), 1.0)
+    gradients = jax.jit(jax.grad(lambda p: _values(network, p, jnp.ones((B, OBS))).sum()))(parameters)
+    gradient = jax.device_get(gradients.private[popart.UNIT])
     assert (gradient.mean == 0).all() and (gradient.deviation == 0).all() and (gradient.count == 0).all()
     assert (gradient.scale != 0).all() and (gradient.shift != 0).all()
     assert popart.deviation({}) == 1.0
@@ -70,6 +81,6 @@ def test_rewards_of_any_size():
     env, tasks = probe.TwoStep(), probe.tasks([0.05, 5.0, 50.0])
     config = test_probes.dataclasses.replace(test_probes.CONFIG, return_scaling="popart", value_clip=0.5)
     agent, state = test_probes._learn(env, tasks, config)
-    optimal = jax.vmap(env.optimal, in_axes=(0, None))(tasks, test_probes.DISCOUNT)
+    optimal = optimal_of(env, tasks, test_probes.DISCOUNT)
     values, _ = test_probes._answers(agent, state, optimal.observations)
     np.testing.assert_allclose(values / optimal.values, 1.0, atol=0.05)

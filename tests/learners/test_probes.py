@@ -1,13 +1,12 @@
 """What PPO learns on problems whose answers are known. A failure names the part of the learner that is broken."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learner_loop import learn
+from learner_loop import learn, optimal_of
 
 from mtjax import grads
 from mtjax.envs import probe
@@ -43,17 +42,20 @@ def _learn(env, tasks, config=CONFIG, *, method=None, arrangement="one_hot", upd
     return agent, state
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _answers(agent, state, observations):
     """Values [T, N] and deterministic actions [T, N] at observations [T, N, obs]."""
-    normal = agent._normalize(state.observations, observations)
-    values = agent._values(state.params["value"], normal)
-    actions = agent.evaluation_policy(state, observations, jax.random.key(0), jnp.asarray(True))
-    return values, actions
+
+    @jax.jit
+    def answers(state, observations):
+        normal = agent._normalize(state.observations, observations)
+        values = agent._values(state.params["value"], normal)
+        return values, agent.evaluation_policy(state, observations, jax.random.key(0), jnp.asarray(True))
+
+    return jax.device_get(answers(state, observations))
 
 
 def _check(env, tasks, agent, state):
-    optimal = jax.vmap(env.optimal, in_axes=(0, None))(tasks, DISCOUNT)
+    optimal = optimal_of(env, tasks, DISCOUNT)
     values, actions = _answers(agent, state, optimal.observations)
     known = ~np.isnan(optimal.values)
     size = np.maximum(1.0, np.abs(optimal.values))
@@ -98,6 +100,6 @@ def test_running_return_scale():
     agent, state = _learn(env, tasks, dataclasses.replace(CONFIG, return_scaling="running"))
     deviation = np.sqrt(state.returns.variance)
     np.testing.assert_allclose(deviation / np.asarray([0.05, 5.0, 50.0]), 0.5, rtol=0.05)
-    optimal = jax.vmap(env.optimal, in_axes=(0, None))(tasks, DISCOUNT)
+    optimal = optimal_of(env, tasks, DISCOUNT)
     values, _ = _answers(agent, state, optimal.observations)
     np.testing.assert_allclose(values * deviation[:, None] / optimal.values, 1.0, atol=0.1)

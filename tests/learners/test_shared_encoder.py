@@ -62,10 +62,11 @@ def test_through_the_encoder_is_the_whole_network(case):
         behind(encoder, config), outputs=2, sizes=config.hidden_sizes, gain=1.0, **{**shape, "inputs": encoder.width}
     )
     apart = through(encoder, rest)
-    p = jax.jit(apart.init)(jax.random.key(1))
+    draw, shapes = np.random.default_rng(2), jax.eval_shape(apart.init, jax.random.key(1))
+    p = jax.tree.map(lambda leaf: 0.5 * draw.normal(size=leaf.shape).astype(np.float32), shapes)  # any will do
     merged = Parameters(*({**side["encoder"], **side["rest"]} for side in p))
     assert jax.tree.structure(merged) == jax.tree.structure(jax.eval_shape(whole.init, jax.random.key(0)))
-    tasks, x = training_tasks(T, CONTEXTS), np.random.default_rng(2).normal(size=(T, 7, OBS)).astype(np.float32)
+    tasks, x = training_tasks(T, CONTEXTS), draw.normal(size=(T, 7, OBS)).astype(np.float32)
 
     def said(network):
         def of_task(*args):
