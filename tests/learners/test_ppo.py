@@ -80,7 +80,10 @@ def _begin(agent, seed=0):
 
 @functools.cache
 def _compiled(**options):
-    """(agent, a fresh state, a rollout, the compiled update) of an agent that several tests ask for."""
+    """(agent, a fresh state, a rollout, the compiled update) of an agent that several tests ask for.
+
+    State and rollout are also those of agents that differ in their updates alone.
+    """
     agent = _make(**options)
     return agent, *_begin(agent), jax.jit(agent.update)
 
@@ -188,8 +191,7 @@ def test_first_minibatch_has_ratio_one(network):
 
 def test_targets_by_hand():
     """Rewards scaled by the task's own deviation, values of the true final observation, advantages per task."""
-    agent = _make(reward_scale=0.5)
-    state, rollout = _begin(agent)
+    agent, (_, state, rollout, _) = _make(reward_scale=0.5), _compiled()
     batch, returns, sums = jax.device_get(jax.jit(agent._targets)(state, rollout))
     reward = 0.5 * np.asarray(rollout.reward, np.float64)
     done = np.asarray(rollout.terminated | rollout.truncated)
@@ -442,8 +444,7 @@ def test_learning_rate_schedules():
 
 def test_the_learning_rate_is_used():
     """A schedule that only shows in the logs would be a lie: at rate 0 nothing moves."""
-    agent = _make(learning_rate_schedule="linear", updates=10)
-    state, rollout = _begin(agent)
+    agent, (_, state, rollout, _) = _make(learning_rate_schedule="linear", updates=10), _compiled()
     update = jax.jit(agent.update)
     frozen, _ = update(state._replace(updates=np.int32(10)), rollout, KEY)
     chex.assert_trees_all_equal(frozen.params, state.params)
@@ -479,7 +480,7 @@ def test_adaptive_kl():
     np.testing.assert_allclose(adapt(np.float32(30.0), np.float32(0.0)), 30.0)
     np.testing.assert_allclose(adapt(np.float32(1 / 30), np.float32(9.0)), 1 / 30, rtol=1e-6)
     assert _make()._adapt(one, np.float32(9.0)) == 1
-    state, rollout = _start(agent)
+    _, state, rollout, _ = _compiled()
     new, metrics = jax.device_get(jax.jit(agent.update)(state, rollout, KEY))
     np.testing.assert_allclose(new.rate_factor, adapt(one, metrics["kl"].mean()))
     assert new.rate_factor != 1
@@ -597,8 +598,7 @@ def test_policy_for_evaluation(kind):
 
 def test_a_nan_is_blamed_on_the_task_that_brought_it():
     """Shared parameters spread it to every task's loss within one update; the report must not blame all."""
-    agent = _make(normalize_advantages=False)
-    state, rollout = _begin(agent)
+    agent, (_, state, rollout, _) = _make(normalize_advantages=False), _compiled()
     update = jax.jit(agent.update)
     assert np.asarray(update(state, rollout, KEY)[1]["finite"]).all()
     reward = rollout.reward.copy()

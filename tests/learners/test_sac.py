@@ -250,7 +250,6 @@ def test_temperature_moves_by_its_gradient():
     found, _ = jax.jit(agent._heat)(state, entropy)
     np.testing.assert_allclose(found, np.log(0.5) - 0.1 * 0.5 * np.asarray([-1.0, 0.0, 3.0]), rtol=1e-6)
     still = _make(learn_temperature=False)
-    state = _start(still)
     np.testing.assert_array_equal(still._heat(state, entropy)[0], state.log_temperature)
     padded = _make(sizes=(3, 2, 3), discrete_entropy_scale=0.5)
     np.testing.assert_allclose(jax.jit(padded.target_entropy)(state.hyper), 0.5 * np.log([3, 2, 3]), rtol=1e-6)
@@ -274,18 +273,25 @@ def test_task_weights():
 
 
 @functools.cache
-def _stepped(**options):
-    """(agent, state before, batch, state after, metrics) of one gradient step."""
+def _before(**options):
+    """(agent, state, batch, its compiled gradient step) before one."""
     agent = _make(**options)
 
     @jax.jit
-    def step(key):
+    def start(key):
         state = agent.init(key)
         state = state._replace(log_temperature=jnp.log(jnp.linspace(0.2, 0.8, agent.spec.num_tasks)))
-        batch = agent._prepare(state, _sample(agent))
-        return state, batch, *agent._step(state, batch, KEY)
+        return state, agent._prepare(state, _sample(agent))
 
-    return agent, *jax.device_get(step(jax.random.key(0)))
+    step = jax.jit(agent._step)
+    return agent, *jax.device_get(start(jax.random.key(0))), lambda *args: jax.device_get(step(*args))
+
+
+@functools.cache
+def _stepped(**options):
+    """(state before, batch, state after, metrics) of one gradient step."""
+    _, state, batch, step = _before(**options)
+    return state, batch, *step(state, batch, KEY)
 
 
 SLOW = {"action": continuous(2), "arrangement": "multi_head", "polyak": 0.2, "task_weights": "equal"}
@@ -294,7 +300,7 @@ SLOW = {"action": continuous(2), "arrangement": "multi_head", "polyak": 0.2, "ta
 @pytest.mark.parametrize("weighing", ["equal", "inverse"])
 def test_split_gradients_average_to_that_of_the_mean_loss(weighing):
     """Plain averaging is ordinary multi-task SAC: one loss, the mean over tasks, and one gradient of it."""
-    agent, state, batch, _, _ = _stepped(**SLOW | {"task_weights": weighing})
+    agent, state, batch, _ = _before(**SLOW | {"task_weights": weighing})
 
     @jax.jit
     def found(policy, critic):
@@ -345,7 +351,7 @@ def _losses_as_weights():
 
 def test_a_method_is_told_the_losses_whose_gradients_it_is_given():
     """With task_weights a task's gradient is that of its weight times its loss."""
-    _, _, _, _, metrics = _stepped(task_weights="inverse", method=_losses_as_weights())
+    _, _, _, metrics = _stepped(task_weights="inverse", method=_losses_as_weights())
     assert np.ptp(metrics["weight"]) > 0.5
     for part, suffix in (("policy", ""), ("value", "/value")):
         expected = metrics["weight"] * metrics[f"loss/{part}"]
@@ -354,7 +360,7 @@ def test_a_method_is_told_the_losses_whose_gradients_it_is_given():
 
 def test_one_agent_per_task_is_that_many_agents():
     """Nothing leaks between tasks that share nothing: T agents in one program are T programs."""
-    agent, state, batch, after, metrics = _stepped(arrangement="independent", max_grad_norm=0.5, weight_decay=0.1)
+    state, batch, after, metrics = _stepped(arrangement="independent", max_grad_norm=0.5, weight_decay=0.1)
     assert not [name for name in metrics if name.startswith("grads/")]
     one = _make(arrangement="independent", tasks=1, max_grad_norm=0.5, weight_decay=0.1)
     step = jax.jit(one._step)
@@ -373,7 +379,7 @@ def test_one_agent_per_task_is_that_many_agents():
 
 def test_the_order_of_tasks_does_not_matter():
     """Tasks renamed are tasks renamed: nothing may depend on which comes first."""
-    agent, state, batch, after, metrics = _stepped(arrangement="embedding")
+    (state, batch, after, metrics), step = _stepped(arrangement="embedding"), _before(arrangement="embedding")[-1]
     order = np.asarray([2, 0, 1])
 
     def shuffled(tree):
@@ -385,7 +391,7 @@ def test_the_order_of_tasks_does_not_matter():
         targets = state.targets._replace(private=shuffled(state.targets.private))
         return state._replace(params=params, targets=targets, log_temperature=state.log_temperature[order])
 
-    new, numbers = jax.jit(agent._step)(parts(state), shuffled(batch), KEY)
+    new, numbers = step(parts(state), shuffled(batch), KEY)
     _close(new.params, parts(after).params, rtol=1e-3, atol=1e-5)
     _close(new.log_temperature, after.log_temperature[order])
     for name in ("loss", "entropy", "grads/norm", "grads/norm/value"):
@@ -393,18 +399,18 @@ def test_the_order_of_tasks_does_not_matter():
 
 
 def test_targets_follow_slowly_and_start_as_copies():
-    agent, state, _, after, _ = _stepped(**SLOW)
+    state, _, after, _ = _stepped(**SLOW)
     _close(state.targets, state.params["critic"])
     expected = jax.tree.map(lambda old, new: 0.8 * old + 0.2 * new, state.targets, after.params["critic"])
     _close(after.targets, expected)
-    leaves = jax.tree.leaves(jax.jit(agent.init)(jax.random.key(0)))
+    leaves = jax.tree.leaves(jax.jit(_make(**SLOW).init)(jax.random.key(0)))
     pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves if not grads.base.is_key(leaf)]
     assert len(pointers) == len(set(pointers)), "leaves that alias cannot be donated"
 
 
 def test_hyper_parameters_vmap():
     """A sweep packs trials as rows of one program: each row must be the trial alone. A rate of 0 is the policy's."""
-    agent, state, batch, _, _ = _stepped(arrangement="embedding")
+    agent, state, batch, alone = _before(arrangement="embedding")
     rows = {
         "learning_rate": [1e-2, 1e-3],
         "critic_learning_rate": [0.0, 1e-2],
@@ -413,13 +419,18 @@ def test_hyper_parameters_vmap():
         "discrete_entropy_scale": [0.5, 0.9],
     }
 
+    def having(values):
+        return state._replace(hyper=state.hyper._replace(**values))
+
+    @jax.jit
+    @jax.vmap
     def step(values):
-        return agent._step(state._replace(hyper=state.hyper._replace(**values)), batch, KEY)[0]
+        return agent._step(having(values), batch, KEY)[0]
 
     packed = {name: np.asarray(values, np.float32) for name, values in rows.items()}
-    together, alone = jax.device_get(jax.jit(jax.vmap(step))(packed)), jax.jit(step)
+    together = jax.device_get(step(packed))
     for row in range(2):
-        own = alone({name: values[row] for name, values in packed.items()})
+        own, _ = alone(having({name: values[row] for name, values in packed.items()}), batch, KEY)
         for part in ("params", "targets", "log_temperature"):
             _close(_task(getattr(together, part), row), getattr(own, part), rtol=1e-3, atol=1e-5)
     moved = np.abs(together.log_temperature - state.log_temperature).max()
@@ -428,7 +439,7 @@ def test_hyper_parameters_vmap():
 
 def test_each_network_has_its_own_method():
     """--grads for the policy, --critic_grads for the critics, both with their diagnostics."""
-    _, _, _, _, metrics = _stepped(action=continuous(2), method=grads.pcgrad(), critic_grads="sum")
+    _, _, _, metrics = _stepped(action=continuous(2), method=grads.pcgrad(), critic_grads="sum")
     np.testing.assert_array_equal(metrics["grads/weight/value"], 1.0)
     for name, shape in (("cosine", (T, T)), ("conflict", ()), ("norm", (T,)), ("weight", (T,))):
         assert metrics[f"grads/{name}"].shape == metrics[f"grads/{name}/value"].shape == shape
