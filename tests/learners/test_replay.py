@@ -26,14 +26,19 @@ def _rollout(seed, action):
         draw.integers(0, action.size, shape) if action.kind == "discrete" else draw.normal(size=(*shape, action.size))
     )
     rollout = Transitions(
-        observation=jnp.asarray(draw.normal(size=(*shape, OBS)), jnp.float32),
-        reward=jnp.asarray(1000 * draw.normal(size=shape), jnp.float32),
-        terminated=jnp.asarray(draw.random(shape) < 0.3),
-        truncated=jnp.asarray(draw.random(shape) < 0.3),
-        final_observation=jnp.asarray(draw.normal(size=(*shape, OBS)), jnp.float32),
+        observation=draw.normal(size=(*shape, OBS)).astype(np.float32),
+        reward=(1000 * draw.normal(size=shape)).astype(np.float32),
+        terminated=draw.random(shape) < 0.3,
+        truncated=draw.random(shape) < 0.3,
+        final_observation=draw.normal(size=(*shape, OBS)).astype(np.float32),
         extras={},
     )
-    return rollout, jnp.asarray(taken, jnp.int32 if action.kind == "discrete" else jnp.float32)
+    return rollout, taken.astype(np.int32 if action.kind == "discrete" else np.float32)
+
+
+def _stored(buffer, state, number):
+    """The first transitions of each task that are stored, in NumPy."""
+    return jax.device_get(jax.jit(lambda rows: buffer.unpack(rows[:, :number]))(state.rows))
 
 
 def _as_tuples(sample, task):
@@ -63,11 +68,11 @@ def test_holds_the_newest_transitions_of_each_task(action):
             for t in range(T):
                 ring[t].extend(_as_tuples(one, t))
         assert state.size == min(12 * (seed + 1), 36) and state.position == 12 * (seed + 1) % 36
-        filled = buffer.unpack(state.rows[:, : int(state.size)])
+        filled = _stored(buffer, state, int(state.size))
         for t in range(T):
             assert sorted(_as_tuples(filled, t)) == sorted(ring[t])
     assert filled.terminated.dtype == bool and filled.action.dtype == (
-        jnp.int32 if action.kind == "discrete" else jnp.float32
+        np.int32 if action.kind == "discrete" else np.float32
     )
 
 
@@ -75,12 +80,12 @@ def test_draws_are_uniform_of_the_own_task_and_of_what_is_there():
     """A half-empty replay must not give zeros, and no task another's data."""
     action = continuous(2)
     buffer = _buffer(action)
-    state = buffer.init()
+    state, insert = buffer.init(), jax.jit(buffer.insert)
     for seed in range(2):
-        state = buffer.insert(state, *_rollout(seed, action))
+        state = insert(state, *_rollout(seed, action))
     sample = jax.jit(buffer.sample, static_argnums=2)
-    drawn = sample(state, jax.random.key(0), 4800)
-    stored = buffer.unpack(state.rows[:, :24])
+    drawn = jax.device_get(sample(state, jax.random.key(0), 4800))
+    stored = _stored(buffer, state, 24)
     for t in range(T):
         count = collections.Counter(_as_tuples(drawn, t))
         assert set(count) == set(_as_tuples(stored, t))
@@ -96,10 +101,10 @@ def test_room_for_more_than_arrives_changes_no_draw():
     drawn = []
     for capacity in (24, 1000):
         buffer = _buffer(capacity=capacity)
-        state = buffer.init()
+        state, insert, sample = buffer.init(), jax.jit(buffer.insert), jax.jit(buffer.sample, static_argnums=2)
         for seed in range(2):
-            state = buffer.insert(state, *_rollout(seed, continuous(2)))
-            drawn.append(buffer.sample(state, jax.random.key(seed), 64))
+            state = insert(state, *_rollout(seed, continuous(2)))
+            drawn.append(sample(state, jax.random.key(seed), 64))
     chex.assert_trees_all_equal(drawn[:2], drawn[2:])
 
 
@@ -131,7 +136,7 @@ def test_memory_is_known_before_it_is_taken(monkeypatch):
 
 def test_a_replay_can_be_left_out_of_a_state():
     buffer = _buffer()
-    full = {"a": jnp.ones(3), "replay": buffer.insert(buffer.init(), *_rollout(0, continuous(2)))}
+    full = {"a": jnp.ones(3), "replay": jax.jit(buffer.insert)(buffer.init(), *_rollout(0, continuous(2)))}
     light = replay.emptied(full)
     assert light["replay"].rows.size == 0 and light["replay"].size == light["replay"].position == 0
     again = replay.refilled(light, full)

@@ -8,6 +8,7 @@ import pytest
 from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
 
 GAMMA, LAMBDA = 0.9, 0.8
+ADVANTAGES, SUMS = jax.jit(generalized_advantages), jax.jit(discounted_sums)
 
 
 def _reference(reward, value, next_value, terminated, truncated):
@@ -35,7 +36,7 @@ def _random(seed, shape=(12, 3, 4)):
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_a_plain_reference(seed):
     arguments = _random(seed)
-    advantage, target = generalized_advantages(*arguments, discount=GAMMA, gae_lambda=LAMBDA)
+    advantage, target = ADVANTAGES(*arguments, discount=GAMMA, gae_lambda=LAMBDA)
     expected = _reference(*arguments)
     np.testing.assert_allclose(advantage, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(target, expected + arguments[1], rtol=1e-5, atol=1e-5)
@@ -43,9 +44,9 @@ def test_equals_a_plain_reference(seed):
 
 def _three_steps(terminated, truncated):
     """Rewards 1, 2, 4; values 10, 20, 30; V of the states reached: 20, 100 (before the reset) and 40."""
-    column = [jnp.asarray(x, jnp.float32)[:, None] for x in ([1.0, 2.0, 4.0], [10.0, 20.0, 30.0], [20.0, 100.0, 40.0])]
-    ends = [jnp.asarray(x)[:, None] for x in (terminated, truncated)]
-    advantage, _ = generalized_advantages(*column, *ends, discount=0.5, gae_lambda=0.5)
+    column = [np.float32(x)[:, None] for x in ([1.0, 2.0, 4.0], [10.0, 20.0, 30.0], [20.0, 100.0, 40.0])]
+    ends = [np.asarray(x)[:, None] for x in (terminated, truncated)]
+    advantage, _ = ADVANTAGES(*column, *ends, discount=0.5, gae_lambda=0.5)
     return np.asarray(advantage)[:, 0]
 
 
@@ -82,11 +83,11 @@ def test_lambda_one_is_the_discounted_return_and_lambda_zero_the_td_error():
     reward, value, next_value, _, _ = _random(7)
     next_value[:-1] = value[1:]
     never = np.zeros(reward.shape, bool)
-    _, target = generalized_advantages(reward, value, next_value, never, never, discount=GAMMA, gae_lambda=1.0)
+    _, target = ADVANTAGES(reward, value, next_value, never, never, discount=GAMMA, gae_lambda=1.0)
     powers = GAMMA ** np.arange(12)
     returns = (powers[:, None, None] * reward).sum(0) + GAMMA**12 * next_value[-1]
     np.testing.assert_allclose(target[0], returns, rtol=1e-4, atol=1e-5)
-    advantage, _ = generalized_advantages(reward, value, next_value, never, never, discount=GAMMA, gae_lambda=0.0)
+    advantage, _ = ADVANTAGES(reward, value, next_value, never, never, discount=GAMMA, gae_lambda=0.0)
     np.testing.assert_allclose(advantage, reward + GAMMA * next_value - value, rtol=1e-5, atol=1e-5)
 
 
@@ -99,13 +100,26 @@ def test_discounted_sums_restart_after_every_episode_and_carry_over_rollouts():
         total = GAMMA * total + reward[t]
         expected[t] = total
         total = np.where(done[t], 0.0, total)
-    carried, sums = discounted_sums(jnp.asarray([0.5, -1.0]), reward, done, discount=GAMMA)
+    carried, sums = SUMS(np.float32([0.5, -1.0]), reward, done, discount=GAMMA)
     np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(carried, total, rtol=1e-5, atol=1e-6)
-    start, first = discounted_sums(jnp.asarray([0.5, -1.0]), reward[:4], done[:4], discount=GAMMA)
-    again, second = discounted_sums(start, reward[4:], done[4:], discount=GAMMA)
+    start, first = SUMS(np.float32([0.5, -1.0]), reward[:4], done[:4], discount=GAMMA)
+    again, second = SUMS(start, reward[4:], done[4:], discount=GAMMA)
     np.testing.assert_allclose(np.concatenate([first, second]), sums, rtol=1e-6)
     np.testing.assert_allclose(again, carried, rtol=1e-6)
+
+
+@jax.jit
+@jax.vmap
+def _look(seen, done, reached):
+    """Next values of one seed, where V(o) = 3 o + task; compiled once for all of one shape."""
+    tasks = seen.shape[1]
+    task, by_task = jnp.arange(tasks, dtype=jnp.float32)[:, None], jnp.moveaxis(reached, 1, 0).reshape(tasks, -1)
+
+    def evaluate(steps):
+        return 3 * jnp.take_along_axis(by_task, steps, axis=1, mode="clip") + task
+
+    return next_values(3 * seen + task, done, evaluate)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.03, 0.4, 1.0])
@@ -115,24 +129,13 @@ def test_values_of_the_states_reached(share, shape):
 
     Two seeds at once, of which one has far more episodes that end.
     """
-    length, tasks, envs = shape
     draw = np.random.default_rng(0)
     seen = draw.normal(size=(2, *shape)).astype(np.float32)
     done = np.stack([draw.random(shape) < share, np.zeros(shape, bool)])
     reached = draw.normal(size=(2, *shape)).astype(np.float32)
     reached[:, :-1] = np.where(done[:, :-1], reached[:, :-1], seen[:, 1:])
-    task = np.arange(tasks, dtype=np.float32)
-
-    def look(seen, done, reached):
-        by_task = jnp.moveaxis(reached, 1, 0).reshape(tasks, -1)
-
-        def evaluate(steps):
-            return 3 * jnp.take_along_axis(by_task, steps, axis=1, mode="clip") + task[:, None]
-
-        return next_values(3 * seen + task[:, None], done, evaluate)
-
-    found = jax.jit(jax.vmap(look))(seen, done, reached)
-    np.testing.assert_allclose(found, 3 * reached + task[:, None], rtol=1e-6)
+    expected = 3 * reached + np.arange(shape[1], dtype=np.float32)[:, None]
+    np.testing.assert_allclose(_look(seen, done, reached), expected, rtol=1e-6)
 
 
 def test_looks_no_more_often_than_it_must():
@@ -143,6 +146,8 @@ def test_looks_no_more_often_than_it_must():
         jax.debug.callback(lambda steps: looks.append(steps.shape), steps)
         return jnp.zeros(steps.shape)
 
-    jax.block_until_ready(next_values(jnp.zeros((64, 2, 4)), jnp.zeros((64, 2, 4), bool), evaluate))
+    shape = (64, 2, 4)
+    look = jax.jit(lambda value, done: next_values(value, done, evaluate))
+    jax.block_until_ready(look(np.zeros(shape, np.float32), np.zeros(shape, bool)))
     jax.effects_barrier()
     assert looks == [(2, 32)]
