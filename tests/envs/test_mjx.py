@@ -1,5 +1,6 @@
 """If a task's leaves are incomplete or stale, a hidden parameter is a label on the wrong physics."""
 
+import functools
 import warnings
 
 import jax
@@ -46,11 +47,12 @@ def hopper(models):
 def trajectories(hopper):
     """Three tasks, the first two alike, from the same key: states [3, STEPS + 1, ...], actions [3, STEPS, 3]."""
     env, tasks = hopper
-    return jax.jit(jax.vmap(rollout, in_axes=(None, 0, None)), static_argnums=0)(env, tasks, jax.random.key(3))
+    run = jax.jit(jax.vmap(rollout, in_axes=(None, 0, None)), static_argnums=0)
+    return jax.device_get(run(env, tasks, jax.random.key(3)))
 
 
 def test_stacked_leaves_rebuild_every_variant(models, hopper):
-    env, tasks = hopper
+    env, tasks = hopper[0], jax.device_get(hopper[1])
     for index, model in enumerate(models):
         task = jax.tree.map(lambda leaf, i=index: leaf[i], tasks)
         rebuilt, alone = env.task_model(task), simulator.put_model(model, impl="jax")
@@ -60,7 +62,7 @@ def test_stacked_leaves_rebuild_every_variant(models, hopper):
 
 def test_a_change_of_mass_changes_all_that_derives_from_it():
     heavy = mjx.compile_model(mjx.Hopper.mjcf(mass=2.0))
-    _, leaves = mjx.stack_models([mjx.compile_model(mjx.Hopper.mjcf()), heavy])
+    leaves = jax.device_get(mjx.stack_models([mjx.compile_model(mjx.Hopper.mjcf()), heavy])[1])
     assert {"body_mass", "body_inertia", "body_subtreemass", "body_invweight0", "dof_invweight0"} <= set(leaves)
     np.testing.assert_allclose(leaves["body_subtreemass"][1], 2 * leaves["body_subtreemass"][0], rtol=1e-6)
     assert np.all(leaves["dof_invweight0"][1] < leaves["dof_invweight0"][0])
@@ -86,7 +88,7 @@ def test_equal_parameters_give_equal_trajectories_and_others_do_not(trajectories
 def test_a_task_moves_as_its_own_model_does_alone(models, trajectories):
     states, actions = trajectories
     env = mjx.Hopper(simulator.put_model(models[2], impl="jax"))
-    alone, _ = jax.jit(rollout, static_argnums=0)(env, mjx.MjxTask({}, {}), jax.random.key(3))
+    alone, _ = jax.device_get(jax.jit(rollout, static_argnums=0)(env, mjx.MjxTask({}, {}), jax.random.key(3)))
     np.testing.assert_allclose(states.qpos[2, :8], alone.qpos[:8], atol=1e-4)
     np.testing.assert_allclose(states.qvel[2, :8], alone.qvel[:8], atol=1e-2)
 
@@ -107,71 +109,79 @@ def test_few_solver_iterations_follow_mujoco_with_many(models, trajectories):
 
 def test_every_reset_starts_elsewhere(hopper):
     env, tasks = hopper
-    task = jax.tree.map(lambda leaf: leaf[2], tasks)
-    _, observations = jax.vmap(env.reset, in_axes=(None, 0))(task, jax.random.split(jax.random.key(0), 8))
+    task = jax.tree.map(lambda leaf: leaf[2], jax.device_get(tasks))
+    _, observations = jax.jit(jax.vmap(env.reset, in_axes=(None, 0)))(task, jax.random.split(jax.random.key(0), 8))
     assert len(np.unique(observations, axis=0)) == 8
     assert isinstance(env, Env) and observations.shape == (8, env.observation_size)
 
 
 def state_of(qpos, qvel=None, target=()):
-    qpos = jnp.asarray(qpos, jnp.float32)
-    qvel = jnp.zeros_like(qpos) if qvel is None else jnp.asarray(qvel, jnp.float32)
-    return mjx.MjxState(qpos, qvel, jnp.zeros_like(qvel), jnp.asarray(target, jnp.float32))
+    qpos = np.asarray(qpos, np.float32)
+    qvel = np.zeros_like(qpos) if qvel is None else np.asarray(qvel, np.float32)
+    return mjx.MjxState(qpos, qvel, np.zeros_like(qvel), np.asarray(target, np.float32))
 
 
+@functools.cache
 def make(body):
     return body(simulator.put_model(mjx.compile_model(body.mjcf()), impl="jax"))
 
 
+def outcome_of(body):
+    """Reward, end and information of a step from one state to another by an action."""
+    outcome = jax.jit(functools.partial(make(body).outcome, mjx.MjxTask({}, {})))
+    return lambda before, after, action: outcome(before, after, np.asarray(action, np.float32))
+
+
 def test_hopper_reward_by_hand():
-    env, task = make(mjx.Hopper), mjx.MjxTask({}, {})
+    outcome = outcome_of(mjx.Hopper)
     before, after = state_of([0.0, 1.25, 0, 0, 0, 0]), state_of([0.032, 1.2, 0.1, 0, 0, 0])
-    reward, fallen, _ = env.outcome(task, before, after, jnp.array([1.0, -1.0, 0.0]))
+    reward, fallen, _ = outcome(before, after, [1.0, -1.0, 0.0])
     assert float(reward) == pytest.approx(1 + 0.032 / 0.016 - 0.001 * 2, abs=1e-4) and not fallen
-    assert env.outcome(task, before, state_of([0, 0.69, 0, 0, 0, 0]), jnp.zeros(3))[1]  # below 56% of 1.25 m
-    assert env.outcome(task, before, state_of([0, 1.25, -0.5, 0, 0, 0]), jnp.zeros(3))[1]  # beyond 0.4 rad
+    assert outcome(before, state_of([0, 0.69, 0, 0, 0, 0]), np.zeros(3))[1]  # below 56% of 1.25 m
+    assert outcome(before, state_of([0, 1.25, -0.5, 0, 0, 0]), np.zeros(3))[1]  # beyond 0.4 rad
 
 
 def test_cartpole_reward_by_hand():
-    env, task = make(mjx.Cartpole), mjx.MjxTask({}, {})
+    outcome = outcome_of(mjx.Cartpole)
     hanging, upright = state_of([0.0, np.pi]), state_of([0.0, 0.0])
-    assert float(env.outcome(task, hanging, upright, jnp.zeros(1))[0]) == pytest.approx(1.0)
-    assert float(env.outcome(task, hanging, upright, jnp.ones(1))[0]) == pytest.approx(0.8)
-    assert float(env.outcome(task, upright, hanging, jnp.zeros(1))[0]) == pytest.approx(0.0, abs=1e-6)
+    assert float(outcome(hanging, upright, [0.0])[0]) == pytest.approx(1.0)
+    assert float(outcome(hanging, upright, [1.0])[0]) == pytest.approx(0.8)
+    assert float(outcome(upright, hanging, [0.0])[0]) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_reacher_reward_by_hand():
-    env, task = make(mjx.Reacher), mjx.MjxTask({}, {})
+    outcome = outcome_of(mjx.Reacher)
     there, far = state_of([np.pi / 2, 0.0], target=[0.0, 0.24]), state_of([0.0, 0.0], target=[0.0, 0.24])
-    reward, _, info = env.outcome(task, there, there, jnp.zeros(2))
+    reward, _, info = outcome(there, there, np.zeros(2))
     assert float(reward) == pytest.approx(0.0, abs=1e-6) and info["success"] == 1
-    reward, _, info = env.outcome(task, there, far, jnp.array([1.0, 1.0]))
+    reward, _, info = outcome(there, far, np.ones(2))
     assert float(reward) == pytest.approx(-0.24 * 2**0.5 - 0.02, abs=1e-6) and info["success"] == 0
 
 
 def test_finger_reward_by_hand():
-    env, task = make(mjx.Finger), mjx.MjxTask({}, {})
+    outcome = outcome_of(mjx.Finger)
     for speed, expected in ((-3.0, 0.0), (7.5, 0.5), (40.0, 1.0)):
         after = state_of([0, 0, 0], [0, 0, speed])
-        assert float(env.outcome(task, after, after, jnp.zeros(2))[0]) == pytest.approx(expected)
+        assert float(outcome(after, after, np.zeros(2))[0]) == pytest.approx(expected)
 
 
-def _frames(env, xml, monkeypatch, opengl_error):
+def _frames(body, states, monkeypatch, opengl_error):
     monkeypatch.setattr(render, "opengl_error", lambda: opengl_error)
-    task = mjx.MjxTask({}, {})
-    states = play(env, task, lambda observation, key: jnp.ones(env.action.size), seed=0, steps=6)
-    return render.draw(env, xml, task, [(state.qpos, state.target) for state in states])
+    poses = [(state.qpos, state.target) for state in states]
+    return render.draw(make(body), body.mjcf(), mjx.MjxTask({}, {}), poses)
 
 
 @pytest.mark.parametrize("body", [mjx.Reacher, mjx.Hopper, mjx.Cartpole])
 def test_a_picture_is_drawn_with_and_without_opengl(body, monkeypatch):
     """A sketch shows the body where MuJoCo's renderer shows it, and of the same size."""
-    why = render.opengl_error()
-    frames, rate = _frames(make(body), body.mjcf(), monkeypatch, "there is no OpenGL")
+    why, env = render.opengl_error(), make(body)
+    full = np.ones(env.action.size, np.float32)
+    states = play(env, mjx.MjxTask({}, {}), lambda observation, key: full, seed=0, steps=6)
+    frames, rate = _frames(body, states, monkeypatch, "there is no OpenGL")
     assert frames.dtype == np.uint8 and frames.shape[1:] == (240, 320, 3) and 20 < rate < 40
     places = [_place(frames[0])]
     if not why:
-        drawn, its_rate = _frames(make(body), body.mjcf(), monkeypatch, "")
+        drawn, its_rate = _frames(body, states, monkeypatch, "")
         assert drawn.shape == frames.shape and its_rate == rate
         places.append(_place(drawn[0]))
     np.testing.assert_allclose(places[0], places[-1], atol=4)  # of 320 × 240 pixels
