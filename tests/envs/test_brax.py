@@ -57,15 +57,22 @@ def test_contract():
 def test_steps_are_those_of_brax():
     """Until the pole falls: Brax's own environment, from the observation at which the episode began."""
     first, steps = _rollout()
-    state = jax.jit(_pendulum().reset)(jax.random.key(1))
-    q, qd = jnp.split(jnp.asarray(first[1, 0]), 2)
-    state = state.replace(pipeline_state=jax.jit(_pendulum().pipeline_init)(q, qd), obs=jnp.asarray(first[1, 0]))
-    advance = jax.jit(_pendulum().step)
-    for t in range(40):
-        state = advance(state, jnp.full((1,), 0.1))
-        np.testing.assert_allclose(steps.final_observation[t, 1, 0], state.obs, rtol=1e-3, atol=1e-4)
-        assert bool(steps.terminated[t, 1, 0]) == bool(state.done)
-        if state.done:
+    env = _pendulum()
+
+    @jax.jit
+    def alone(observation):
+        def advance(state, _):
+            state = env.step(state, jnp.full((1,), 0.1))
+            return state, (state.obs, state.done)
+
+        state = env.reset(jax.random.key(1))
+        state = state.replace(pipeline_state=env.pipeline_init(*jnp.split(observation, 2)), obs=observation)
+        return jax.lax.scan(advance, state, None, length=40)[1]
+
+    for t, (observation, done) in enumerate(zip(*jax.device_get(alone(first[1, 0])), strict=True)):
+        np.testing.assert_allclose(steps.final_observation[t, 1, 0], observation, rtol=1e-3, atol=1e-4)
+        assert bool(steps.terminated[t, 1, 0]) == bool(done)
+        if done:
             break
     assert 3 < t < 39  # it did fall
     assert np.abs(steps.observation[t, 1, 0]).max() < 0.02 < np.abs(steps.final_observation[t, 1, 0]).max()
