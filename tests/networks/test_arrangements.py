@@ -19,8 +19,8 @@ from mtjax.networks.task import training_tasks, unseen_tasks
 
 T, B, IN, OUT, D = 3, 4, 4, 2, 6
 DRAW = np.random.default_rng(0)
-TASKS = training_tasks(T, jnp.asarray(DRAW.normal(size=(T, D)), jnp.float32))
-X = jnp.asarray(DRAW.normal(size=(T, B, IN)), jnp.float32)
+TASKS = jax.device_get(training_tasks(T, DRAW.normal(size=(T, D)).astype(np.float32)))
+X = DRAW.normal(size=(T, B, IN)).astype(np.float32)
 
 # Every arrangement, and what its flags make of it.
 CASES = {
@@ -99,7 +99,7 @@ def network_of(case):
     draw = np.random.default_rng(2)
 
     def leaf(shape):
-        return jnp.asarray(draw.normal(size=shape.shape) * 0.5, jnp.float32)
+        return (draw.normal(size=shape.shape) * 0.5).astype(np.float32)
 
     return network, jax.tree.map(leaf, jax.eval_shape(network.init, jax.random.key(1)))
 
@@ -108,24 +108,48 @@ def forward(network, p, x=X, tasks=TASKS):
     return jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, tasks, x)
 
 
-run = jax.jit(forward, static_argnums=0)  # one compilation a case, whichever test comes first
+run = jax.jit(forward, static_argnums=0)
+
+
+@functools.cache
+def results(alike=False):
+    """{case: (gradients of task 1's loss, outputs)}; ``alike``: where all tasks see what the first one sees."""
+    return jax.device_get(_every_case({case: network_of(case)[1] for case in CASES}, X[[0] * T] if alike else X))
+
+
+@jax.jit
+def _every_case(parameters, x):
+    """One program, which compiles faster than one for each case."""
+
+    def of(case, p):
+        def loss(p):
+            out = forward(network_of(case)[0], p, x)
+            return jnp.square(out[1]).sum(), out
+
+        return jax.grad(loss, has_aux=True)(p)
+
+    found = {}
+    for case, p in parameters.items():
+        try:
+            found[case] = of(case, p)
+        except Exception as error:
+            error.add_note(f"in {case}")
+            raise
+    return found
 
 
 def task_of(tree, t):
-    return jax.tree.map(lambda leaf: np.asarray(leaf[t]), tree)
+    return jax.tree.map(lambda leaf: leaf[t], tree)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward_by_hand(case):
     """Every arrangement, in NumPy from its parameters: what the network is said to compute, it computes."""
-    (network, p), config = network_of(case), config_of(case)
-    out = run(network, p, X)
-    shared = jax.tree.map(np.asarray, p.shared)
+    (_, p), config = network_of(case), config_of(case)
+    _, out = results()[case]
     for t in range(T):
-        code, context = (np.asarray(part[t]) for part in TASKS)
-        expected = [
-            networks_by_hand.forward(config, shared, task_of(p.private, t), code, context, np.asarray(x)) for x in X[t]
-        ]
+        code, context = (part[t] for part in TASKS)
+        expected = [networks_by_hand.forward(config, p.shared, task_of(p.private, t), code, context, x) for x in X[t]]
         np.testing.assert_allclose(out[t], expected, rtol=2e-4, atol=2e-5)
 
 
@@ -141,15 +165,9 @@ def test_what_is_shared_and_what_is_private(case):
 @pytest.mark.parametrize("case", CASES)
 def test_private_gradients_are_of_the_own_task_alone(case):
     """Task 1's loss must not move what belongs to tasks 0 and 2; and it must reach everything of its own."""
-    network, p = network_of(case)
-
-    @jax.jit
-    def gradient(p):
-        return jax.grad(lambda p: jnp.square(forward(network, p)[1]).sum())(p)
-
-    found = gradient(p)
+    found, _ = results()[case]
     for leaf in jax.tree.leaves(found.private):
-        np.testing.assert_array_equal(leaf[jnp.asarray([0, 2])], 0.0)
+        np.testing.assert_array_equal(leaf[[0, 2]], 0.0)
         assert np.abs(leaf[1]).max() > 0
     dead = [path for path, leaf in jax.tree_util.tree_leaves_with_path(found.shared) if not np.abs(leaf).max() > 0]
     assert not dead or "hard" in case or case == "experts_cluster"
@@ -173,8 +191,8 @@ def test_one_program_whatever_the_number_of_tasks(case):
 
     def size(num_tasks):
         network = build(config, num_tasks)
-        tasks = training_tasks(num_tasks, jnp.zeros((num_tasks, D)))
-        x = jnp.zeros((num_tasks, B, IN))
+        tasks = training_tasks(num_tasks, np.zeros((num_tasks, D), np.float32))
+        x = np.zeros((num_tasks, B, IN), np.float32)
 
         def program(key):
             p = network.init(key)
@@ -193,26 +211,24 @@ def test_seeds_vmap():
     def of_seed(key):
         return forward(network, network.init(key))
 
-    both = jax.jit(jax.vmap(of_seed))(keys)
+    both = np.asarray(jax.jit(jax.vmap(of_seed))(keys))
     np.testing.assert_allclose(both[1], jax.jit(of_seed)(keys[1]), rtol=1e-4, atol=1e-5)
     assert np.abs(both[0] - both[1]).max() > 1e-3
 
 
 def test_blind_networks_treat_tasks_alike_and_the_others_do_not():
     """'none' is the control experiment: knowing the task by accident would spoil it."""
-    same = jnp.broadcast_to(X[:1], X.shape)
     for case in CASES:
         if "hard" in case:  # two tasks may take the same route
             continue
-        network, p = network_of(case)
-        out = run(network, p, same)
+        _, out = results(alike=True)[case]
         assert bool((out[0] == out[1]).all()) == (case == "none"), case
 
 
 def test_unit_norm_embedding_only_sees_the_direction():
     network, p = network_of("unit_norm")
     longer = Parameters(p.shared, {"embedding": p.private["embedding"] * 7.0})
-    np.testing.assert_allclose(forward(network, p), forward(network, longer), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results()["unit_norm"][1], run(network, longer), rtol=1e-4, atol=1e-5)
 
 
 def test_unseen_tasks_get_the_mean_of_what_is_private():
@@ -224,11 +240,9 @@ def test_unseen_tasks_get_the_mean_of_what_is_private():
 def test_an_unseen_task_is_known_by_its_description(case):
     """Zero-shot: with a training task's description it is acted for as that task is, with another it is not."""
     network, p = network_of(case)
-    same = jnp.broadcast_to(X[:1], X.shape)
-    unseen = unseen_tasks(T, TASKS.context[::-1])
-    private = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (T, *leaf.shape)), of_unseen_task(p))
-    out = jax.vmap(network.apply, in_axes=(None, 0, 0, 0))(p.shared, private, unseen, same)
-    np.testing.assert_allclose(out, forward(network, p, same)[::-1], rtol=1e-5, atol=1e-6)
+    private = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (T, *leaf.shape)), of_unseen_task(p))
+    out = run(network, Parameters(p.shared, private), X[[0] * T], unseen_tasks(T, TASKS.context[::-1]))
+    np.testing.assert_allclose(out, results(alike=True)[case][1][::-1], rtol=1e-5, atol=1e-6)
 
 
 LAST = {  # of those in SHARED whose last shared layer is not the output layer itself
@@ -284,34 +298,43 @@ def test_the_last_shared_layer_behind_options(options, last):
 def test_every_activation_with_layer_norm(activation):
     network = build(NetworkConfig(hidden_sizes=(6, 7), activation=activation, layer_norm=True))
     shapes = jax.eval_shape(network.init, jax.random.key(1))
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
     assert np.isfinite(run(network, ones, X)).all()
 
 
 def test_no_hidden_layers_is_a_linear_policy():
     network = build(NetworkConfig(hidden_sizes=()))
-    assert forward(network, network.init(jax.random.key(0))).shape == (T, B, OUT)
+    out = jax.jit(lambda key: forward(network, network.init(key)))(jax.random.key(0))
+    assert out.shape == (T, B, OUT)
+
+
+def _first(policy):
+    """Parameters as they are drawn, and what they make of the observations."""
+
+    @jax.jit
+    def draw(key):
+        p = policy.init(key)
+        return p, forward(policy, p)
+
+    return jax.device_get(draw(jax.random.key(0)))
 
 
 def test_policy_scales():
     """A free scale belongs to a task and ignores the state; a state's scale starts where it was told."""
     free = make_policy(NetworkConfig(hidden_sizes=(6,)), inputs=IN, action=continuous(2), num_tasks=T)
-    p = free.init(jax.random.key(0))
-    out = forward(free, p)
+    p, out = _first(free)
     assert isinstance(out, Normal) and out.mean.shape == (T, B, 2) and out.log_scale.shape == (T, 2)
     np.testing.assert_allclose(p.private["log_scale"], -0.5)
 
     config = NetworkConfig(hidden_sizes=(6,), scale="state", initial_log_scale=-1.0)
     state = make_policy(config, inputs=IN, action=continuous(2), num_tasks=T)
-    p = state.init(jax.random.key(0))
-    out = forward(state, p)
+    p, out = _first(state)
     assert out.log_scale.shape == (T, B, 2) and "log_scale" not in p.private
     np.testing.assert_allclose(out.log_scale, -1.0, atol=0.1)
     assert np.std(out.log_scale) > 0
 
     choice = make_policy(NetworkConfig(hidden_sizes=(6,)), inputs=IN, action=discrete(4), num_tasks=T)
-    p = choice.init(jax.random.key(0))
+    p, logits = _first(choice)
     assert not p.private
-    logits = forward(choice, p)
     assert logits.shape == (T, B, 4)
     np.testing.assert_allclose(logits, 0.0, atol=0.1)  # every choice is tried at the start
