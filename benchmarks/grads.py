@@ -75,7 +75,7 @@ COLUMNS = (
 SLOWER, SOLVER_SLOWER, OVER_FLOOR = "slower", "solver slower", "over the floor"
 WHOLE_BELOW, SOLVER_BELOW = "whole below 5 times", "solver below 5 times"
 PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a while after each call
-WARM = 0.02  # seconds of calls, one at least, before the one that counts
+WARM = 0.1  # seconds of calls, one at least, before the one that counts: both threads find a core each
 DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50
 TIMES = 5  # faster than TorchJD's, these should be
 UPDATE_MINIBATCHES = 4  # of the PPO update in which surgery is measured
