@@ -56,6 +56,7 @@ METHODS = {
     "aligned_mtl": ("aligned_mtl", "AlignedMTL()"),
     "upgrad": ("upgrad", "UPGrad()"),
     "dualproj": ("dualproj", "DualProj()"),
+    "pcd": ("pcd", "PCD()"),
     "cr_mogm": ("cr_mogm(upgrad)", "GramianWeightedAggregator(A.CRMOGMWeighting(A.UPGradWeighting()))"),
     "excess_mtl": ("excess_mtl", "ExcessMTL(robust_step_size=0.01)"),
     "krum": ("krum(1, 4)", "Krum(n_byzantine=1, n_selected=4)"),

@@ -32,6 +32,7 @@ from mtjax.grads.methods.krum import krum
 from mtjax.grads.methods.linear import fixed, mean, sum_
 from mtjax.grads.methods.mgda import mgda, mgda_ub
 from mtjax.grads.methods.nash_mtl import fairgrad, nash_mtl
+from mtjax.grads.methods.pcd import pcd
 from mtjax.grads.methods.pcgrad import pcgrad
 from mtjax.grads.methods.stochastic import modo, sdmgrad
 from mtjax.grads.methods.tracked import db_mtl, excess_mtl, moco
@@ -86,6 +87,7 @@ __all__ = [
     "normalize",
     "observe",
     "pareto_distance",
+    "pcd",
     "pcgrad",
     "residual",
     "rlw",

@@ -80,7 +80,7 @@ Method = Weighting | Transform
 
 def default_float() -> jnp.dtype:
     """The dtype of all T×T work: float32, or float64 when x64 is enabled."""
-    return jnp.zeros(()).dtype
+    return jnp.result_type(float)
 
 
 def stateless(num_tasks: int) -> tuple[()]:

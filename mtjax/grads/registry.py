@@ -25,6 +25,7 @@ from mtjax.grads.methods.krum import krum
 from mtjax.grads.methods.linear import fixed, mean, sum_
 from mtjax.grads.methods.mgda import mgda, mgda_ub
 from mtjax.grads.methods.nash_mtl import fairgrad, nash_mtl
+from mtjax.grads.methods.pcd import pcd
 from mtjax.grads.methods.pcgrad import pcgrad
 from mtjax.grads.methods.stochastic import modo, sdmgrad
 from mtjax.grads.methods.tracked import db_mtl, excess_mtl, moco
@@ -38,7 +39,7 @@ METHODS: dict[str, Callable[..., Method]] = {
         for factory in (
             mean, fixed, pcgrad, gradvac, mgda, mgda_ub, cagrad, imtl_g, config, nash_mtl, fairgrad,
             aligned_mtl, upgrad, dualproj, graddrop, moco, sdmgrad, modo, db_mtl, excess_mtl,
-            cosine_gate, trimmed_mean, krum, gradnorm, uncertainty, dwa, rlw, gls, imtl_l, stch, famo,
+            cosine_gate, pcd, trimmed_mean, krum, gradnorm, uncertainty, dwa, rlw, gls, imtl_l, stch, famo,
             cr_mogm, every_k, normalize,
         )
     },

@@ -42,6 +42,7 @@ ROWS = {
     "fairgrad(alpha=2.0)": Row("fairgrad(alpha=2.0)"),  # its default is Nash-MTL's direction
     "pcgrad, two tasks": Row("pcgrad", 2, order=(1, 0)),
     "cosine_gate, its main task": Row("cosine_gate", judged=(0,), order=(0, 2, 3, 5, 1, 4)),
+    "pcd, its other tasks": Row("pcd", judged=tuple(range(1, T)), order=(0, 2, 3, 5, 1, 4)),
 }
 
 PROPERTIES = (
@@ -54,7 +55,8 @@ CLAIMS = {
     "pcgrad, two tasks": "11001111", "gradvac": "11001000", "mgda": "11000111", "mgda_ub": "11000111",
     "cagrad": "11000010", "imtl_g": "11010000", "config": "11011110", "nash_mtl": "10111111",
     "fairgrad": "10111111", "fairgrad(alpha=2.0)": "10000111", "aligned_mtl": "11000010", "upgrad": "11001111",
-    "dualproj": "11000111", "graddrop": "11000000", "moco": "100000f0", "sdmgrad": "10000000", "modo": "100000f0",
+    "dualproj": "11000111", "pcd": "01011000", "pcd, its other tasks": "11011100",
+    "graddrop": "11000000", "moco": "100000f0", "sdmgrad": "10000000", "modo": "100000f0",
     "db_mtl": "11010000", "excess_mtl": "110010f0", "cr_mogm": "110000f0", "cosine_gate": "01001000",
     "cosine_gate, its main task": "11001100", "trimmed_mean": "11000000", "krum": "11000000",
     "gradnorm": "1100f0f0", "uncertainty": "110010f0", "dwa": "110010f0", "rlw": "11001000", "gls": "110110f0",
@@ -229,15 +231,15 @@ def table() -> str:
         "whose losses and gradients vary, when a method with memory has some. *Yes* holds at both; *first call* is",
         "what memory or unequal losses take away. What a column does to the tasks is done from the first call on.",
         "",
-        "- **permutation**: reordering the tasks changes nothing (random methods: in distribution; `cosine_gate`'s",
-        "  second row: reordering its helpers).",
+        "- **permutation**: reordering the tasks changes nothing (random methods: in distribution; second rows of",
+        "  `cosine_gate` and `pcd`: reordering all but the main task).",
         "- **homogeneous**: the direction scales with the gradients.",
         "- **balanced**: multiplying one task's gradient by a number changes nothing.",
         "- **loss-scale**: multiplying one task's loss, and with it its gradient, by a number changes nothing but the",
         "  direction's length.",
         "- **linear**: the direction is linear in the scale of each gradient (UPGrad's *linear under scaling*).",
-        "- **non-conflicting**: g_i·d ≥ 0 for every task, with linearly independent gradients (`cosine_gate`'s second",
-        "  row: for its main task).",
+        "- **non-conflicting**: g_i·d ≥ 0 for every task, with linearly independent gradients (second rows: for",
+        "  `cosine_gate`'s main task, for all but `pcd`'s).",
         "- **stationary**: d = 0 where the gradients sum to 0 (for the bargaining methods, by their ridge). SDMGrad",
         "  has it where `step_size` is below 2 over the Gram's largest eigenvalue, which its default is not here.",
         "- **pareto**: d = 0 at every Pareto-stationary point: where any convex combination of the gradients is 0,",

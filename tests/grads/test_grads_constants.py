@@ -29,6 +29,7 @@ PAIRS = {
     "db_mtl": ("db_mtl(beta=0.5)", "db_mtl(beta=0.9, beta_decay=0.5)"),
     "excess_mtl": ("excess_mtl(step_size=0.1)", "excess_mtl(step_size=1.0)"),
     "smoothed": ("cr_mogm(cagrad(c=0.1), alpha=0.5)", "cr_mogm(cagrad(c=0.8), alpha=0.9)"),
+    "pcd": ("pcd(tau=0.1, beta=0.5)", "pcd(tau=0.9, epsilon=0.1)"),
     "seldom": ("every_k(gradvac(beta=0.1), 2)", "every_k(gradvac(beta=0.8), 2)"),
 }
 

@@ -1,4 +1,4 @@
-"""Projections on the dual cone of the gradients: UPGrad and DualProj."""
+"""Quadratic programs over s ≥ 0, and projections on the dual cone of the gradients: PCD, UPGrad, DualProj."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,7 @@ from mtjax.grads.solvers.steps import cholesky, inverse, longest_step
 
 
 def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3) -> Array:
-    """Solves min vᵀCv subject to v ≥ l, for many l at once.
-
-    ADMM on s = v − l ≥ 0 with one shared inverse, (C + ρ)⁻¹, so a step is one matrix product for
-    all right-hand sides; then the active set is read off and solved exactly (`rounds` times),
-    which is kept where it lowers the residual ‖min(s, Cv)‖∞. What is still inexact (nearly
-    degenerate cones) goes to an interior point, one Cholesky for each l and step.
+    """Solves min vᵀCv subject to v ≥ l, for many l at once: `nonnegative` on s = v − l.
 
     Args:
       cosine: C [T, T], positive semi-definite with unit diagonal.
@@ -26,21 +21,45 @@ def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3)
     Returns:
       v [N, T].
     """
-    num_tasks = cosine.shape[0]
-    eye = jnp.eye(num_tasks, dtype=cosine.dtype)
-    epsilon = float(jnp.finfo(cosine.dtype).eps)
-    matrix = cosine + 16 * epsilon * eye
     size = jnp.maximum(jnp.max(jnp.abs(lower), axis=1, keepdims=True), jnp.finfo(cosine.dtype).tiny)
     lower = lower / size
-    linear = lower @ matrix
+    matrix = _definite(cosine)
+    return (lower + _solve(matrix, lower @ matrix, steps, rounds)) * size
+
+
+def nonnegative(cosine: Array, linear: Array, *, steps: int = 200, rounds: int = 3) -> Array:
+    """Solves min ½sᵀCs + qᵀs subject to s ≥ 0, for many q at once.
+
+    ADMM with one shared inverse, (C + ρ)⁻¹, so a step is one matrix product for all right-hand
+    sides; then the active set is read off and solved exactly (`rounds` times), which is kept where
+    it lowers the residual ‖min(s, Cs + q)‖∞. What is still inexact (nearly degenerate cones) goes
+    to an interior point, one Cholesky for each q and step.
+
+    Args:
+      cosine: C [T, T], positive semi-definite with unit diagonal.
+      linear: q [N, T].
+
+    Returns:
+      s [N, T]; where there is no minimum, something large.
+    """
+    size = jnp.maximum(jnp.max(jnp.abs(linear), axis=1, keepdims=True), jnp.finfo(cosine.dtype).tiny)
+    return _solve(_definite(cosine), linear / size, steps, rounds) * size
+
+
+def _definite(cosine: Array) -> Array:
+    """C with what rounding may have taken from its diagonal."""
+    return cosine + 16 * float(jnp.finfo(cosine.dtype).eps) * jnp.eye(cosine.shape[0], dtype=cosine.dtype)
+
+
+def _solve(matrix: Array, linear: Array, steps: int, rounds: int) -> Array:
+    epsilon = float(jnp.finfo(matrix.dtype).eps)
 
     def residual(s: Array) -> Array:
         return jnp.max(jnp.abs(jnp.minimum(s, s @ matrix + linear)), axis=1)
 
     s = _admm(matrix, linear, residual, steps, 64 * epsilon)
     s, worst = _polish(matrix, linear, residual, s, rounds)
-    s = _interior(matrix, linear, residual, s, worst, 64 * epsilon)
-    return (lower + s) * size
+    return _interior(matrix, linear, residual, s, worst, 64 * epsilon)
 
 
 def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], steps: int, tolerance: float) -> Array:
