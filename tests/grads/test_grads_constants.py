@@ -1,5 +1,6 @@
 """Constants in the state: a sweep over CAGrad's c, or any other, must be what its trials would be alone."""
 
+import functools
 import re
 
 import chex
@@ -45,8 +46,8 @@ def test_every_method_with_a_constant_is_tried():
 def three_steps(method, method_state=None):
     """Directions [3, P] on three samples of gradients, telling FAMO of the losses after each step."""
     tx = grads.aggregate(method, num_tasks=T, seed=1)
-    g = jnp.asarray(np.stack([jacobians.jacobian("iid", T, 5, seed=n) for n in range(3)]), jnp.float32)
-    losses = jnp.array([[1.0, 2.0, 3.0], [2.0, 0.5, 3.0], [3.0, 0.2, 1.0]])
+    g = np.stack([jacobians.jacobian("iid", T, 5, seed=n) for n in range(3)]).astype(np.float32)
+    losses = np.array([[1.0, 2.0, 3.0], [2.0, 0.5, 3.0], [3.0, 0.2, 1.0]], np.float32)
 
     def step(state, sample):
         update, state = tx.update(sample[0], state, losses=sample[1])
@@ -57,26 +58,36 @@ def three_steps(method, method_state=None):
     return jax.lax.scan(step, state, (g, losses))[1]
 
 
+@functools.cache
+def side_by_side():
+    """Every pair under vmap, and each of its methods alone with its constants written down: {pair: directions}."""
+
+    def together(name):
+        values = [constants.of(spec) for spec in PAIRS[name]]
+        stacked = {key: np.array([value[key] for value in values], np.float32) for key in values[0]}
+
+        def with_constants(chosen):
+            def renew(inner):
+                like = {key: jnp.broadcast_to(value, inner.constants[key].shape) for key, value in chosen.items()}
+                return inner._replace(constants=like)
+
+            return three_steps(grads.tunable(PAIRS[name][0]), renew)
+
+        return jax.vmap(with_constants), stacked
+
+    pairs = {name: together(name) for name in PAIRS}
+    moved = quick.jit(lambda given: quick.each(PAIRS, lambda name: pairs[name][0](given[name])))
+    alone = quick.jit(lambda: quick.each(PAIRS, lambda name: [three_steps(grads.get(spec)) for spec in PAIRS[name]]))
+    return jax.device_get((moved({name: stacked for name, (_, stacked) in pairs.items()}), alone()))
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_many_constants_in_one_program(name):
-    """Side by side under vmap, each gives what it gives written into a program of its own."""
-    specs = PAIRS[name]
-    assert len({constants.code(spec) for spec in specs}) == 1
-    values = [constants.of(spec) for spec in specs]
-    stacked = {key: jnp.array([value[key] for value in values], jnp.float32) for key in values[0]}
-    method = grads.tunable(specs[0])
-
-    def with_constants(chosen):
-        def renew(inner):
-            like = {key: jnp.broadcast_to(value, inner.constants[key].shape) for key, value in chosen.items()}
-            return inner._replace(constants=like)
-
-        return three_steps(method, renew)
-
-    together = quick.jit(jax.vmap(with_constants))(stacked)
-    for own, spec in zip(together, specs, strict=True):
-        alone = quick.jit(lambda spec=spec: three_steps(grads.get(spec)))()
-        chex.assert_trees_all_close(own, alone, rtol=2e-4, atol=2e-5)
+    """Side by side under vmap, each gives what it gives where its constants are written into the program."""
+    assert len({constants.code(spec) for spec in PAIRS[name]}) == 1
+    together, alone = [directions[name] for directions in side_by_side()]
+    for own, expected in zip(together, alone, strict=True):
+        chex.assert_trees_all_close(own, expected, rtol=2e-4, atol=2e-5)
     assert not np.allclose(*together, rtol=1e-3)  # the constant does something here
 
 
@@ -112,4 +123,4 @@ def test_a_method_of_ones_own_moves_what_its_signature_says(monkeypatch):
     method = grads.tunable("scaled(size=2.0)", "own.")
     state = method.init(2)
     assert list(state.constants) == ["own.size"]
-    chex.assert_trees_all_close(jax.jit(method.update)(jnp.eye(2), state)[0], jnp.full(2, 6.0))
+    chex.assert_trees_all_close(jax.jit(method.update)(np.eye(2), state)[0], np.full(2, 6.0, np.float32))
