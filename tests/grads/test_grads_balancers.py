@@ -1,9 +1,11 @@
 """The mistakes that other implementations of GradNorm and FAMO make (see test_grads_bugs.py)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick
 from faults import fails
 
 from mtjax import grads
@@ -11,10 +13,11 @@ from mtjax import grads
 
 def train_gradnorm(method, norms, losses):
     """GradNorm's weights after one call for each row of `losses`, with constant norms."""
-    state = method.init(len(norms))
+    state, update = quick.jit(method.init, static_argnums=0)(len(norms)), quick.jit(method.update)
     for row in losses:
-        weights, state = method.update(jnp.diag(jnp.asarray(norms) ** 2), state, losses=jnp.asarray(row))
-    return np.asarray(weights), state
+        gram = np.diag(np.square(norms)).astype(np.float32)
+        weights, state = update(gram, state, losses=np.asarray(row, np.float32))
+    return jax.device_get((weights, state))
 
 
 def gradnorm_with(norms, losses, alpha, rate, stop=True, first_only=True, keep=True):
@@ -52,22 +55,25 @@ def test_gradnorm_holds_its_target_keeps_the_first_losses_and_the_sum():
 def test_gradnorm_keeps_the_first_losses():
     _, state = train_gradnorm(grads.gradnorm(), np.ones(2), [[4.0, 2.0], [1.0, 1.0], [0.1, 0.3]])
     np.testing.assert_allclose(state.initial_losses, [4.0, 2.0])
-    given = grads.gradnorm(initial_losses=jnp.array([5.0, 6.0]))
+    given = grads.gradnorm(initial_losses=np.array([5.0, 6.0]))
     _, state = train_gradnorm(given, np.ones(2), [[4.0, 2.0]])
     np.testing.assert_allclose(state.initial_losses, [5.0, 6.0])
 
 
 def test_gradnorm_sees_the_last_shared_layer_only():
     """A huge gradient in another layer must not move the weights; with leaves="all" it does."""
-    params = {"first": jnp.ones(2), "last": jnp.ones(2)}
+    params = {"first": np.ones(2), "last": np.ones(2)}
 
     def check(method):
         tx = grads.aggregate(method, num_tasks=2)
 
-        def weights(first):
-            g = {"first": jnp.asarray(first), "last": jnp.array([[1.0, 0], [0, 3.0]])}
+        @quick.jit
+        def after_two_calls(g):
             _, state = tx.update(g, tx.init(params), losses=jnp.ones(2))
             return tx.update(g, state, losses=jnp.ones(2))[1].weights
+
+        def weights(first):
+            return np.asarray(after_two_calls({"first": np.array(first), "last": np.array([[1.0, 0], [0, 3.0]])}))
 
         np.testing.assert_allclose(weights([[1e3, 0.0], [0, 0]]), weights([[0.0, 0], [0, 1.0]]))
         assert weights([[1e3, 0.0], [0, 0]])[0] > 1
@@ -79,14 +85,14 @@ def test_gradnorm_sees_the_last_shared_layer_only():
 @pytest.mark.parametrize("spec", ["gradnorm({})", "every_k(gradnorm({}), 2)", "cr_mogm(gradnorm({}))"])
 def test_gradnorm_of_several_layers_asks_which(spec):
     """All parameters in place of the last shared layer: other codebases do so without a word."""
-    params, asks = {"first": jnp.ones(2), "last": jnp.ones(2)}, r"leaves=lambda path.*\['first', 'last'\]"
+    params, asks = {"first": np.ones(2), "last": np.ones(2)}, r"leaves=lambda path.*\['first', 'last'\]"
     for method in (grads.get(spec.format("")), grads.tunable(spec.format("alpha=0.5"))):
         with pytest.raises(ValueError, match=asks):
-            grads.aggregate(method, num_tasks=2).init(params)
+            jax.eval_shape(grads.aggregate(method, num_tasks=2).init, params)
         one = grads.aggregate(method, num_tasks=2, shared=lambda path: path == "last")
-        one.init(params)
-        grads.aggregate(method, num_tasks=2, groups="leaf").init(params)  # a Gram for each leaf
-    grads.aggregate(grads.get(spec.format('leaves="all"')), num_tasks=2).init(params)
+        jax.eval_shape(one.init, params)
+        jax.eval_shape(grads.aggregate(method, num_tasks=2, groups="leaf").init, params)  # a Gram for each leaf
+    jax.eval_shape(grads.aggregate(grads.get(spec.format('leaves="all"')), num_tasks=2).init, params)
     with pytest.raises(ValueError, match="\"all\" or None, not 'last'"):
         grads.gradnorm(leaves="last")
 
@@ -110,16 +116,21 @@ def test_famo_observes():
     method = grads.famo(optax.sgd(1.0), gamma=0.0)
     tx = optax.chain(grads.aggregate(method, num_tasks=2), optax.sgd(0.1))
 
+    @quick.jit
+    def two_calls(after):
+        """The states after the losses were observed, and after one more call."""
+        _, state = tx.update(jnp.eye(2), tx.init(jnp.zeros(2)), losses=jnp.array([1.0, 2.0]))
+        state = grads.observe(method, state, after)
+        _, later = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
+        return grads.find_state(state), grads.find_state(later)
+
     def check(after):
-        state = tx.init(jnp.zeros(2))
-        _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
-        state = grads.observe(method, state, jnp.asarray(after))
+        first, second = jax.device_get(two_calls(np.array(after)))
         z, progress = np.array([0.5, 0.5]), np.log([1 / 0.5, 2 / 2])
         logits = -(z * (progress - z @ progress))
-        np.testing.assert_allclose(grads.find_state(state).inner.logits[0], logits, rtol=1e-5)
-        _, state = tx.update(jnp.eye(2), state, losses=jnp.array([1.0, 2.0]))
+        np.testing.assert_allclose(first.inner.logits[0], logits, rtol=1e-5)
         expected = np.exp(logits) / np.array([1.0, 2.0])
-        np.testing.assert_allclose(grads.find_state(state).weights, expected / expected.sum(), rtol=1e-5)
+        np.testing.assert_allclose(second.weights, expected / expected.sum(), rtol=1e-5)
 
     check([0.5, 2.0])
     fails(check, [1.5, 1.9])  # another batch's losses
