@@ -47,17 +47,20 @@ pytestmark = pytest.mark.smoke
 
 def counters(limits, cuts=None, *, num_envs=3, horizon=NEVER):
     tasks = {
-        "limit": jnp.asarray(limits),
-        "cut": jnp.asarray(cuts or [NEVER] * len(limits)),
-        "number": jnp.arange(1.0, len(limits) + 1),
+        "limit": np.asarray(limits, np.int32),
+        "cut": np.asarray(cuts or [NEVER] * len(limits), np.int32),
+        "number": np.arange(1, len(limits) + 1, dtype=np.float32),
     }
     return vectorize(Counter(), tasks, num_envs, horizon=horizon)
 
 
-def roll(envs, steps, key=0, actions=None):
+def roll(envs, steps):
     """Step outputs stacked over time: [time, T, E, ...]."""
-    shape = (envs.num_tasks, envs.num_envs, *envs.action.shape)
-    actions = jnp.ones(shape, jnp.int32) if actions is None else actions
+    return jax.device_get(jax.jit(lambda: rolled(envs, steps, 0))())
+
+
+def rolled(envs, steps, key):
+    actions = jnp.ones((envs.num_tasks, envs.num_envs, *envs.action.shape), jnp.int32)
 
     def body(state, step_key):
         return envs.step(state, actions, step_key)
@@ -137,36 +140,36 @@ def test_every_episode_starts_afresh_everywhere():
 
 def test_typed_keys_in_the_state_differ_and_are_replaced_at_a_reset():
     envs = counters([2, NEVER])
-    state, _ = envs.reset(jax.random.key(0))
+    (state, _), step = jax.jit(envs.reset)(jax.random.key(0)), jax.jit(envs.step)
     assert jnp.issubdtype(state.env.key.dtype, jax.dtypes.prng_key)
     seen = []
     for time in range(4):
         seen.append(np.asarray(jax.random.key_data(state.env.key)))
-        state, _ = envs.step(state, jnp.zeros((2, 3), jnp.int32), jax.random.key(time))
+        state, _ = step(state, np.zeros((2, 3), np.int32), jax.random.key(time))
     seen = np.stack(seen).reshape(-1, 2)
     assert len(np.unique(seen, axis=0)) == len(seen)
 
 
 def test_same_key_same_trajectory_and_another_key_another():
     envs = counters([3, 4])
-    run = jax.jit(lambda key: roll(envs, 9, key))
-    chex.assert_trees_all_equal(run(0), run(0))
-    assert (run(0)[0] != run(5)[0]).any()
+    run = jax.jit(lambda key: rolled(envs, 9, key))
+    chex.assert_trees_all_equal(*jax.device_get((run(0), run(0))))
+    assert (np.asarray(run(0)[0]) != np.asarray(run(5)[0])).any()
 
 
 def test_vmaps_over_seeds_as_if_run_alone():
     envs = counters([3, 4], horizon=3)
-    state, _ = jax.vmap(envs.reset)(jax.random.split(jax.random.key(0), 2))
+    state, _ = jax.jit(jax.vmap(envs.reset))(jax.random.split(jax.random.key(0), 2))
     keys = jax.random.split(jax.random.key(1), 2)
-    actions = jnp.ones((2, 2, 3), jnp.int32)
-    step_alone, step_all = jax.jit(envs.step), jax.jit(jax.vmap(envs.step))
+    actions = np.ones((2, 2, 3), np.int32)
+    one = jax.jit(lambda all_seeds, seed: envs.step(*jax.tree.map(lambda x: x[seed], all_seeds))[1])
+    step_all = jax.jit(jax.vmap(envs.step))
     for _ in range(5):
-        alone = [jax.tree.map(lambda x, s=seed: x[s], (state, actions, keys)) for seed in range(2)]
-        expected = [step_alone(*args) for args in alone]
+        expected = [one((state, jnp.asarray(actions), keys), seed) for seed in range(2)]
         state, step = step_all(state, actions, keys)
         for seed in range(2):
-            found = jax.tree.map(lambda x, s=seed: x[s], step)
-            chex.assert_trees_all_close(found, expected[seed][1], rtol=1e-6)
+            found = jax.tree.map(lambda x, s=seed: x[s], jax.device_get(step))
+            chex.assert_trees_all_close(found, jax.device_get(expected[seed]), rtol=1e-6)
 
 
 def test_one_trace_serves_every_step():
@@ -184,7 +187,7 @@ def test_one_trace_serves_every_step():
         step = jax.jit(chex.assert_max_traces(envs.step, n=1))
         state, _ = jax.jit(envs.reset)(jax.random.key(0))
         for time in range(5):
-            state, out = step(state, jnp.zeros((2, 3), jnp.int32), jax.random.key(time))
+            state, out = step(state, np.zeros((2, 3), np.int32), jax.random.key(time))
         leaves = [x for x in jax.tree.leaves((state, out)) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
         assert not any(leaf.weak_type for leaf in leaves)
     chex.clear_trace_counter()
