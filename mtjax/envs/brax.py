@@ -31,8 +31,7 @@ class BraxEnv:
     ``BraxEnv(brax.envs.get_environment("ant"))`` is what :func:`mtjax.suites.from_env` takes.
 
     Args:
-        env: a ``brax.envs.Env``, or anything with its ``reset(key)``, ``step(state, action)``, ``observation_size`` and
-            ``action_size``.
+        env: a ``brax.envs.Env``, or anything with its ``reset(key)``, ``step(state, action)`` and ``action_size``.
         change: (env, task) -> the environment of this task. It is traced: it may not change ``env`` itself.
 
     Raises:
@@ -40,12 +39,13 @@ class BraxEnv:
     """
 
     def __init__(self, env: Any, change: Callable[[Any, Any], Any] = in_system):
-        if not isinstance(env.observation_size, int):
-            raise ValueError(
-                f"{type(env).__name__} has observations {env.observation_size}; BraxEnv takes those of one vector"
-            )
+        # Brax's own `observation_size` resets the environment, operation by operation: seconds.
+        observation = jax.eval_shape(env.reset, jax.random.key(0)).obs
+        if getattr(observation, "ndim", None) != 1:
+            shapes = jax.tree.map(jnp.shape, observation)
+            raise ValueError(f"{type(env).__name__} has observations {shapes}; BraxEnv takes those of one vector")
         self.env, self.change = env, change
-        self.observation_size: int = env.observation_size
+        self.observation_size: int = observation.shape[0]
         self.action: ActionSpec = continuous(env.action_size)
 
     def reset(self, task: Any, key: Array) -> tuple[Any, Array]:

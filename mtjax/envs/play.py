@@ -30,7 +30,7 @@ def play(env: Env, task: Task, policy: Callable, *, seed: int, steps: int) -> li
     reset, step = _programs(env)
     with jax.default_device(cpu):
         task = jax.device_put(task, cpu)
-        key = jax.random.key(seed)
+        key = jax.device_put(jax.random.key(seed), cpu)  # states lie where actions do, or the step compiles twice
         state, observation = reset(task, jax.random.fold_in(key, 0))
         states = [jax.device_get(state)]
         for time in range(1, steps + 1):

@@ -13,7 +13,7 @@ from mtjax.envs.mjx import render
 from mtjax.envs.mjx.models import mjx as simulator
 from mtjax.envs.mjx.models import mujoco
 from mtjax.envs.mjx.sketch import hull
-from mtjax.envs.play import play
+from mtjax.envs.play import _programs, play
 
 USUAL, OTHER = {}, {"gravity": 0.8, "friction": 1.3, "mass": 1.2, "leg": 1.1, "strength": 0.9}
 STEPS = 24
@@ -177,6 +177,7 @@ def test_a_picture_is_drawn_with_and_without_opengl(body, monkeypatch):
     why, env = render.opengl_error(), make(body)
     full = np.ones(env.action.size, np.float32)
     states = play(env, mjx.MjxTask({}, {}), lambda observation, key: full, seed=0, steps=6)
+    assert [program._cache_size() for program in _programs(env)] == [1, 1]  # compiled once, whoever made the state
     frames, rate = _frames(body, states, monkeypatch, "there is no OpenGL")
     assert frames.dtype == np.uint8 and frames.shape[1:] == (240, 320, 3) and 20 < rate < 40
     places = [_place(frames[0])]
