@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 Interval = tuple[float, float]
 Statistic = Callable[[np.ndarray], np.ndarray]  # [..., S, T] -> [...]
@@ -46,6 +45,8 @@ def worst(values: np.ndarray, *, skip_missing: bool = False) -> np.ndarray:
 
 def iqm(values: np.ndarray) -> np.ndarray:
     """Interquartile mean of all seeds and tasks: [..., S, T] -> [...]. A NaN makes it NaN."""
+    import scipy.stats  # longer to import than jax: only where something is measured
+
     flat = _matrix(values).reshape(*np.shape(values)[:-2], -1)
     trimmed = scipy.stats.trim_mean(flat, proportiontocut=0.25, axis=-1)
     return np.where(np.isnan(flat).any(axis=-1), np.nan, trimmed)

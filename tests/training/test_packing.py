@@ -34,9 +34,9 @@ BASE = presets.configure(
     num_minibatches=2,
     hidden_sizes=(8,),
 )
-TRIALS = {
+TRIALS = {  # the first two are one program, too, when they train alone
     "slow": options.replace(BASE, {"learning_rate": 1e-3, "num_seeds": 2}),
-    "fast": options.replace(BASE, {"learning_rate": 3e-3, "entropy_cost": 0.1, "seed": 5}),
+    "fast": options.replace(BASE, {"learning_rate": 3e-3, "entropy_cost": 0.1, "seed": 5, "num_seeds": 2}),
     "wild": options.replace(BASE, {"learning_rate": 1e38}),
 }
 QUIET = {"progress": False, "video": False, "tensorboard": False}
@@ -61,10 +61,10 @@ def fast_compiles(tmp_path_factory):
 
 def test_rows_trial_by_trial():
     rows = packing.pack(TRIALS, ("learning_rate", "entropy_cost", "clip"))
-    assert rows.seeds == (0, 1, 5, 0) and rows.config.num_seeds == 4
-    assert rows.slices == {"slow": slice(0, 2), "fast": slice(2, 3), "wild": slice(3, 4)}
+    assert rows.seeds == (0, 1, 5, 6, 0) and rows.config.num_seeds == 5
+    assert rows.slices == {"slow": slice(0, 2), "fast": slice(2, 4), "wild": slice(4, 5)}
     assert rows.varying == ("learning_rate", "entropy_cost")
-    np.testing.assert_allclose(rows.leaves["learning_rate"], [1e-3, 1e-3, 3e-3, 1e38], rtol=1e-6)
+    np.testing.assert_allclose(rows.leaves["learning_rate"], [1e-3, 1e-3, 3e-3, 3e-3, 1e38], rtol=1e-6)
     assert packing.alone(BASE).leaves == {} and packing.alone(BASE).config == BASE
 
 
