@@ -85,7 +85,7 @@ def residual(
     - `dualproj`: the largest violation |min(v − p, Gv)|; `upgrad`: that of its T projections, which
       are solved again, at the method's own cost.
 
-    The other methods have closed forms.
+    The other methods have closed forms, but for `pcd`, whose problem hangs on its averages, which no Gram shows.
 
     The Gram must be the one that the weights were solved for. Under `aggregate(..., groups=...)` the state's
     `weights` are the mean over the groups, and its `gram` is that of all leaves: take `group_weights[k]`, and
@@ -99,7 +99,7 @@ def residual(
       mask: [T], the tasks present.
 
     Raises:
-      ValueError: for a method without a solver.
+      ValueError: for a method without a residual.
 
     Example:
       >>> import jax.numpy as jnp
@@ -111,8 +111,9 @@ def residual(
     """
     measure = getattr(get(method), "residual", None)
     if measure is None:
+        name = method if isinstance(method, str) else "this method"
         raise ValueError(
-            f"{method if isinstance(method, str) else 'this method'} has no solver, and no residual; "
-            "mgda, mgda_ub, cagrad, nash_mtl, fairgrad, upgrad and dualproj have"
+            f"{name} has no residual: it has no solver, or one whose problem hangs on its state; "
+            "mgda, mgda_ub, cagrad, nash_mtl, fairgrad, upgrad and dualproj have one"
         )
     return measure(gram, weights, losses=losses, mask=mask)

@@ -97,15 +97,18 @@ def _cheetah_velocity() -> Suite:
 
 # There are two directions. What lies between and beyond is how much getting there counts against the effort.
 CHEETAH_DIRECTIONS = {"train": (1.0, -1.0), "interpolation": (0.5, -0.5), "extrapolation": (2.0, -2.0)}
-CHEETAH_EFFORT = {0.5: "where effort costs twice as much", 1.0: "as fast as possible", 2.0: "where effort costs half"}
+CHEETAH_EFFORT = {
+    0.5: ", where effort costs twice as much",
+    1.0: " as fast as possible",
+    2.0: ", where effort costs half",
+}
 
 
 @register("goals-cheetah-direction")
 def _cheetah_direction() -> Suite:
     def info(direction: float) -> TaskInfo:
         name, size = "forward" if direction > 0 else "backward", abs(direction)
-        comma = "" if size == 1 else ","
-        description = f"Run {name} on two legs{comma} {CHEETAH_EFFORT[size]}."
+        description = f"Run {name} on two legs{CHEETAH_EFFORT[size]}."
         return TaskInfo(name if size == 1 else f"{name}_{size:g}", description, {"direction": float(direction)})
 
     family = Family("Cheetah", "", "goal (+1 or -1 in training) x forward velocity - 0.1 |action|^2", 500)

@@ -468,5 +468,5 @@ def test_residual_of_groups():
 
 
 def test_residual_of_a_closed_form():
-    with pytest.raises(ValueError, match="imtl_g has no solver.*mgda"):
+    with pytest.raises(ValueError, match="imtl_g has no residual.*mgda"):
         grads.residual("imtl_g", np.eye(2), np.ones(2))

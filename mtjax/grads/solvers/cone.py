@@ -10,8 +10,10 @@ from jax.scipy.linalg import cho_solve
 from mtjax.grads.base import Array
 from mtjax.grads.solvers.steps import cholesky, inverse, longest_step
 
+_STEPS, _ROUNDS = 200, 3  # at most: of ADMM, and of reading off the active set
 
-def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3) -> Array:
+
+def dual_cone(cosine: Array, lower: Array) -> Array:
     """Solves min vᵀCv subject to v ≥ l, for many l at once: `nonnegative` on s = v − l.
 
     Args:
@@ -24,14 +26,14 @@ def dual_cone(cosine: Array, lower: Array, *, steps: int = 200, rounds: int = 3)
     size = jnp.maximum(jnp.max(jnp.abs(lower), axis=1, keepdims=True), jnp.finfo(cosine.dtype).tiny)
     lower = lower / size
     matrix = _definite(cosine)
-    return (lower + _solve(matrix, lower @ matrix, steps, rounds)) * size
+    return (lower + _solve(matrix, lower @ matrix)) * size
 
 
-def nonnegative(cosine: Array, linear: Array, *, steps: int = 200, rounds: int = 3) -> Array:
+def nonnegative(cosine: Array, linear: Array) -> Array:
     """Solves min ½sᵀCs + qᵀs subject to s ≥ 0, for many q at once.
 
     ADMM with one shared inverse, (C + ρ)⁻¹, so a step is one matrix product for all right-hand
-    sides; then the active set is read off and solved exactly (`rounds` times), which is kept where
+    sides; then the active set is read off and solved exactly (a few times), which is kept where
     it lowers the residual ‖min(s, Cs + q)‖∞. What is still inexact (nearly degenerate cones) goes
     to an interior point, one Cholesky for each q and step.
 
@@ -43,7 +45,7 @@ def nonnegative(cosine: Array, linear: Array, *, steps: int = 200, rounds: int =
       s [N, T]; where there is no minimum, something large.
     """
     size = jnp.maximum(jnp.max(jnp.abs(linear), axis=1, keepdims=True), jnp.finfo(cosine.dtype).tiny)
-    return _solve(_definite(cosine), linear / size, steps, rounds) * size
+    return _solve(_definite(cosine), linear / size) * size
 
 
 def _definite(cosine: Array) -> Array:
@@ -51,14 +53,15 @@ def _definite(cosine: Array) -> Array:
     return cosine + 16 * float(jnp.finfo(cosine.dtype).eps) * jnp.eye(cosine.shape[0], dtype=cosine.dtype)
 
 
-def _solve(matrix: Array, linear: Array, steps: int, rounds: int) -> Array:
+def _solve(matrix: Array, linear: Array) -> Array:
+    """What `nonnegative` says, of a definite matrix and rows q [N, T] of ordinary size."""
     epsilon = float(jnp.finfo(matrix.dtype).eps)
 
     def residual(s: Array) -> Array:
         return jnp.max(jnp.abs(jnp.minimum(s, s @ matrix + linear)), axis=1)
 
-    s = _admm(matrix, linear, residual, steps, 64 * epsilon)
-    s, worst = _polish(matrix, linear, residual, s, rounds)
+    s = _admm(matrix, linear, residual, _STEPS, 64 * epsilon)
+    s, worst = _polish(matrix, linear, residual, s, _ROUNDS)
     return _interior(matrix, linear, residual, s, worst, 64 * epsilon)
 
 
