@@ -19,10 +19,10 @@ from jax import lax
 
 from mtjax.grads.base import Array, default_float
 
-# Columns of one product, small enough for a core's cache, and products that XLA's CPU is handed at once: 1.3 (10 × 1M)
-# to 2 times (50 × 1M) as fast as one at a time.
-_BLOCK, _BLOCK_OF_FEW, _TOGETHER = 4096, 8192, 4
-_ROWS = 16  # its kernel takes whole vectors of rows; the few left over cost as much as another vector
+# A Gram on the CPU: columns of one product, small enough for a core's cache; how many of these XLA is handed at once, so
+# that every thread has some; rows of a product (its kernel takes whole vectors of them), and into how many blocks of
+# rows T is split at most, since each pair of blocks is a product to compile.
+_BLOCK, _TOGETHER, _ROWS, _ROW_BLOCKS = 4096, 4, 16, 5
 _COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
 _LONG, _FEW = 32768, 16  # numbers from which, and tasks up to which, a leaf is summed row by row
 
@@ -167,65 +167,41 @@ def _leaf_gram(a: Array, b: Array) -> Array:
     size = math.prod(a.shape[1:])
     same = a is b
     a, b = a.reshape(num_tasks, size), b.reshape(num_tasks, size)
-    if size <= _width(num_tasks):
+    if size <= _TOGETHER * _BLOCK:
         return _product(a, b)
     return lax.platform_dependent(a, b, cpu=partial(_blocked, same=same), default=_product)
-
-
-def _width(num_tasks: int) -> int:
-    """Columns in hand at once: twice as many of up to 16 tasks, which then take 0.7 to 0.9 of the time."""
-    return _TOGETHER * (_BLOCK_OF_FEW if num_tasks <= _ROWS else _BLOCK)
 
 
 def _product(a: Array, b: Array) -> Array:
     return jnp.einsum("tp,sp->ts", a, b, precision="highest", preferred_element_type=accumulator(a, b))
 
 
-def _by_rows(a: Array, b: Array, *, same: bool) -> Array:
-    """The product with b's rows beyond a multiple of 16 apart: 50 × 1M takes 0.7 of the time, no T takes longer.
-
-    ``same``: a and b are equal, and so is the product's transpose.
-    """
-    if same and a.shape[0] // _ROWS in (2, 3) and 0 < a.shape[0] % _ROWS <= _ROWS // 2:
-        return _lower_rows(a)
-    whole = a.shape[0] // _ROWS * _ROWS
-    if whole in (0, a.shape[0]):
-        return _product(a, b)
-    left = _product(a, b[:whole])
-    top = left[whole:].T if same else _product(a[:whole], b[whole:])
-    corner = _product(a[whole:], b[whole:])
-    return jnp.concatenate([left, jnp.concatenate([top, corner])], axis=1)
-
-
-def _lower_rows(a: Array) -> Array:
-    """The Gram [T, T] of rows [T, P] from its blocks of 16 rows on and below the diagonal; the others mirror them.
-
-    0.8 (50 × 100k, 50 × 1M) to 0.9 (40 × 200k) of the time that the whole takes; as long for 20, 32 and 48 tasks, and
-    longer for 60 and for 64 and more, whose smaller pieces cost what they save.
-    """
-    num_tasks = a.shape[0]
-    starts = range(0, num_tasks, _ROWS)
-    strips = [_product(a[n:], a[n : n + _ROWS]) for n in starts]
-    lower = jnp.concatenate([jnp.pad(x, ((n, 0), (0, 0))) for n, x in zip(starts, strips, strict=True)], axis=1)
-    block = jnp.arange(num_tasks) // _ROWS
-    return jnp.where(block[:, None] >= block[None, :], lower, lower.T)
-
-
 def _blocked(a: Array, b: Array, *, same: bool) -> Array:
-    """Gram by slices of columns: XLA's CPU matmul is several times slower on the long thin whole."""
+    """The Gram of long rows [T, P], from products of pieces of 16 rows and 4096 columns.
+
+    XLA's CPU multiplies long thin matrices slowly, on one thread, and copies a slice of columns before it multiplies.
+    Each piece here is copied once and stays in a core's cache for all its products, which go to as many threads as
+    there are. Where a and b are the same, the blocks above the diagonal mirror those below.
+    """
     num_tasks, size = a.shape
-    width = _width(num_tasks)
+    height = _ROWS * -(-num_tasks // (_ROWS * _ROW_BLOCKS))
+    starts = range(0, num_tasks, height)
+    pairs = [(n, m) for n in range(len(starts)) for m in range(len(starts)) if m <= n or not same]
 
-    def slices(x: Array, start: Array) -> Array:  # [_TOGETHER, T, width / _TOGETHER]
-        piece = lax.dynamic_slice_in_dim(x, start, width, axis=1)
-        return jnp.moveaxis(piece.reshape(num_tasks, _TOGETHER, -1), 1, 0)
+    def pieces(x: Array, column: int | Array, width: int) -> list[Array]:
+        return [lax.dynamic_slice(x, (row, column), (min(height, num_tasks - row), width)) for row in starts]
 
-    def add(n: Array, total: Array) -> Array:
-        return total + jax.vmap(partial(_by_rows, same=same))(slices(a, n * width), slices(b, n * width))
+    def products(column: int | Array, width: int) -> list[Array]:
+        right = pieces(b, column, width)
+        left = right if same else pieces(a, column, width)
+        return [_product(left[n], right[m]) for n, m in pairs]
 
-    whole = size // width
-    # The zeros inherit a's varying axes, so that the loop also traces inside shard_map.
-    zero = jnp.zeros((_TOGETHER, num_tasks, num_tasks), accumulator(a, b)) + 0 * _product(a[:, :1], b[:, :1])
-    total = lax.fori_loop(0, whole, add, zero).sum(axis=0)
-    rest = whole * width
-    return total + _by_rows(a[:, rest:], b[:, rest:], same=same) if rest < size else total
+    def add(n: Array, totals: list[Array]) -> list[Array]:
+        several = [products((n * _TOGETHER + k) * _BLOCK, _BLOCK) for k in range(_TOGETHER)]
+        return [total + sum_parts(parts) for total, *parts in zip(totals, *several, strict=True)]
+
+    loops = (size - 1) // (_TOGETHER * _BLOCK)  # and one column at least that is left, for the sums to start from
+    done = loops * _TOGETHER * _BLOCK
+    blocks = dict(zip(pairs, lax.fori_loop(0, loops, add, products(done, size - done)), strict=True))
+    everything = range(len(starts))
+    return jnp.block([[blocks[n, m] if (n, m) in blocks else blocks[m, n].T for m in everything] for n in everything])
