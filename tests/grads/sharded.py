@@ -83,19 +83,20 @@ near(got, want)
 grams = jax.jit(lambda halves, whole: (jax.vmap(grads.gram_matrix)(halves).mean(0), grads.gram_matrix(whole)))
 mean_of_grams, gram_of_mean = jax.device_get(grams(halves, whole))
 assert np.abs(mean_of_grams - gram_of_mean).max() > 1
-# Leaves so long that a shard is worked through in slices: the Gram, the trimmed mean, the weighted sum by rows.
+# Leaves so long that a shard is worked through in slices: the Gram, the masked trimmed mean, the weighted sum by rows.
+here = np.ones(T, bool)
 columns = 4 * max(gram._TOGETHER * gram._BLOCK, gram._LONG)
 long = draw(2, T, columns + 100)  # [data, T, ...]; two shards of columns
 SLICED = {name: grads.get(name) for name in ("mgda", "trimmed_mean", "sum", "moco")}
 one = jax.jit(steps(SLICED))
 mean = long.mean(0)
-want = jax.device_get(one(mean, mean[0]))
+want = jax.device_get(one(mean, mean[0], mask=here))
 placed = jax.device_put(mean, NamedSharding(mesh, P(None, "model")))
 by_axes = steps(SLICED, batch_axis="data", params_axis="model")
 across = jax.shard_map(
-    lambda g: by_axes(g[0], g[0, 0]), mesh=mesh, in_specs=P("data", None, "model"), out_specs=P("model")
+    lambda g: by_axes(g[0], g[0, 0], mask=here), mesh=mesh, in_specs=P("data", None, "model"), out_specs=P("model")
 )
-for got in (one(placed, mean[0]), jax.jit(across)(long)):
+for got in (one(placed, mean[0], mask=here), jax.jit(across)(long)):
     for name, expected in want.items():
         np.testing.assert_allclose(got[name], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=name)
 

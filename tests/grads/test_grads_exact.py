@@ -242,12 +242,14 @@ def test_trimmed_mean(num_tasks, trim, dtype):
         assert (np.abs(result - want) <= 20 * np.finfo(dtype).eps * longest).all()
 
 
-def test_trimmed_mean_of_a_long_leaf():
-    """On the CPU it goes by slices of columns; the last slice is a shorter one."""
-    J = np.random.default_rng(0).standard_normal((5, 2, _COLUMNS + 50)).astype(np.float32)
-    tx = grads.aggregate(grads.trimmed_mean(1), num_tasks=5)
-    got = quick.jit(lambda g: tx.update(g, tx.init(g[0]))[0])(J)
-    np.testing.assert_allclose(got, np.sort(J, axis=0)[1:-1].mean(0), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("num_tasks", "trim", "masked"), [(5, 1, False), (5, 1, True), (50, 6, False)])
+def test_trimmed_mean_of_a_long_leaf(num_tasks, trim, masked):
+    """In a straight line over the rows; and, on the CPU, by slices of columns, of which the last is a shorter one."""
+    J = np.random.default_rng(0).standard_normal((num_tasks, 2, _COLUMNS + 50)).astype(np.float32)
+    tx = grads.aggregate(grads.trimmed_mean(trim), num_tasks=num_tasks)
+    here = np.ones(num_tasks, bool) if masked else None
+    got = quick.jit(lambda g: tx.update(g, tx.init(g[0]), mask=here)[0])(J)
+    np.testing.assert_allclose(got, np.sort(J, axis=0)[trim : num_tasks - trim].mean(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

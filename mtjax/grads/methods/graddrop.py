@@ -10,7 +10,9 @@ import numpy as np
 from jax import lax
 
 from mtjax.grads.base import Array, Transform, check_number, default_float, per_task, presence
-from mtjax.grads.gram import accumulator, constant_like, multiplied, power_above
+from mtjax.grads.gram import accumulator, constant_like, multiplied, over_rows, power_above
+
+_FEW = 16  # tasks of which the sums are taken in a straight line; a loop over many is as fast
 
 
 def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None) -> Transform:
@@ -78,7 +80,9 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
         return up + rise, down + fall, *leaked
 
     sums = [constant_like(g[0], 0, dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
-    up, down, *leaked = lax.fori_loop(0, g.shape[0], add, tuple(sums))
+    sums = over_rows(add, tuple(sums), range(g.shape[0]), straight=_FEW)
+    # A pass for each sum: fused with what follows, each would be taken again wherever it is used.
+    up, down, *leaked = map(lax.optimization_barrier, sums)
     size = up - down  # Σ|g|
     share = 0.5 * (1 + jnp.where(size > 0, (up + down) / jnp.where(size > 0, size, 1), 0))
     positive = (share if purity is None else purity(share)) > _uniform(key, size.shape, dtype)

@@ -1,16 +1,25 @@
 """Trimmed mean: a robust baseline, for each parameter alone."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mtjax.grads.base import Array, State, Transform, check_whole, default_float, presence, uniform
-from mtjax.grads.gram import accumulator, by_columns, constant_like, multiplied, power_above, saturated
+from mtjax.grads.gram import (
+    accumulator,
+    by_columns,
+    constant_like,
+    multiplied,
+    over_rows,
+    power_above,
+    saturated,
+)
 
-_FEW = 6  # values at each end up to which one pass that carries them is the faster (50 × 100k), and compiles as fast
+_FEW = 6  # values at each end up to which one pass carries them
+_STRAIGHT = 512  # rows × values that meet each, up to which the pass is a straight line; XLA breaks a longer one up
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
@@ -52,19 +61,21 @@ def trimmed_mean(trim: int = 1) -> Transform:
         num_tasks = task_grads[0].shape[0]
         weights = uniform(num_tasks, mask, default_float())
         # One row carries the mean, and Σ w_i = 1.
+        straight = num_tasks * (2 * trim + 1) <= _STRAIGHT
         if mask is None and trim <= _FEW:
-            middle = [_middle(g, trim) for g in task_grads]
+            middle, slices = partial(_selected, trim=trim, straight=straight), not straight
         else:
-            middle = [_middle_of_present(g, trim, presence(num_tasks, mask)) for g in task_grads]
-        return [m[None] for m in middle], weights, state
+            middle, slices = partial(_ranked, trim=trim, here=presence(num_tasks, mask) > 0), True
+        rows = [_by_parameter(middle, g, slices=slices)[None] for g in task_grads]
+        return rows, weights, state
 
     return Transform(init, update)
 
 
-def _middle_of_present(g: Array, trim: int, here: Array) -> Array:
-    """Mean over axis 0 of the rows that are present, without `trim` values at each end."""
+def _by_parameter(function: Callable[[Array], Array], g: Array, *, slices: bool) -> Array:
+    """A leaf [T, ...] to [...] by a function of rows [T, P] to [P]; in slices if it goes through them often."""
     flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
-    return by_columns(partial(_ranked, trim=trim, here=here > 0), flat).reshape(g.shape[1:])
+    return (by_columns(function, flat) if slices else function(flat)).reshape(g.shape[1:])
 
 
 def _ranked(g: Array, trim: int, here: Array) -> Array:
@@ -124,34 +135,7 @@ def _of_rank(g: Array, rank: Array, here: Array) -> Array:
     return lax.bitcast_convert_type(jnp.where(found >= top, found ^ top, ~found), g.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _middle(g: Array, trim: int) -> Array:
-    """Mean over axis 0 without `trim` values at each end.
-
-    If a sum is not finite it is taken again, of values over a power of two: to divide them at first would take up to
-    2.5 times as long (10 × 1M). A loop of no or one step, since a `cond` under vmap would always take both branches.
-    """
-    flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
-    plain = by_columns(partial(_selected, trim=trim), flat)
-    wide = plain.astype(accumulator(g))
-    wrong = ~jnp.isfinite(jnp.vdot(wide, wide, precision="highest"))  # of numbers above 10¹⁹, too, to no harm
-
-    def again(carry: tuple) -> tuple:
-        everyone = jnp.ones(g.shape[0], bool)
-        return carry[0] & False, by_columns(partial(_ranked, trim=trim, here=everyone), flat)
-
-    return lax.while_loop(lambda carry: carry[0], again, (wrong, plain))[1].reshape(g.shape[1:])
-
-
-@_middle.defjvp
-def _derivative(trim: int, point: tuple, change: tuple) -> tuple[Array, Array]:
-    """That of the plain mean: a loop of unknown length has no reverse mode."""
-    (g,), (dg,) = point, change
-    flat, df = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (g, dg))
-    return _middle(g, trim), jax.jvp(partial(_selected, trim=trim), (flat,), (df,))[1].reshape(g.shape[1:])
-
-
-def _selected(g: Array, trim: int) -> Array:
+def _selected(g: Array, trim: int, straight: bool) -> Array:
     """Passes each row of g [T, P] through the `trim` largest and smallest so far; adds what falls out of both [P]."""
     dtype = accumulator(g)
 
@@ -174,11 +158,14 @@ def _selected(g: Array, trim: int) -> Array:
     def add(row: Array, carry: tuple) -> tuple:
         high, low, total = carry
         high, low, value = lower(row, high, low)
-        return high, low, total + value
+        return high, low, total + value / power
 
     # The first rows fill the largest, the next ones the smallest: what falls out is the filling itself.
-    high = lax.fori_loop(0, trim, lambda row, h: upper(row, h)[0], (constant_like(g[0], -jnp.inf, dtype),) * trim)
+    num_tasks, power = g.shape[0], power_above(g.shape[0])
+    through = partial(over_rows, straight=num_tasks if straight else 0)
+    high = (constant_like(g[0], -jnp.inf, dtype),) * trim
+    high = through(lambda row, high: upper(row, high)[0], high, range(trim))
     low = (constant_like(g[0], jnp.inf, dtype),) * trim
-    high, low = lax.fori_loop(trim, 2 * trim, lambda row, kept: lower(row, *kept)[:2], (high, low))
-    total = lax.fori_loop(2 * trim, g.shape[0], add, (high, low, constant_like(g[0], 0, dtype)))[2]
-    return saturated(total / (g.shape[0] - 2 * trim), g.dtype)
+    high, low = through(lambda row, kept: lower(row, *kept)[:2], (high, low), range(trim, 2 * trim))
+    total = through(add, (high, low, constant_like(g[0], 0, dtype)), range(2 * trim, num_tasks))[2]
+    return saturated(multiplied(total / (num_tasks - 2 * trim), power), g.dtype)
