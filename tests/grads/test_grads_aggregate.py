@@ -260,7 +260,7 @@ def test_a_gram_for_a_method_that_does_not_look_at_one(spec):
 @pytest.mark.parametrize("num_tasks", [1, 10, 16, 18, 50, 81, 165])
 @pytest.mark.parametrize("size", [16384, 16385, 32768, 40000])
 def test_gram_of_long_gradients(num_tasks, size):
-    """In pieces on the CPU: their sum, the rest of the columns, the rows left over, blocks that mirror the right ones."""
+    """In pieces on the CPU: their sum, the columns and rows left over, blocks that mirror the right ones."""
     left, right = np.random.default_rng(0).standard_normal((2, num_tasks, size))
     scale = {"rtol": 0, "atol": 2e-6 * size}
     both = quick.jit(lambda a, b: (grads.gram_matrix(a), grads.gram_matrix(a, b)))
