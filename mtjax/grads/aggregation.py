@@ -36,15 +36,18 @@ class AggregateState(NamedTuple):
       inner: the method's state; that of a `Weighting` has a leading group axis [K, ...].
       gram: the last Gram matrix over all shared leaves [T, T]; zeros while none was computed.
         `conflict(gram)` reads it.
-      weights: the last task weights [T], averaged over the groups.
       group_weights: the last task weights of each group [K, T].
     """
 
     count: Array
     inner: State
     gram: Array
-    weights: Array
     group_weights: Array
+
+    @property
+    def weights(self) -> Array:
+        """The last task weights [T], averaged over the groups."""
+        return jnp.mean(self.group_weights, axis=-2)
 
 
 def aggregate(
@@ -128,7 +131,6 @@ def aggregate(
             count=jnp.zeros((), jnp.int32),
             inner=inner,
             gram=jnp.zeros((num_tasks, num_tasks), default_float()),
-            weights=jnp.zeros(num_tasks, default_float()),
             group_weights=jnp.zeros((plan.num_groups, num_tasks), default_float()),
         )
 
@@ -186,7 +188,7 @@ def _weighting_step(
     losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
     """Gram, then T×T work, then one weighted sum."""
-    num_tasks = state.weights.shape[0]
+    num_tasks = state.gram.shape[0]
     computes = gram is not None or method.needs_gram or track_gram
 
     def one_group(seen: Array, inner: State) -> tuple[Array, State]:
@@ -197,7 +199,7 @@ def _weighting_step(
             here = presence(num_tasks, mask) > 0
             options = {} if mask is None else {"mask": here}
             weights, new = method.update(seen, inner, losses=losses, **options)
-        weights = jnp.where(here, weights, 0).astype(state.weights.dtype)
+        weights = jnp.where(here, weights, 0).astype(state.group_weights.dtype)
         return weights, jax.tree.map(_like, new, inner)
 
     def recompute() -> tuple[Array, Array, State]:
@@ -238,8 +240,8 @@ def _transform_step(
     options = {} if mask is None else {"mask": mask}
     changed, weights, inner = method.update(mine, state.inner, gram_of, losses=losses, **options)
     inner = jax.tree.map(_like, inner, state.inner)
-    ones = presence(state.weights.shape[0], mask)
-    weights = jnp.where(ones > 0, weights, 0).astype(state.weights.dtype)
+    ones = presence(state.gram.shape[0], mask)
+    weights = jnp.where(ones > 0, weights, 0).astype(state.group_weights.dtype)
     changes = dict(zip(picked, changed, strict=True))
     summed = [
         grams.saturated(_direction(weights, changes[n]), g.dtype) if n in changes else grams.weighted_sum(ones, g)
@@ -262,7 +264,6 @@ def _advance(state: AggregateState, inner: State, gram: Array, weights: Array) -
         count=optax.safe_increment(state.count),
         inner=inner,
         gram=gram.astype(state.gram.dtype),
-        weights=jnp.mean(weights, axis=0),
         group_weights=weights,
     )
 
