@@ -138,15 +138,15 @@ def accumulator(*arrays: Array) -> Any:
     return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
 
 
-def over_rows(step: Callable[[Any, Any], Any], start: Any, rows: range, *, straight: int) -> Any:
+def over_rows(step: Callable[[Any, Any], Any], start: Any, rows: range, *, straight: bool) -> Any:
     """`start`, carried through step(row, carry) for each of the rows of a leaf [T, ...].
 
-    Up to `straight` rows in a straight line, which XLA fuses into one pass over them for each array that comes out: an
-    eighth to a half of the time of a loop, whose carry goes through memory with every row.
+    XLA's CPU fuses a straight line into one pass over the rows for each array that comes out: an eighth to a half of
+    the time of a loop, whose carry goes through memory with every row. But it compiles longer, the more rows there are.
     """
-    if len(rows) > straight:
-        return lax.fori_loop(rows.start, rows.stop, step, start)
-    return reduce(lambda carry, row: step(row, carry), rows, start)
+    if straight:
+        return reduce(lambda carry, row: step(row, carry), rows, start)
+    return lax.fori_loop(rows.start, rows.stop, step, start)
 
 
 def by_columns(function: Callable[..., Array], *arrays: Array) -> Array:
@@ -188,7 +188,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _blocked(a: Array, b: Array, *, same: bool) -> Array:
-    """The Gram of long rows [T, P], from products of pieces of 16 rows and 4096 columns.
+    """The Gram of long rows [T, P], from products of pieces of 16 rows (for more than 80 tasks, more) by 4096 columns.
 
     XLA's CPU multiplies long thin matrices slowly, on one thread, and copies a slice of columns before it multiplies.
     Each piece here is copied once and stays in a core's cache for all its products, which go to as many threads as

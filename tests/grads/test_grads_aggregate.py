@@ -257,7 +257,7 @@ def test_a_gram_for_a_method_that_does_not_look_at_one(spec):
         try_step(tx, np.eye(3), losses=np.ones(3), gram=np.eye(3))
 
 
-@pytest.mark.parametrize("num_tasks", [1, 10, 16, 18, 50, 81, 165])
+@pytest.mark.parametrize("num_tasks", [1, 10, 16, 18, 33, 50, 57, 81, 165])
 @pytest.mark.parametrize("size", [16384, 16385, 32768, 40000])
 def test_gram_of_long_gradients(num_tasks, size):
     """In pieces on the CPU: their sum, the columns and rows left over, blocks that mirror the right ones."""

@@ -109,9 +109,9 @@ def operations(step, num_tasks: int) -> int:
 
 @pytest.mark.parametrize("name", sorted(set(grads.names()) - {"every_k", "normalize", "cr_mogm", "fixed"}))
 def test_no_unrolling(name):
-    """The program has the same number of operations at T = 8 and T = 40: compile time is flat in T.
+    """The program has as many operations for 32 tasks more than 8: compile time is flat in T.
 
-    Two that go through the rows take few of them in a straight line: it ends.
+    For two that take a bounded number of rows in a straight line, 32 more than these; and the line is not long.
     """
 
     def step(g):
@@ -119,7 +119,8 @@ def test_no_unrolling(name):
         return tx.update(g, tx.init(g[0]), losses=jnp.ones(len(g)), gram=jnp.eye(len(g)) if name == "mgda_ub" else None)
 
     straight = {"graddrop": graddrop._FEW, "trimmed_mean": trimmed_mean._STRAIGHT // 3}.get(name, 7)
-    assert operations(step, straight + 3) == operations(step, straight + 35)
+    assert operations(step, straight + 1) == operations(step, straight + 33)
+    assert operations(step, straight) <= 3000
 
 
 def test_the_unrolling_check_catches_a_loop():

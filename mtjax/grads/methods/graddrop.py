@@ -80,7 +80,7 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
         return up + rise, down + fall, *leaked
 
     sums = [constant_like(g[0], 0, dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
-    sums = over_rows(add, tuple(sums), range(g.shape[0]), straight=_FEW)
+    sums = over_rows(add, tuple(sums), range(g.shape[0]), straight=g.shape[0] <= _FEW)
     # A pass for each sum: fused with what follows, each would be taken again wherever it is used.
     up, down, *leaked = map(lax.optimization_barrier, sums)
     size = up - down  # Σ|g|

@@ -19,7 +19,7 @@ from mtjax.grads.gram import (
 )
 
 _FEW = 6  # values at each end up to which one pass carries them
-_STRAIGHT = 512  # rows × values that meet each, up to which the pass is a straight line; XLA breaks a longer one up
+_STRAIGHT = 512  # rows × values that meet each, up to which the pass is a straight line; XLA breaks longer ones up
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
@@ -60,14 +60,13 @@ def trimmed_mean(trim: int = 1) -> Transform:
     def update(task_grads, state, gram, *, losses=None, mask=None):
         num_tasks = task_grads[0].shape[0]
         weights = uniform(num_tasks, mask, default_float())
-        # One row carries the mean, and Σ w_i = 1.
-        straight = num_tasks * (2 * trim + 1) <= _STRAIGHT
         if mask is None and trim <= _FEW:
+            straight = num_tasks * (2 * trim + 1) <= _STRAIGHT
             middle, slices = partial(_selected, trim=trim, straight=straight), not straight
         else:
             middle, slices = partial(_ranked, trim=trim, here=presence(num_tasks, mask) > 0), True
-        rows = [_by_parameter(middle, g, slices=slices)[None] for g in task_grads]
-        return rows, weights, state
+        # One row carries the mean, and Σ w_i = 1.
+        return [_by_parameter(middle, g, slices=slices)[None] for g in task_grads], weights, state
 
     return Transform(init, update)
 
@@ -162,7 +161,7 @@ def _selected(g: Array, trim: int, straight: bool) -> Array:
 
     # The first rows fill the largest, the next ones the smallest: what falls out is the filling itself.
     num_tasks, power = g.shape[0], power_above(g.shape[0])
-    through = partial(over_rows, straight=num_tasks if straight else 0)
+    through = partial(over_rows, straight=straight)
     high = (constant_like(g[0], -jnp.inf, dtype),) * trim
     high = through(lambda row, high: upper(row, high)[0], high, range(trim))
     low = (constant_like(g[0], jnp.inf, dtype),) * trim
