@@ -19,10 +19,12 @@ from jax import lax
 
 from mtjax.grads.base import Array, default_float
 
-# A Gram on the CPU: columns of one product, small enough for a core's cache; how many of these XLA is handed at once,
-# so that every thread has some; rows of a product (its kernel takes whole vectors of them), and into how many blocks
-# of rows T is split at most, since each pair of blocks is a product to compile.
-_BLOCK, _TOGETHER, _ROWS, _ROW_BLOCKS = 4096, 4, 16, 5
+# A Gram on the CPU.
+_SMALL = 524288  # numbers of a Jacobian up to which it is multiplied in one go
+_NUMBERS = 65536  # of a piece, at most: 256 kB, small enough for a core's cache
+_PIECES = 24  # copied in a step: XLA wakes another thread where more than eight operations wait
+_ROWS, _VECTOR = 16, 8  # of a piece, and of a smaller one for what is left: kernels take whole vectors of 8 or 16
+_ROW_BLOCKS = 5  # into which T is split at most, before that: each pair of them is a product to compile
 _COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
 _LONG, _FEW = 32768, 16  # numbers from which, and tasks up to which, a leaf is summed row by row
 
@@ -178,7 +180,7 @@ def _leaf_gram(a: Array, b: Array) -> Array:
     size = math.prod(a.shape[1:])
     same = a is b
     a, b = a.reshape(num_tasks, size), b.reshape(num_tasks, size)
-    if size <= _TOGETHER * _BLOCK:
+    if num_tasks * size <= _SMALL:
         return _product(a, b)
     return lax.platform_dependent(a, b, cpu=partial(_blocked, same=same), default=_product)
 
@@ -187,32 +189,51 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.einsum("tp,sp->ts", a, b, precision="highest", preferred_element_type=accumulator(a, b))
 
 
+def _heights(num_tasks: int) -> list[int]:
+    """Rows of the blocks into which T rows are split; no block is taller than the one before."""
+    height = _ROWS * -(-num_tasks // (_ROWS * _ROW_BLOCKS))
+    whole, rest = divmod(num_tasks, height)
+    tail = rest // _VECTOR * _VECTOR if rest > _VECTOR else 0
+    return [h for h in (*[height] * whole, tail, rest - tail) if h]
+
+
 def _blocked(a: Array, b: Array, *, same: bool) -> Array:
     """The Gram of long rows [T, P], from products of pieces of 16 rows (for more than 80 tasks, more) by 4096 columns.
 
     XLA's CPU multiplies long thin matrices slowly, on one thread, and copies a slice of columns before it multiplies.
     Each piece here is copied once and stays in a core's cache for all its products, which go to as many threads as
-    there are. Where a and b are the same, the blocks above the diagonal mirror those below.
+    there are. Where a and b are the same, the blocks below the diagonal mirror those above, whose right sides are the
+    smaller ones: it is the right side that a kernel has to pack.
     """
     num_tasks, size = a.shape
-    height = _ROWS * -(-num_tasks // (_ROWS * _ROW_BLOCKS))
-    starts = range(0, num_tasks, height)
-    pairs = [(n, m) for n in range(len(starts)) for m in range(len(starts)) if m <= n or not same]
+    heights = _heights(num_tasks)
+    starts = [sum(heights[:n]) for n in range(len(heights))]
+    pairs = [(n, m) for n in range(len(heights)) for m in range(len(heights)) if m >= n or not same]
+    together = -(-_PIECES // len(heights))
+    steps = max(2, -(-size // (together * (_NUMBERS // heights[0]))))  # a loop: one step is unrolled, in twice the time
+    width = (size - 1) // (together * steps)  # one column at least is left, for the sums to start from
+    width -= width % _ROWS
+    done = steps * together * width
 
     def pieces(x: Array, column: int | Array, width: int) -> list[Array]:
-        return [lax.dynamic_slice(x, (row, column), (min(height, num_tasks - row), width)) for row in starts]
+        return [
+            lax.dynamic_slice(x, (row, column), (height, width), allow_negative_indices=False)
+            for row, height in zip(starts, heights, strict=True)
+        ]
 
     def products(column: int | Array, width: int) -> list[Array]:
         right = pieces(b, column, width)
         left = right if same else pieces(a, column, width)
         return [_product(left[n], right[m]) for n, m in pairs]
 
-    def add(n: Array, totals: list[Array]) -> list[Array]:
-        several = [products((n * _TOGETHER + k) * _BLOCK, _BLOCK) for k in range(_TOGETHER)]
+    # Behind the barrier no slice knows its column when XLA compiles it: so they are all alike, and compiled as one.
+    columns = lax.optimization_barrier([jnp.int32(n * width) for n in range(together)])
+
+    def add(step: Array, totals: list[Array]) -> list[Array]:
+        several = [products(step * (together * width) + column, width) for column in columns]
         return [total + sum_parts(parts) for total, *parts in zip(totals, *several, strict=True)]
 
-    loops = (size - 1) // (_TOGETHER * _BLOCK)  # and one column at least that is left, for the sums to start from
-    done = loops * _TOGETHER * _BLOCK
-    blocks = dict(zip(pairs, lax.fori_loop(0, loops, add, products(done, size - done)), strict=True))
-    everything = range(len(starts))
+    totals = lax.fori_loop(0, steps, add, products(done, size - done))
+    blocks = dict(zip(pairs, totals, strict=True))
+    everything = range(len(heights))
     return jnp.block([[blocks[n, m] if (n, m) in blocks else blocks[m, n].T for m in everything] for n in everything])

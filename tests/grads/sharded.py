@@ -85,7 +85,7 @@ mean_of_grams, gram_of_mean = jax.device_get(grams(halves, whole))
 assert np.abs(mean_of_grams - gram_of_mean).max() > 1
 # Leaves so long that a shard is worked through in slices: the Gram, the masked trimmed mean, the weighted sum by rows.
 here = np.ones(T, bool)
-columns = 4 * max(gram._TOGETHER * gram._BLOCK, gram._LONG)
+columns = 4 * max(gram._SMALL // T, gram._LONG)
 long = draw(2, T, columns + 100)  # [data, T, ...]; two shards of columns
 SLICED = {name: grads.get(name) for name in ("mgda", "trimmed_mean", "sum", "moco")}
 one = jax.jit(steps(SLICED))
