@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,18 @@ def header() -> str:
     packages = have["packages"]
     shown = [f"{name} {packages[name]}" for name in ("jax", "mujoco_mjx", "envpool") if packages[name]]
     return (
-        f"{have['processor']}, {have['processor_count']} cores, {have['device']['kind']}; "
+        f"{have['processor']}{vectors()}, {have['processor_count']} cores, {have['device']['kind']}; "
         f"Python {have['python']}, {', '.join(shown)}; {datetime.date.today()}"
     )
+
+
+def vectors() -> str:
+    """Which of x86's vectors the processor has, " with AVX2" say: its name may not tell, and products depend on it."""
+    try:
+        words = pathlib.Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return ""
+    return next((f" with {name}" for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in words), "")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,7 +22,7 @@ from mtjax.grads.base import Array, default_float
 # A Gram on the CPU.
 _SMALL = 524288  # numbers of a Jacobian up to which it is multiplied in one go
 _NUMBERS = 65536  # of a piece, at most: 256 kB, small enough for a core's cache
-_PIECES = 24  # copied in a step: XLA wakes another thread where more than eight operations wait
+_PIECES = 32  # copied in a step: XLA wakes another thread where more than eight operations wait
 _ROWS, _VECTOR = 16, 8  # of a piece, and of a smaller one for what is left: kernels take whole vectors of 8 or 16
 _ROW_BLOCKS = 5  # into which T is split at most, before that: each pair of them is a product to compile
 _COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
