@@ -21,8 +21,8 @@ from mtjax.grads.base import Array, default_float
 
 # A Gram on the CPU.
 _SMALL = 524288  # numbers of a Jacobian up to which it is multiplied in one go
-_NUMBERS = 65536  # of a piece, at most: 256 kB, small enough for a core's cache
-_PIECES = 32  # copied in a step: XLA wakes another thread where more than eight operations wait
+_NUMBERS = 81920  # of a piece, at most: 320 kB, small enough for a core's cache
+_PIECES, _PRODUCTS = 32, 48  # of a step, about: XLA wakes another thread where more than eight operations wait
 _ROWS, _VECTOR = 16, 8  # of a piece, and of a smaller one for what is left: kernels take whole vectors of 8 or 16
 _ROW_BLOCKS = 5  # into which T is split at most, before that: each pair of them is a product to compile
 _COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
@@ -198,7 +198,7 @@ def _heights(num_tasks: int) -> list[int]:
 
 
 def _blocked(a: Array, b: Array, *, same: bool) -> Array:
-    """The Gram of long rows [T, P], from products of pieces of 16 rows (for more than 80 tasks, more) by 4096 columns.
+    """The Gram of long rows [T, P], from products of pieces of 16 rows (for more than 80 tasks, more) by 5120 columns.
 
     XLA's CPU multiplies long thin matrices slowly, on one thread, and copies a slice of columns before it multiplies.
     Each piece here is copied once and stays in a core's cache for all its products, which go to as many threads as
@@ -209,7 +209,7 @@ def _blocked(a: Array, b: Array, *, same: bool) -> Array:
     heights = _heights(num_tasks)
     starts = [sum(heights[:n]) for n in range(len(heights))]
     pairs = [(n, m) for n in range(len(heights)) for m in range(len(heights)) if m >= n or not same]
-    together = -(-_PIECES // len(heights))
+    together = min(math.ceil(_PIECES / len(heights)), math.ceil(_PRODUCTS / len(pairs)))
     steps = max(2, -(-size // (together * (_NUMBERS // heights[0]))))  # a loop: one step is unrolled, in twice the time
     width = (size - 1) // (together * steps)  # one column at least is left, for the sums to start from
     width -= width % _ROWS
