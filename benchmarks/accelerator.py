@@ -3,7 +3,7 @@
     sh benchmarks/accelerator.sh                     # on a machine with an NVIDIA GPU: installs what is missing
     PYTHON=python sh benchmarks/accelerator.sh --quick   # tiny sizes, anywhere, to see that it works
 
-Prints Markdown for the README. What the time does not suffice for is left out, and the table says so.
+Prints Markdown. What the time does not suffice for is left out, and the table says so.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What mtjax does on this machine's accelerator, in about ten minutes; prints the tables for the README.
+# What mtjax does on this machine's accelerator, in about ten minutes; prints tables.
 #
 #     sh benchmarks/accelerator.sh                        installs mtjax with its support for NVIDIA GPUs, then measures
 #     EXTRA=cuda13 sh benchmarks/accelerator.sh           with CUDA 13; EXTRA=tpu on a TPU

@@ -254,7 +254,7 @@ def row_of(tasks, size, kind, name, ms) -> list[str]:
         return "" if value is None or value != value else f"{value:.{digits}f}"
 
     whole, solver = ratio("torch whole", "whole"), ratio("torch solver", "solver")
-    spent = 100 * (1 - ratio("torch floor", "torch whole"))
+    spent = 100 * ratio("torch solver", "torch whole")
     over = ms["whole"] / ms["floor"]
     notes = [SLOWER] if whole < 1 else []
     if solver < 1:
@@ -267,7 +267,7 @@ def row_of(tasks, size, kind, name, ms) -> list[str]:
     return [
         tasks, f"{int(size):,}", kind, name, text(ms["floor"], 2), text(ms["whole"], 2),
         text(ms.get("torch whole"), 2), text(whole, 1), text(over, 2), text(ms.get("solver"), 3),
-        text(ms.get("torch solver"), 2), text(solver, 1), text(max(spent, 0), 0) if dominated(tasks, name) else "",
+        text(ms.get("torch solver"), 2), text(solver, 1), text(spent, 0) if dominated(tasks, name) else "",
         ", ".join(notes),
     ]  # fmt: skip
 

@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """ "off" where success differs by 0.4, or return by 10% and three standard errors."""
+        """ "off" where success differs by 0.4, or return by 10% of the larger one and three standard errors."""
         ours, theirs = np.array(self.ours["return"]), np.array(self.theirs["return"])
         gap = abs(ours.mean() - theirs.mean())
         error = np.sqrt(ours.var(ddof=1) / ours.size + theirs.var(ddof=1) / theirs.size)

@@ -60,7 +60,8 @@ EARLY = {
 
 def variants(suite: str) -> dict[str, RunConfig]:
     """The configurations for one suite by name. Raises UsageError for a variant that there is not."""
-    names = _VARIANTS.value or list(VARIANTS)
+    usual = [name for name, changes in VARIANTS.items() if _LEARNER.value == "ppo" or "preset" not in changes]
+    names = _VARIANTS.value or usual  # the presets are PPO's
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise app.UsageError(f"variants: no {unknown[0]!r}; there are {', '.join(VARIANTS)}")

@@ -32,10 +32,10 @@ class RichState(NamedTuple):
 class Projected:
     """An environment seen through a fixed random network, together with distractors.
 
-    y = tanh(W₂ tanh(W₁ [x, d])), where x is the observation of the environment inside and d are ``distractors``
-    first-order autoregressive processes of variance 1, which neither actions nor tasks influence. W₁ and W₂ have
-    orthonormal columns (times ``gain``) and are drawn from ``seed``, on every machine alike: so x can be told from y,
-    up to what tanh saturates. Dynamics and rewards are those inside.
+    y = tanh(2 W₂ tanh(g W₁ [x, d])), where x is the observation of the environment inside, d are ``distractors``
+    first-order autoregressive processes of variance 1, which neither actions nor tasks influence, and g is ``gain``.
+    W₁ and W₂ have orthonormal columns and are drawn from ``seed``, on every machine alike: so x can be told from y, up
+    to what tanh saturates. Dynamics and rewards are those inside.
 
     Attributes:
         env: the environment inside.

@@ -71,9 +71,10 @@ def aggregate(
     see in place of the gradients' own (a cross Gram of two samples, or that of a shared
     representation).
 
-    Where a Gram is computed (by methods that see it, or for `track_gram`), a task whose squared
-    gradient norm overflows its dtype (norms beyond about 1e17 in float32) counts as absent in that
-    step, so that one task's blow-up does not reach the others. An entry of the update that no number
+    Where the Gram of a `Weighting` is computed (for the method, or for `track_gram`), a task whose
+    squared gradient norm overflows its dtype (norms beyond about 1e17 in float32) counts as absent in
+    that step, also in the state's `gram`, so that one task's blow-up does not reach the others. A
+    `Transform` rewrites such gradients as any other. An entry of the update that no number
     of its dtype can hold is the largest one, with its sign. A NaN does reach the update: hiding it
     would hide a bug.
 
@@ -203,13 +204,15 @@ def _weighting_step(
         return weights, jax.tree.map(_like, new, inner)
 
     def recompute() -> tuple[Array, Array, State]:
-        if gram is not None:
-            every = jnp.asarray(gram, state.gram.dtype)
-            seen = jnp.broadcast_to(every, (plan.num_groups, num_tasks, num_tasks))
-        elif computes:
-            every, seen = _group_grams(leaves, plan)
-        else:  # the state's own goes through, a buffer that is not touched
+        if not computes:  # the state's own goes through, a buffer that is not touched
             every, seen = state.gram, jnp.zeros((plan.num_groups, num_tasks, num_tasks), state.gram.dtype)
+        else:
+            if gram is None:
+                every, seen = _group_grams(leaves, plan)
+            else:
+                every = jnp.asarray(gram, state.gram.dtype)
+                seen = jnp.broadcast_to(every, (plan.num_groups, num_tasks, num_tasks))
+            every, _ = drop_overflow(every, mask)
         if plan.num_groups == 1:  # no vmap, which would turn a method's `cond` into a `select`
             alone = one_group(seen[0], jax.tree.map(lambda x: x[0], state.inner))
             return every, *jax.tree.map(lambda x: x[None], alone)
@@ -247,7 +250,7 @@ def _transform_step(
         grams.saturated(_direction(weights, changes[n]), g.dtype) if n in changes else grams.weighted_sum(ones, g)
         for n, g in enumerate(leaves)
     ]
-    every = gram_of(mine) if track_gram else state.gram
+    every = drop_overflow(gram_of(mine), mask)[0] if track_gram else state.gram
     return summed, _advance(state, inner, every, weights[None])
 
 
@@ -302,7 +305,8 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
       losses_after: [T].
 
     Returns:
-      The state, updated; unchanged for a method that observes nothing.
+      The state, updated; unchanged for a method that observes nothing, and under `every_k` after a call that has
+      reused its weights.
 
     Raises:
       ValueError: the method would observe, but the state is not one of `aggregate` or `lean`.
@@ -317,7 +321,10 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
         if not is_mine(x):
             return x
         see = method.observe if isinstance(x, LeanState) else jax.vmap(method.observe, (None, 0))  # over the groups
-        inner = see(jnp.asarray(losses_after, default_float()), x.inner)
-        return x._replace(inner=jax.tree.map(_like, inner, x.inner))
+        inner = jax.tree.map(_like, see(jnp.asarray(losses_after, default_float()), x.inner), x.inner)
+        if method.every > 1:  # on the other calls the method was not told the losses before the step
+            fresh = (x.count - 1) % method.every == 0
+            inner = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), inner, x.inner)
+        return x._replace(inner=inner)
 
     return jax.tree.map(tell, state, is_leaf=is_mine)

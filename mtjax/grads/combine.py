@@ -112,6 +112,9 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
 def normalize(method: Method, by: str = "norm") -> Method:
     """Divides each task's gradient before a method sees and sums it.
 
+    The norms are read off the diagonal of the Gram that the method sees: a cross Gram of two samples, as `modo` and
+    `sdmgrad` may be given, does not have them.
+
     Args:
       method: any method.
       by: "norm": ‖g_i‖, so all have length 1; "loss": L_i, the gradient of log L_i (losses ≤ 0 count
@@ -151,7 +154,7 @@ def normalize(method: Method, by: str = "norm") -> Method:
         options = {} if mask is None else {"mask": mask}
         scale = scales(gram(task_grads), losses)
         rows = [scale.reshape((-1,) + (1,) * (g.ndim - 1)).astype(accumulator(g)) for g in task_grads]
-        scaled = [(r * g).astype(g.dtype) for r, g in zip(rows, task_grads, strict=True)]
+        scaled = [saturated(r * g, g.dtype) for r, g in zip(rows, task_grads, strict=True)]
         return method.update(scaled, state, gram, losses=losses, **options)
 
     if isinstance(method, Transform):
@@ -200,8 +203,8 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
 
     def init(params: Any) -> AccumulateState:
         zeros = jax.tree.map(lambda p: jnp.zeros((num_tasks, *p.shape), accumulator(p)), params)
-        none = jnp.zeros(num_tasks, default_float())
-        return AccumulateState(zeros, none, none, jnp.zeros((), jnp.int32), tx.init(params))
+        losses, present = jnp.zeros((2, num_tasks), default_float())  # not one array twice, which cannot be donated
+        return AccumulateState(zeros, losses, present, jnp.zeros((), jnp.int32), tx.init(params))
 
     def update(updates, state, params=None, *, losses=None, mask=None, gram=None, **extra):
         if gram is not None:

@@ -39,7 +39,7 @@ def tunable(spec: str, prefix: str = "") -> Method:
     """The method of a specification, with its constants in its state; as `get` makes it, if it has none.
 
     Args:
-      spec: as for `get`.
+      spec: as for `get`, as text.
       prefix: put before the names of the constants, to tell two methods of one state apart.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, Method, Transform, Weighting, default_float
+from mtjax.grads.base import Array, Method, Transform, Weighting, check_method, default_float
 from mtjax.grads.combine import cr_mogm, every_k, normalize
 from mtjax.grads.methods.aligned_mtl import aligned_mtl
 from mtjax.grads.methods.balancers import dwa, gls, imtl_l, rlw, stch, uncertainty
@@ -88,11 +88,17 @@ def get(spec: str | Method) -> Method:
       >>> from mtjax import grads
       >>> method = grads.get('pcgrad(reduction="mean")')
     """
-    return spec if isinstance(spec, Weighting | Transform) else build(parse(spec))
+    if not isinstance(spec, str):
+        check_method("get", spec)
+        return spec
+    return build(parse(spec))
 
 
 def parse(spec: str) -> Call:
-    """Reads a specification. Raises ValueError as `get` does, but for values that a method refuses."""
+    """Reads a specification. Raises ValueError for what is no text, and as `get` does, but for values that a method
+    refuses."""
+    if not isinstance(spec, str):
+        raise ValueError(f"expected a method as text, such as 'cagrad(c=0.4)', not a {type(spec).__name__}")
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError):  # the latter of a null byte

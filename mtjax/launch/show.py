@@ -11,7 +11,7 @@ from mtjax import options
 from mtjax.launch.folder import Plan
 from mtjax.launch.presets import Preset
 from mtjax.options import as_text
-from mtjax.sweeps.ledger import DONE, State
+from mtjax.sweeps.ledger import FAILED, State
 from mtjax.sweeps.plan import Plan as Sweep
 from mtjax.sweeps.plan import swept_values
 from mtjax.training.config import RunConfig
@@ -225,7 +225,7 @@ def sweep_plan(made: Sweep) -> str:
         cells = (str(len(program.trials)), str(made.rows(program)), f"{made.steps(program):,}")
         rows.append((name, *cells, _common(made, program.trials)))
     if len(rows) > MOST_ROWS:
-        rows[MOST_ROWS - 1 :] = [("…", "", "", "", f"and {len(rows) - MOST_ROWS} more")]
+        rows[MOST_ROWS - 1 :] = [("…", "", "", "", f"and {len(rows) - MOST_ROWS + 1} more")]
     return "\n".join([*lines, table(rows)])
 
 
@@ -268,6 +268,6 @@ def sweep_end(made: Sweep, state: State, folder: Path, seconds: float) -> str:
     said = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
     lines = [f"{said} of {count(len(made.trials), 'trial')} after {seconds:,.0f} s"]
     lines += [f"  {name}: {trial.error}" for name, trial in state.trials.items() if trial.error]
-    if numbers[DONE] < len(made.trials):
+    if numbers[FAILED]:
         lines.append(f"try what failed again: mtjax-sweep --resume={folder} --retry_failed")
     return "\n".join([*lines, f"results: {folder / 'trials'}; compare them: mtjax-report {folder}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -18,10 +19,12 @@ from mtjax import options
 from mtjax.launch import command, environment, flags, presets, resolve, show
 from mtjax.options import option
 from mtjax.sweeps import ledger, plan, schedule, space, suggest
+from mtjax.training import lock, packing
 from mtjax.training.config import RunConfig
 
 SWEEPS = Path("sweeps")
 LAUNCHERS = ("local", "slurm", "ray")
+SUGGESTIONS = 10  # batches of a search in which nothing can be trained, after which it ends
 REPLAY_SHARE = 0.5  # of the free memory: programs need some besides
 
 USAGE = """
@@ -116,18 +119,20 @@ def run(values: command.FlagValues) -> int:
         if asked.plan_only:
             return command.OK
     launcher = make_launcher(asked, made, folder, environ)
-    if not asked.resume:
-        plan.save(made, folder)
-    print(f"{'resuming' if asked.resume else 'sweep folder'}: {folder}", flush=True)
     started = time.monotonic()
-    state = schedule.run(
-        folder,
-        made,
-        launcher,
-        schedule.Policy(asked.retries, asked.retry_failed),
-        grow=lambda made, state: grow(folder, made, state),
-        report=lambda line: print(line, flush=True),
-    )
+    with lock.lock(folder, "sweep"):
+        if not asked.resume:
+            require_free(folder)  # once more: nobody can have it now but this process
+            plan.save(made, folder)
+        print(f"{'resuming' if asked.resume else 'sweep folder'}: {folder}", flush=True)
+        state = schedule.run(
+            folder,
+            made,
+            launcher,
+            schedule.Policy(asked.retries, asked.retry_failed),
+            grow=lambda made, state: grow(folder, made, state),
+            report=lambda line: print(line, flush=True),
+        )
     made = plan.load(folder)
     print(show.sweep_end(made, state, folder, time.monotonic() - started), flush=True)
     return command.OK if state.count()[ledger.DONE] == len(made.trials) else command.INCOMPLETE
@@ -169,15 +174,18 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     if asked.search == "optuna":
         search = {**recipe, "sweep": list(sweep), "seed": asked.search_seed}
         search |= {"batch": asked.batch, "max_runs": asked.max_runs}
-        changes = suggest.suggest(axes, [], min(asked.batch, asked.max_runs), seed=asked.search_seed)
-    made = plan_trials(
-        folder.name,
-        changes,
-        recipe,
-        process={name: getattr(asked, name) for name in PROCESS},
-        created=time.time(),
-        search=search,
-    )
+    rest = {
+        "process": {name: getattr(asked, name) for name in PROCESS},
+        "created": time.time(),
+        "search": search,
+    }
+    if asked.search == "optuna":
+        check_names(axes)
+        found = plan_suggestions(folder.name, [], asked.max_runs, recipe, **rest)
+        assert found is not None  # of nothing that can be trained, the first is refused
+        made = found
+    else:
+        made = plan_trials(folder.name, changes, recipe, **rest)
     print(show.sweep_plan(made), flush=True)
     return made, folder
 
@@ -217,18 +225,74 @@ def grow(folder: Path, made: plan.Plan, state: ledger.State) -> plan.Plan | None
     left = search.get("max_runs", 0) - len(made.trials)
     if left <= 0:
         return None
-    axes = parse_axes(search["sweep"])
     known = suggest.tried(folder, made, state)
-    changes = suggest.suggest(axes, known, min(search["batch"], left), seed=search["seed"])
-    if not changes:
-        return None
     best = max((value for _, value in known if value is not None), default=None)
     print(f"{len(known)} of {search['max_runs']} trials tried; the best reached {show.number(best)}", flush=True)
-    longer = plan_trials(
-        made.name, changes, search, process=made.process, created=made.created, search=search, before=made
+    longer = plan_suggestions(
+        made.name, known, left, search, process=made.process, created=made.created, search=search, before=made
     )
-    plan.save(longer, folder)
+    if longer is not None:
+        plan.save(longer, folder)
     return longer
+
+
+def check_names(axes: Sequence[space.Axis]) -> None:
+    """Raise ValueError for a value that names no method and no suite: a search would take it for a bad choice."""
+    environment.choose_platform("cpu")
+    from mtjax import grads, suites
+
+    for axis in axes:
+        for value in axis.values:
+            if axis.name == "suite" and value not in suites.names():
+                suites.make(value)  # says so
+            elif axis.name in packing.METHODS and value:
+                grads.get(value)
+
+
+def plan_suggestions(
+    name: str, known: Sequence[suggest.Tried], most: int, recipe: Mapping[str, Any], **rest: Any
+) -> plan.Plan | None:
+    """A plan with the next batch of a search: what cannot be trained is left out, and others are asked for.
+
+    Args:
+        name: of the sweep.
+        known: what was tried, and how good it was.
+        most: trials that may still be tried.
+        recipe: as for :func:`plan_trials`.
+        rest: for :func:`mtjax.sweeps.plan.make_plan`, with the "search".
+
+    Returns:
+        None if nothing new can be suggested.
+
+    Raises:
+        ValueError: nothing of what was suggested, over and over, can be trained; with the first reason.
+    """
+    search = rest["search"]
+    axes = parse_axes(search["sweep"])
+    refused: list[suggest.Tried] = []
+    reason: ValueError | None = None
+    for _ in range(SUGGESTIONS):
+        changes = suggest.suggest(axes, [*known, *refused], min(search["batch"], most), seed=search["seed"])
+        if not changes:
+            break
+        with contextlib.suppress(ValueError):
+            return plan_trials(name, changes, recipe, **rest)
+        taken: list[space.Changes] = []
+        for change in changes:
+            try:
+                longer = plan_trials(name, [*taken, change], recipe, **rest)
+            except ValueError as error:
+                reason = reason or error
+                refused.append((change, None))
+                values = ", ".join(f"{option}={options.as_text(value)}" for option, value in change.items())
+                print(f"not tried: {values}: {error}", flush=True)
+            else:
+                taken.append(change)
+        if taken:
+            return longer
+    if reason is not None and not known:
+        raise reason
+    return None
 
 
 def parse_axes(sweep: Sequence[str]) -> list[space.Axis]:
@@ -255,16 +319,21 @@ def choose_folder(name: str, suite: str) -> Path:
         raise ValueError(f"--name={name}: use letters, digits and _ . = + -, with no dot at the beginning")
     if name:
         folder = SWEEPS / name
-        # A process that was killed while it wrote its first file leaves a hidden one.
-        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            remedy = f"--resume={folder}, or choose" if (folder / plan.MANIFEST).is_file() else "choose"
-            raise ValueError(f"--name={name}: {folder} is not empty; {remedy} another name")
+        require_free(folder)
         return folder
     stem = SWEEPS / f"{suite}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder, number = stem, 2
     while folder.exists():
         folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
     return folder
+
+
+def require_free(folder: Path) -> None:
+    """Raise ValueError if there is something in the folder of a new sweep."""
+    # A process that was killed while it wrote its first file leaves a hidden one.
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        remedy = f"--resume={folder}, or choose" if (folder / plan.MANIFEST).is_file() else "choose"
+        raise ValueError(f"--name={folder.name}: {folder} is not empty; {remedy} another name")
 
 
 def reopen(asked: Command, values: command.FlagValues) -> plan.Plan:
@@ -328,8 +397,7 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
     if asked.launcher == "ray":
         return raycluster.RayLauncher(folder, asked.jobs, raycluster.parse_options(asked.ray), environ)
     if asked.launcher == "slurm":
-        return slurm.SlurmLauncher(folder, asked.jobs, slurm.parse_options(asked.slurm))
-
+        return slurm.SlurmLauncher(folder, asked.jobs, slurm.parse_options(asked.slurm), environ)
     return local.LocalLauncher(folder, asked.jobs, made.process["platform"], environ)
 
 

@@ -320,7 +320,7 @@ class HiPBMDPConfig(SACConfig):
         choices=("mlp", "identity"),
     )
     state_encoder_sizes: tuple[int, ...] = option((128,), "Widths of the state encoder's hidden layers.", low=1)
-    latent_size: int = option(32, "Size of a latent state.", low=1)
+    latent_size: int = option(32, "Size of a latent state, which is normalised: 3 at least.", low=3)
     theta_size: int = option(
         8, "Size of the embedding of a task's dynamics; 0 conditions nothing on the task (DeepMDP, SAC-AE).", low=0
     )

@@ -25,7 +25,10 @@ class _LastShared:
         raise TypeError("a method that looks at the last shared layer goes through of_network first")
 
 
-def gradient_method(spec: str, num_tasks: int, option: str = "grads") -> grads.Method:
+POLICY = "a policy's losses are near or below 0"
+
+
+def gradient_method(spec: str, num_tasks: int, option: str = "grads", *, losses: str | None = POLICY) -> grads.Method:
     """The method of mtjax.grads that an option names. GradNorm looks at the last shared layer, as its paper says.
 
     The method's constants are leaves of its state, named "<option>.<constant>": they vmap beside the seeds.
@@ -43,7 +46,7 @@ def gradient_method(spec: str, num_tasks: int, option: str = "grads") -> grads.M
     registry.try_out(spec, num_tasks)
     for call in _calls(registry.parse(spec)):
         if call.name == "gradnorm":
-            _check_gradnorm(call, option)
+            _check_gradnorm(call, option, losses)
             method = method._replace(leaves=_LastShared())
     return method
 
@@ -54,13 +57,13 @@ def _calls(call: registry.Call) -> list[registry.Call]:
     return [call, *(found for one in inner for found in _calls(one))]
 
 
-def _check_gradnorm(call: registry.Call, option: str) -> None:
-    """Refuse what GradNorm would make of a policy's losses: they are near or below 0, so that L/L(0) says nothing."""
-    if option == "grads" and call.arguments["surrogate"] is None and call.arguments["initial_losses"] is None:
+def _check_gradnorm(call: registry.Call, option: str, losses: str | None) -> None:
+    """Refuse what GradNorm would make of losses that are near or below 0: L/L(0) says nothing of them."""
+    if losses and call.arguments["surrogate"] is None and call.arguments["initial_losses"] is None:
         given = {"alpha": call.arguments["alpha"], "surrogate": "softplus"}
         written = ", ".join(f"{name}={value!r}" for name, value in given.items()).replace("'", '"')
         raise ValueError(
-            f"{option}: gradnorm divides each loss by its first one, and a policy's losses are near or below 0; "
+            f"{option}: gradnorm divides each loss by its first one, and {losses}; "
             f"make them positive: 'gradnorm({written})'"
         )
 

@@ -61,6 +61,12 @@ class _HiPBMDP(_SAC):
     # -------------------------------------------------------------------------------------- networks
 
     @property
+    def negative_critic_losses(self) -> str | None:
+        """Their critics' losses are those of the models, too: a density has a logarithm above 0."""
+        likely = self.config.transition_cost and self.config.transition_model != "deterministic"
+        return "a likely transition's loss is below 0" if likely else None
+
+    @property
     def view_size(self) -> int:
         return self.world.latent_size + self.world.theta_size
 
@@ -69,8 +75,9 @@ class _HiPBMDP(_SAC):
         inner, spec = super()._make_critic(network), self.spec
 
         def init(key: Array) -> Parameters:
+            key, world_key = jax.random.split(key)
             own = inner.init(key)
-            return own._replace(shared={"world": self.world.init(jax.random.fold_in(key, 1)), "critic": own.shared})
+            return own._replace(shared={"world": self.world.init(world_key), "critic": own.shared})
 
         def apply(shared: Any, private: Any, task: Task, observation: Array, taken: Array | None) -> Array:
             told = self.told(shared["world"], self.theta(shared["world"], task))

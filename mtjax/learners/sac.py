@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -176,7 +176,9 @@ class _SAC:
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
         if config.critic_grads:
-            critic_method = gradient_method(config.critic_grads, spec.num_tasks, "critic_grads")
+            critic_method = gradient_method(
+                config.critic_grads, spec.num_tasks, "critic_grads", losses=self.negative_critic_losses
+            )
         else:
             critic_method = method
         self.descent = {
@@ -254,6 +256,11 @@ class _SAC:
         """How an unseen task's dynamics are inferred: not at all, for nothing here depends on them."""
         return None
 
+    @property
+    def negative_critic_losses(self) -> str | None:
+        """What makes losses of the critics negative, for a message; None if nothing does."""
+        return None
+
     # ------------------------------------------------------------------------------------------ state
 
     def init(self, key: Array) -> SACState:
@@ -267,13 +274,7 @@ class _SAC:
             params=params,
             targets=jax.tree.map(jnp.copy, params["critic"]),
             log_temperature=log_temperature,
-            descent={
-                **{
-                    part: self.descent[part].init(self._own(params[part]), key)
-                    for part, key in zip(("policy", "critic"), grads_keys, strict=True)
-                },
-                **({"weights": self.common.init(params["policy"])} if self.common else {}),
-            },
+            descent=self.start_descent(params, grads_keys),
             temperature_optimizer=self.temperature_optimizer.init(log_temperature),
             observations=normalization.init(tasks, (self.spec.observation_size,)),
             rewards=self.rewards.init(tasks, self.num_envs),
@@ -283,6 +284,12 @@ class _SAC:
             updates=jnp.zeros((), jnp.int32),
             exploration=self.exploration.init(jax.random.fold_in(key, 4)) if self.exploration else None,
         )
+
+    def start_descent(self, params: Mapping[str, Parameters], keys: Sequence[Array]) -> dict[str, Any]:
+        """The states of the descents of policy and critics, before the first step; a key for each."""
+        parts = zip(("policy", "critic"), keys, strict=True)
+        states: dict[str, Any] = {part: self.descent[part].init(self._own(params[part]), key) for part, key in parts}
+        return {**states, "weights": self.common.init(params["policy"])} if self.common else states
 
     def _own(self, parameters: Parameters) -> Parameters:
         """Of a network, or its gradients, what is not in common with another."""

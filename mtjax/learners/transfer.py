@@ -2,7 +2,8 @@
 
 The agent of the one task is the trained one with all networks as they are. What belonged to single training tasks
 (heads, temperatures, statistics) starts as their mean; the optimisers and the replay start empty; there is no phase of
-random actions, and no exploration bonus.
+random actions, and no exploration bonus. Of HiP-BMDP's embeddings the mean stands for the task: policy and critics,
+which see embeddings from their mean, are told 0 throughout, and what is learnt of the task is in the networks.
 """
 
 from __future__ import annotations
@@ -90,10 +91,7 @@ def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
         params=params,
         targets=single(state.targets),
         log_temperature=log_temperature,
-        descent={
-            part: one.descent[part].init(params[part], part_key)
-            for part, part_key in zip(("policy", "critic"), jax.random.split(key), strict=True)
-        },
+        descent=one.start_descent(params, tuple(jax.random.split(key))),
         temperature_optimizer=one.temperature_optimizer.init(log_temperature),
         observations=acting.pooled(state.observations, 1),
         rewards=rewards,

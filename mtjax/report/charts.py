@@ -33,7 +33,7 @@ def styles(suite: Suite, order: Sequence[str], first: int = 0) -> dict[str, Styl
     families: dict[str, list[str]] = {}
     for method in suite.methods:
         flat = options.flatten(method.config)
-        key = repr([flat[name] for name in suite.differing if name not in numeric])
+        key = repr([flat.get(name) for name in suite.differing if name not in numeric])
         families.setdefault(key, []).append(method.label)
     if len(families) == 1:
         families = {label: [label] for label in next(iter(families.values()), [])}
@@ -235,7 +235,7 @@ def sensitivity(suite: Suite, values: Mapping[str, np.ndarray], looks: Mapping[s
         for method in suite.methods:
             if method.label in values:
                 flat = options.flatten(method.config)
-                key = " · ".join(str(flat[name]) for name in suite.differing if name != option)
+                key = " · ".join(str(flat[name]) for name in suite.differing if name != option and name in flat)
                 families.setdefault(key, []).append(method)
         lines = []
         for key, methods in families.items():

@@ -92,6 +92,8 @@ class Suite:
         methods: in the order given.
         differing: options that differ between the methods.
         silent: entries without any measurement.
+        repeated: entries whose every seed another entry of their method has, too: they do not count.
+        agents: how many seeds there are, of all methods.
     """
 
     name: str
@@ -100,6 +102,8 @@ class Suite:
     methods: tuple[Method, ...]
     differing: tuple[str, ...]
     silent: tuple[Entry, ...]
+    repeated: tuple[Entry, ...]
+    agents: int
     version: Mapping[str, Any]
 
 
@@ -107,7 +111,8 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
     """Read runs and sweeps.
 
     Args:
-        folders: of runs or sweeps; they may still be at work. What is there twice counts once.
+        folders: of runs or sweeps; they may still be at work. What is there twice counts once: a folder, and a seed
+            of a method, which would be no other agent.
 
     Returns:
         One Suite for every suite of tasks; for every version of one, too, whose tasks, rewards or horizons differ.
@@ -180,14 +185,37 @@ def _suite(name: str, entries: Sequence[Entry]) -> Suite:
     for entry in entries:
         flat = {k: v for k, v in options.flatten(entry.config).items() if k not in NOT_A_METHOD}
         groups.setdefault(json.dumps(flat, sort_keys=True), []).append(entry)
-    speaking = [[e for e in group if measured(e)] for group in groups.values()]
+    speaking = [distinct([e for e in group if measured(e)]) for group in groups.values()]
     configs = [group[0].config for group in groups.values()]
     differing = differences(configs)
     labels = _labels(configs, differing)
     methods = tuple(_method(label, group) for label, group in zip(labels, speaking, strict=True) if group)
     silent = tuple(entry for entry in entries if not measured(entry))
+    counted = {id(entry) for method in methods for entry in method.entries}
+    repeated = tuple(entry for entry in entries if measured(entry) and id(entry) not in counted)
+    agents = sum(len({seed for entry in group for seed in seeds_of(entry)}) for group in groups.values())
     tasks, descriptions, version = _tasks(entries, methods)
-    return Suite(name, tasks, descriptions, methods, differing, silent, version)
+    return Suite(name, tasks, descriptions, methods, differing, silent, repeated, agents, version)
+
+
+def seeds_of(entry: Entry) -> range:
+    """The seeds of an entry's agents, in the order of its rows."""
+    return range(entry.config.seed, entry.config.seed + entry.config.num_seeds)
+
+
+def distinct(entries: Sequence[Entry]) -> list[tuple[Entry, list[int]]]:
+    """Entries of one method, each with its rows whose seeds no other has; of two, the one that came further counts."""
+
+    def reached(entry: Entry) -> tuple[bool, float]:
+        return entry.state == "done", max(line["step"] for line in entry.lines if "values" in line)
+
+    rows: dict[int, list[int]] = {}
+    taken: set[int] = set()
+    for place in sorted(range(len(entries)), key=lambda place: reached(entries[place]), reverse=True):
+        seeds = seeds_of(entries[place])
+        rows[place] = [row for row, seed in enumerate(seeds) if seed not in taken]
+        taken.update(seeds)
+    return [(entry, rows[place]) for place, entry in enumerate(entries) if rows[place]]
 
 
 def measured(entry: Entry) -> bool:
@@ -231,9 +259,10 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _method(label: str, entries: Sequence[Entry]) -> Method:
-    runs = [series.sort(entry.lines) for entry in entries]
-    finals = [final_values(entry.lines) for entry in entries]
+def _method(label: str, parts: Sequence[tuple[Entry, list[int]]]) -> Method:
+    entries = [entry for entry, _ in parts]
+    runs = [_of_rows(series.sort(entry.lines), rows) for entry, rows in parts]
+    finals = [final_values(entry.lines, rows) for entry, rows in parts]
     splits = [split for split in finals[0] if all(split in final for final in finals)]
     final = {
         split: {
@@ -247,15 +276,28 @@ def _method(label: str, entries: Sequence[Entry]) -> Method:
     return Method(label, entries[0].config, tuple(entries), _join(runs), final, complete)
 
 
-def final_values(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
-    """By split: measure to [S, N] of the final deterministic evaluation, or else of the last one."""
+def _of_rows(run: Run, rows: Sequence[int]) -> Run:
+    """A run's record of some of its seeds; what is nobody's alone stays."""
+
+    def pick(table: Mapping[str, Series]) -> dict[str, Series]:
+        return {name: s.map(lambda x: x[:, rows]) if s.values.ndim > 1 else s for name, s in table.items()}
+
+    return run._replace(
+        train=pick(run.train), evaluations={split: pick(table) for split, table in run.evaluations.items()}
+    )
+
+
+def final_values(
+    lines: Sequence[Mapping[str, Any]], rows: Sequence[int] | slice = slice(None)
+) -> dict[str, dict[str, np.ndarray]]:
+    """By split: measure to [S, N] of the final deterministic evaluation, or else of the last one; of some rows S."""
     found: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         if line["kind"] == "evaluation" and line["mode"] == "deterministic":
             before = found.get(line["split"])
             if before is None or line["final"] or not before["final"]:
                 found[line["split"]] = line
-    return {split: {k: np.asarray(v, float) for k, v in line["values"].items()} for split, line in found.items()}
+    return {split: {k: np.asarray(v, float)[rows] for k, v in line["values"].items()} for split, line in found.items()}
 
 
 def _join(runs: Sequence[Run]) -> Run:

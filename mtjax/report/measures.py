@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ class Curve(NamedTuple):
 
 def primary(suite: Suite) -> str:
     """What the suite is judged by: success where the environments know it, return elsewhere."""
-    success = all("success_any" in method.final.get("train", {}) for method in suite.methods)
+    evaluated = [method.final["train"] for method in suite.methods if method.final.get("train")]
+    success = evaluated and all("success_any" in values for values in evaluated)
     return "success_any" if success else "return"
 
 
@@ -52,17 +54,18 @@ def curve(source: Series | None, aggregate: str, points: int = series.POINTS) ->
 
 
 def over_seeds(per_seed: Series) -> Curve:
-    """Mean over seeds of [N, S], with a 95% percentile bootstrap; NaN is left out, one seed has no interval."""
+    """Mean over seeds of [N, S], with a 95% percentile bootstrap of those known at a step; one has no interval."""
     values = per_seed.values
-    known = np.isfinite(values).any(axis=1)
-    steps, values = per_seed.steps[known], values[known]
+    known = np.isfinite(values)
+    steps, values, known = (x[known.any(axis=1)] for x in (per_seed.steps, values, known))
     middle = np.nanmean(values, axis=1)
-    seeds = values.shape[1]
-    if seeds < 2 or not len(steps):
-        return Curve(steps, middle, middle, middle)
-    rows = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
-    filled = np.where(np.isfinite(values), values, middle[:, None])
-    low, high = np.percentile(filled[:, rows].mean(axis=-1), [2.5, 97.5], axis=1)
+    low, high = middle.copy(), middle.copy()
+    for seeds in np.unique(known, axis=0):
+        count, here = seeds.sum(), (known == seeds).all(axis=1)
+        if count > 1:
+            rows = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+            means = values[np.ix_(here, seeds)][:, rows].mean(axis=-1)
+            low[here], high[here] = np.percentile(means, [2.5, 97.5], axis=1)
     return Curve(steps, middle, low, high)
 
 
@@ -122,11 +125,11 @@ def conflict(method: Method) -> tuple[Curve | None, Curve | None]:
     if not series.known(cosine) or cosine.values.ndim != 4 or cosine.values.shape[-1] < 2:
         return None, None
     pairs = ~np.eye(cosine.values.shape[-1], dtype=bool)
-    thinned = series.thin(cosine, SMOOTH)
-    between = thinned.values[..., pairs]  # [N, S, pairs]
-    share = np.where(np.isfinite(between), between < 0, np.nan)
-    means = [Series(thinned.steps, statistics.mean(part, skip_missing=True)) for part in (between, share)]
-    return over_seeds(means[0]), over_seeds(means[1])
+    between = cosine.map(lambda values: values[..., pairs])  # [N, S, pairs]
+    share = between.map(lambda values: np.where(np.isfinite(values), values < 0, np.nan))  # before any averaging
+    mean = functools.partial(statistics.mean, skip_missing=True)
+    curves = [over_seeds(series.thin(part.map(mean), SMOOTH)) for part in (between, share)]
+    return curves[0], curves[1]
 
 
 def last_cosine(method: Method) -> np.ndarray | None:

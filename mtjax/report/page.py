@@ -166,14 +166,16 @@ def _pair(*blocks: str) -> str:
     return f'<div class="pair">{"".join(blocks)}</div>' if any(blocks) else ""
 
 
+REPEATED = "has the options and the seeds of another run here, and is left out: it is no further evidence"
+
+
 def _facts(suite: Suite) -> str:
     """One line of numbers, and a chip for every state that an entry is in."""
     entries = [entry for method in suite.methods for entry in method.entries] + list(suite.silent)
-    agents = sum(entry.config.num_seeds for entry in entries)
     steps = max((line["step"] for entry in entries for line in entry.lines), default=0)
     facts = [
         count(len(suite.methods), "method"),
-        count(agents, "agent"),
+        count(suite.agents, "agent"),
         count(len(suite.tasks.get("train", ())), "task"),
         f"{svg.number(steps)} environment steps an agent",
     ]
@@ -184,7 +186,8 @@ def _facts(suite: Suite) -> str:
     errors = "".join(
         f"<li><b>{html.escape(entry.name)}</b> {html.escape(entry.error)}</li>" for entry in entries if entry.error
     )
-    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in suite.version.get("warnings", ()))
+    texts = [*suite.version.get("warnings", ()), *(f"{entry.name}: {REPEATED}" for entry in suite.repeated)]
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
     return f'<p class="facts">{" · ".join(facts)} {chips}</p><ul class="errors">{errors}{warnings}</ul>'
 
 

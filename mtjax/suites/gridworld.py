@@ -208,7 +208,8 @@ def _maze_task(seed: int, loops: float) -> tuple[GridTask, TaskInfo]:
 
 @register("gridworld-mazes")
 def mazes() -> Suite:
-    """16 random mazes of 11 × 11 with some loops; episodes start at least half the longest way from the goal.
+    """16 random mazes of 11 × 11 with some loops; episodes start half the longest way from the goal (rounded
+    down), or farther.
 
     The observation is the agent's and the goal's coordinates, the walls within two cells, the previous action
     and the previous reward, so that a policy may work in mazes it never saw. Interpolation: other mazes of

@@ -7,13 +7,14 @@ outcome that a program leaves in its folder: SLURM's accounting need not be ther
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtjax.sweeps import worker
@@ -88,6 +89,7 @@ class SlurmLauncher:
         folder: of the sweep, on a file system that the nodes share.
         jobs: programs at once; 0 is as many as SLURM lets run.
         options: of the jobs, see :func:`parse_options`.
+        environ: of the jobs, which sbatch hands on to them; None is this process's.
 
     Raises:
         ImportError: submitit is not installed.
@@ -96,7 +98,13 @@ class SlurmLauncher:
 
     name = "slurm"
 
-    def __init__(self, folder: str | os.PathLike, jobs: int = 0, options: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        jobs: int = 0,
+        options: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ):
         try:
             import submitit
         except ImportError as error:
@@ -107,6 +115,7 @@ class SlurmLauncher:
         self.slots = jobs or EVERYTHING
         self._executor = submitit.AutoExecutor(folder=self.folder / FOLDER / "%j", cluster="slurm")
         self._executor.update_parameters(**parameters(options or {}, jobs))
+        self._environ = dict(os.environ if environ is None else environ)
         self._known: set[str] = set()
         self._asked = 0.0
 
@@ -114,7 +123,7 @@ class SlurmLauncher:
         """Submit attempts as one array of jobs."""
         (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
         try:
-            with self._executor.batch():
+            with _environment(self._environ), self._executor.batch():
                 jobs = [self._executor.submit(Work(str(self.folder), p.name, attempt)) for p, attempt in attempts]
         except Exception as error:  # submitit raises its own, with sbatch's words in it
             text = str(error).strip().splitlines()
@@ -181,6 +190,19 @@ def parameters(options: Mapping[str, Any], jobs: int = 0) -> dict[str, Any]:
     if jobs:
         told["slurm_array_parallelism"] = jobs
     return {**told, "slurm_additional_parameters": others}
+
+
+@contextlib.contextmanager
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment as it is to reach the jobs: without what the launcher has set for itself."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _run(*command: str) -> str | None:

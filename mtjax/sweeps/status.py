@@ -50,7 +50,8 @@ class Status(NamedTuple):
         plan, state: of the sweep.
         rows: of its trials: what runs first, then what is stopped or failed, then the rest.
         elapsed: seconds since the first program started.
-        left: seconds that what is left will take at the speed so far, or None.
+        left: seconds that what is left will take at the speed of what runs now, without evaluations and compiling; None
+            where that is not known.
         launcher: True if a launcher is at work.
     """
 
@@ -95,7 +96,8 @@ def look(folder: str | os.PathLike, now: float | None = None) -> Status:
     shares = [row.share * made.trials[row.trial].steps for row in rows]
     total = sum(made.trials[row.trial].steps for row in rows if row.state not in (FAILED, DIVERGED))
     done = sum(s for s, row in zip(shares, rows, strict=True) if row.state not in (FAILED, DIVERGED))
-    left = elapsed * (total - done) / done if running and done else None
+    speed = sum({row.program: row.speed for row in rows if row.state == RUNNING and row.speed}.values())
+    left = (total - done) / speed if speed else None
     return Status(made, state, tuple(rows), elapsed, left, lock.held(folder))
 
 

@@ -17,6 +17,7 @@ from mtjax.sweeps.ledger import DIVERGED, DONE, State
 from mtjax.sweeps.plan import Plan
 from mtjax.sweeps.space import Axis, Changes
 
+Tried = tuple[Changes, float | None]  # what was tried, and how good it was
 STARTUP = 8  # trials drawn at random before any is learnt from
 
 
@@ -34,14 +35,12 @@ def require() -> Any:
     return optuna
 
 
-def suggest(
-    axes: Sequence[Axis], tried: Sequence[tuple[Changes, float | None]], number: int, *, seed: int = 0
-) -> list[Changes]:
+def suggest(axes: Sequence[Axis], tried: Sequence[Tried], number: int, *, seed: int = 0) -> list[Changes]:
     """What to try next, by the tree-structured Parzen estimator (Bergstra et al. 2011), to make the value large.
 
     Args:
         axes: what is varied.
-        tried: what was, and how good it was; None where it failed for no fault of its values.
+        tried: what was, and how good it was; None where nothing was learnt of that.
         number: how many suggestions, to be tried at once; fewer if nothing new is left to suggest.
         seed: equal arguments give equal suggestions.
 
@@ -94,7 +93,7 @@ def _value(axis: Axis, param: Any) -> Any:
     return min(max(float(f"{param:.6g}"), low), high)
 
 
-def tried(folder: str | os.PathLike, made: Plan, state: State) -> list[tuple[Changes, float | None]]:
+def tried(folder: str | os.PathLike, made: Plan, state: State) -> list[Tried]:
     """What a sweep has tried and how good it was: one that diverged as bad as the worst, one that failed unknown."""
     values: dict[str, float | None] = {}
     for name in made.trials:

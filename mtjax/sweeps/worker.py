@@ -38,7 +38,8 @@ class Outcome:
 def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
     """Train a program, from where an earlier attempt stopped, and write its outcome.
 
-    Whatever goes wrong in it is its outcome; its traceback goes to the standard error.
+    Whatever goes wrong in it is its outcome; its traceback goes to the standard error. If an earlier attempt, of a
+    launcher that is gone, is still at work, this one counts as interrupted: the launcher tries again later.
 
     Args:
         folder: of the sweep.
@@ -46,7 +47,7 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
         attempt: counted by the launcher, so that an old outcome is not taken for this one's.
 
     Raises:
-        ValueError: there is no such program, or another process is at work on it.
+        ValueError: there is no such program.
     """
     from mtjax.training.versions import write_json
 
@@ -55,14 +56,19 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
         raise ValueError(f"{folder} has no program {name!r}")
     program = made.programs[name]
     own = plan.program_dir(folder, name)
-    with lock.lock(own, "program", wait=PATIENCE):
-        try:
-            outcome = _train(folder, made, program, attempt)
-        except Exception as error:
-            traceback.print_exc()
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            outcome = _all(program, attempt, FAILED, text)
-        write_json(own / OUTCOME, dataclasses.asdict(outcome))
+    try:
+        with lock.lock(own, "program", wait=PATIENCE):
+            try:
+                outcome = _train(folder, made, program, attempt)
+            except Exception as error:
+                traceback.print_exc()
+                text = f"{type(error).__name__}: {error}".splitlines()[0]
+                outcome = _all(program, attempt, FAILED, text)
+            write_json(own / OUTCOME, dataclasses.asdict(outcome))
+    except lock.InUse as error:
+        print(f"{error}; to be tried again", flush=True)
+        outcome = interrupted(program, attempt)
+        write_json(own / OUTCOME, dataclasses.asdict(outcome))  # one write; the earlier attempt's has its own number
     return outcome
 
 

@@ -82,6 +82,18 @@ def _reason(error: BaseException) -> str:
     return full if full in text else (text.splitlines() or [type(error).__name__])[0]
 
 
+def newest_step(run_dir: str | os.PathLike) -> int:
+    """The newest step of which a run's folder has a checkpoint, good or not; 0 if it has none."""
+    folder = pathlib.Path(run_dir) / FOLDER
+    return max(_steps_in(folder), default=0)
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+
 class Checkpointer:
     """Saves a run's state in the background and restores the newest good one. A context manager.
 
@@ -284,9 +296,7 @@ class Checkpointer:
     # ---------------------------------------------------------------------------------------- the disk
 
     def _steps(self) -> list[int]:
-        if not self.folder.is_dir():
-            return []
-        return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        return _steps_in(self.folder)
 
     def _sealed(self) -> set[int]:
         return {step for step in self._steps() if (self.folder / str(step) / MANIFEST).exists()}

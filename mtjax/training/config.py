@@ -67,7 +67,7 @@ class RunConfig:
     evaluation_modes: tuple[str, ...] = option(
         ("deterministic",),
         "Policies that these evaluations measure, comma-separated: that which takes the mode of its distribution, and "
-        "that which draws. The last evaluation is of both.",
+        "that which draws. The last evaluation is of both on the training tasks, of the former on the others.",
         choices=MODES,
     )
     evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)

@@ -18,6 +18,11 @@ except ImportError:  # Windows: nothing is locked there
 FILE = ".lock"
 PATIENCE = 0.3  # seconds: whoever only looks whether a folder is held, holds it for an instant
 
+
+class InUse(ValueError):
+    """Another process holds the folder."""
+
+
 _held_here: dict[pathlib.Path, int] = {}  # locks of this process, and the thread that took each
 
 
@@ -31,7 +36,7 @@ def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator
         wait: seconds to wait for whoever holds it.
 
     Raises:
-        ValueError: another process holds it; the message says which.
+        InUse: another process holds it; the message says which.
         OSError: the folder cannot be written.
     """
     path = (pathlib.Path(folder) / FILE).absolute()
@@ -62,7 +67,7 @@ def _take(file, folder: str | os.PathLike, what: str, wait: float) -> None:
             if clock.monotonic() >= deadline:
                 file.seek(0)
                 holder = file.read().decode(errors="replace").strip() or "another process"
-                raise ValueError(f"{folder} is in use by {holder}: one process at a time on a {what}") from None
+                raise InUse(f"{folder} is in use by {holder}: one process at a time on a {what}") from None
             clock.sleep(0.05)
         except OSError:  # a network file system without locks
             return

@@ -7,14 +7,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from mtjax.learners import replay
 from mtjax.suites.base import Suite
-from mtjax.training import statistics, versions, video
+from mtjax.training import policy, statistics, versions, video
 from mtjax.training.config import CONFIG, RunConfig
-from mtjax.training.evaluation import unseen_tasks
 from mtjax.training.trainer import Trainer, TrainState
 
 SUITE, SUMMARY = "suite.json", "summary.json"
@@ -54,17 +51,10 @@ def draw_videos(
     trainer: Trainer, suite: Suite, state: TrainState, run_dir: pathlib.Path, split: str, results: Mapping
 ) -> None:
     """Draw an episode of every task of a split by the first seed's deterministic policy."""
-    unseen = unseen_tasks(suite, split, trainer.contexts)
-    learner = jax.tree.map(lambda leaf: leaf[0], replay.emptied(state.learner))  # whose replay would be copied
-    number = len(suite.splits[split])
-
-    @jax.jit
-    def policy(index, observation, key):
-        observations = jax.numpy.zeros((number, 1, suite.observation_size)).at[index].set(observation)
-        return trainer.learner.policy(learner, observations, key, jax.numpy.asarray(True), unseen)[index, 0]
+    act = policy.of_state(trainer, suite, state, split=split)
 
     def of_task(index: int):
-        return lambda observation, key: policy(index, observation, key)
+        return lambda observation, key: act(observation, index)
 
     measured = next(iter(results.values()))["return"]["tasks"]
     steps = min(suite.horizon, VIDEO_STEPS)

@@ -20,6 +20,7 @@ import numpy as np
 
 from mtjax import options, suites
 from mtjax.training import lock, memory, meshes, processes, record, saved, simulators
+from mtjax.training.checkpoint import newest_step
 from mtjax.training.config import CONFIG, MODES, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
@@ -85,7 +86,8 @@ def train(
         if resume and (run_dir / CONFIG).exists():
             resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
         suite = suites.make(config.suite)
-        trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
+        begin = newest_step(run_dir) if resume else 0
+        trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite), begin=begin)
         memory.require_replay(trainer)
         if processes.first():
             write_description(config, suite, run_dir)

@@ -68,6 +68,13 @@ class Trainer:
     ``train`` is ``collect`` and ``update`` over and over, in ONE compiled loop that never goes back to Python. Which a
     run calls is said in :mod:`mtjax.training.program`.
 
+    Args:
+        config: of the run.
+        suite: which it names.
+        rows, placement: see below; those of one run on one device if None.
+        begin: step at which this process begins. Simulators on the host, which cannot be put back to where they were,
+            then draw other episodes than those of the beginning.
+
     Attributes:
         rows: who is who along the seed axis.
         placement: where arrays lie.
@@ -84,6 +91,7 @@ class Trainer:
         suite: Suite,
         rows: packing.Rows | None = None,
         placement: meshes.Placement | None = None,
+        begin: int = 0,
     ):
         config.validate()
         check_splits(config, suite)
@@ -93,7 +101,7 @@ class Trainer:
         self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
         self.contexts = task_contexts(config, suite)
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
-        env = training_env(config, suite)
+        env = training_env(config, suite, begin)
         self.env: VectorEnv = place.place(traceable(env), place.everywhere)
         self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)
         state, rollout, metrics = self.shardings, place.rollout, place.everywhere
@@ -145,9 +153,8 @@ class Trainer:
 
     def restart(self, state: TrainState) -> TrainState:
         """Start all environments anew: a simulator on the host cannot be put back to where it was."""
-        keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ENV), state.updates)
         reset, _ = over_seeds(self.env)
-        env_state, observation = jax.jit(reset)(keys)
+        env_state, observation = jax.jit(reset)(_fold(state.keys, STREAM_ENV))
         running = init_running(state.carry.running.returns.shape)
         carry = state.carry._replace(env=env_state, observation=observation, running=running)
         learner = jax.vmap(self.learner.cut)(state.learner) if self.learner.cut else state.learner
@@ -250,10 +257,11 @@ def check_splits(config: RunConfig, suite: Suite) -> None:
             raise ValueError(f"evaluation_splits: suite {suite.name!r} has no split {name!r}; it has {', '.join(have)}")
 
 
-def training_env(config: RunConfig, suite: Suite) -> VectorEnv:
+def training_env(config: RunConfig, suite: Suite, begin: int = 0) -> VectorEnv:
     """The environments of training, whose episodes may be shorter than the suite's. Raises ValueError with one line."""
+    seed = config.seed if not begin else int(np.random.SeedSequence((config.seed, begin)).generate_state(1)[0])
     # Simulators on the host are slow: episodes of one length would otherwise all end at once.
-    env = on_host(suite.vector_env(config.num_envs, seed=config.seed), stagger=True)
+    env = on_host(suite.vector_env(config.num_envs, seed=seed), stagger=True)
     if not config.training_horizon:
         return env
     try:

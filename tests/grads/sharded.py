@@ -100,4 +100,13 @@ for got in (one(placed, mean[0], mask=here), jax.jit(across)(long)):
     for name, expected in want.items():
         np.testing.assert_allclose(got[name], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max(), err_msg=name)
 
+# Every device with gradients of its own, nothing averaged: loops must carry what varies over the mesh. Traced only.
+for name in sorted(set(grads.names()) - {"every_k", "normalize", "cr_mogm", "fixed", "mgda_ub", "gradnorm"}):
+    tx = grads.aggregate(grads.get(name), num_tasks=T)
+    alone = lambda g, tx=tx: tx.update(g[0], tx.init(g[0, 0]), losses=losses)[0][None]  # noqa: E731
+    jax.eval_shape(jax.shard_map(alone, mesh=mesh, in_specs=P("data"), out_specs=P("data")), draw(2, T, 5))
+tx = grads.accumulate(grads.aggregate(grads.mgda(), num_tasks=T, params_axis="model"), 2, num_tasks=T)
+parts = lambda g: tx.update(g, tx.init(g[0]))[0]  # noqa: E731
+jax.eval_shape(jax.shard_map(parts, mesh=mesh, in_specs=P(None, "model"), out_specs=P("model")), draw(T, 6))
+
 print("sharded ok")

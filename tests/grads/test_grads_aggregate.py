@@ -283,6 +283,58 @@ def test_what_is_no_method(wrap):
         wrap("pcgrad")
 
 
+def test_what_is_no_text():
+    """`get` takes a method as it is; a factory, and a method where only its text will do, are said to be that."""
+    assert isinstance(grads.get(grads.pcgrad()), grads.Weighting)
+    with pytest.raises(ValueError, match=r"get takes a method, not the function that makes it: call it, grads.pcgrad"):
+        grads.get(grads.pcgrad)
+    with pytest.raises(ValueError, match="get takes a method such as"):
+        grads.residual(3, jnp.eye(2), jnp.ones(2))
+    with pytest.raises(ValueError, match="expected a method as text, such as .*, not a Weighting"):
+        grads.tunable(grads.cagrad())
+
+
+def buffers(tree):
+    return [
+        x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    ]
+
+
+@pytest.mark.parametrize("name", [*ALL, "cr_mogm(famo)", "fixed"])
+def test_a_new_state_can_be_donated(name):
+    """No array stands in two of its leaves."""
+    method = grads.get(name)
+    states = [grads.accumulate(grads.aggregate(method, num_tasks=2), 2, num_tasks=2).init({"w": jnp.ones(3)})]
+    states += [grads.lean(method, num_tasks=2).init(None)] if isinstance(method, grads.Weighting) else []
+    for state in states:
+        found = buffers(state)
+        assert len(set(found)) == len(found)
+
+
+def test_an_overflow_stays_out_of_the_state():
+    """A task whose squared norm overflows counts as absent: for the method, and for who looks at the Gram later."""
+    for name in ("mgda", "mean", "graddrop"):
+        tx = grads.aggregate(grads.get(name), num_tasks=2, track_gram=True)
+        _, state = tx.update(jnp.array([[1e20, 0.0], [0.0, 2.0]]), tx.init(jnp.zeros(2)))
+        np.testing.assert_array_equal(state.gram, [[0, 0], [0, 4]])
+        measures = grads.conflict(state.gram)
+        assert all(jnp.isfinite(x).all() for x in (*measures.values(), grads.pareto_distance(state.gram)))
+
+
+def test_observing_between_the_calls_of_every_k():
+    """FAMO compares losses before and after one step; where it was not told of the former, it learns nothing."""
+    method = grads.every_k(grads.famo(gamma=0.0), 2)
+    tx = grads.aggregate(method, num_tasks=2)
+    state, task_grads = tx.init(jnp.zeros(2)), jnp.eye(2)
+    for before, after in (([1.0, 1.0], [1.0, 1.0]), ([10.0, 1.0], [10.0, 1.0])):  # no step changes any loss
+        _, state = tx.update(task_grads, state, losses=jnp.array(before))
+        state = grads.observe(method, state, jnp.array(after))
+    np.testing.assert_array_equal(state.inner.logits, 0)
+    _, state = tx.update(task_grads, state, losses=jnp.array([1.0, 1.0]))
+    state = grads.observe(method, state, jnp.array([0.5, 1.0]))
+    assert state.inner.logits[0, 0] < state.inner.logits[0, 1]
+
+
 def test_observing_a_state_of_something_else():
     with pytest.raises(ValueError, match="holds no AggregateState"):
         grads.observe(grads.famo(), optax.adam(1e-3).init(jnp.ones(2)), jnp.ones(2))

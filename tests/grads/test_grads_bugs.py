@@ -305,3 +305,26 @@ def test_bfloat16_gradients_have_a_float32_gram():
     assert jax.eval_shape(lambda g: tx.update(g, tx.init(g[0]))[0], g).dtype == jnp.bfloat16
     summed = quick.jit(grads.weighted_sum)(np.array([1.0, 2.0], np.float32), g)
     np.testing.assert_array_equal(np.asarray(summed), 3.0)
+
+
+# --- constants at their ends ----------------------------------------------------------------------------------------
+
+
+def test_fairgrad_tends_to_the_sum():
+    """α → 0 is the sum. A solver that keeps d^(1/α − 1) within bounds solves another equation where norms differ."""
+
+    def check(solve):
+        for alpha, norms in ((0.1, [1.0, 1e3]), (0.01, [1.0, 4.0]), (0.01, [1e-3, 1e3])):
+            gram = np.diag(np.square(norms)).astype(np.float32)
+            want = np.float64(norms) ** (-2 * alpha / (1 + alpha))  # G_ii w_i = w_i^(−1/α)
+            np.testing.assert_allclose(solve(gram, alpha), want, rtol=2e-4)
+
+    check(lambda gram, alpha: grads.fairgrad(alpha).update(gram, ())[0])
+
+    def bounded(gram, alpha):
+        norm = np.sqrt(np.diagonal(gram))
+        relative = norm / np.exp(np.log(norm).mean())
+        u = np.clip(np.float64(relative) ** (1 / alpha - 1), 1e-12, 1e12) ** (alpha / (1 + alpha))
+        return u / relative * np.exp(-2 * np.log(norm).mean() * alpha / (1 + alpha))
+
+    fails(check, bounded)

@@ -286,3 +286,11 @@ def test_private_leaves(name):
     params = jax.tree.map(lambda x: x[0] * 0, g)
     got = quick.jit(lambda g, params: tx.update(g, tx.init(params), params)[0])(g, params)
     np.testing.assert_allclose(got["b"], [-top, top])
+
+
+def test_normalised_gradients_do_not_overflow():
+    """Divided by a small loss, a float16 gradient is beyond its largest number."""
+    tx = grads.aggregate(grads.normalize(grads.graddrop(leak=1.0), by="loss"), num_tasks=2)
+    g = jnp.ones((2, 1), jnp.float16)
+    got, _ = tx.update(g, tx.init(g[0]), losses=jnp.full(2, 1e-6))
+    assert got == jnp.finfo(jnp.float16).max

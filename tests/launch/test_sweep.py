@@ -82,6 +82,26 @@ def test_a_folder_whose_first_file_was_torn_is_free(swept):
         sweep.choose_folder("mine", "")
 
 
+def test_a_sweep_that_came_first_keeps_its_folder(swept, monkeypatch):
+    """Two sweeps of one name at once: while the second was planned, the first one has written its plan."""
+    first = pathlib.Path("sweeps/mine/sweep.json")
+
+    def late(*asked):
+        first.parent.mkdir(parents=True)
+        first.write_text("of the first")
+
+    monkeypatch.setattr(sweep, "make_launcher", late)
+    result = swept(*TINY, "--sweep=learning_rate=1e-3,1e-2", "--name=mine")
+    assert result.code == 1 and "sweeps/mine is not empty; --resume=sweeps/mine, or choose" in result.err
+    assert first.read_text() == "of the first" and not (first.parent / ledger.FILE).exists()
+
+
+def test_long_plans_are_cut_and_say_by_how_much(swept, probe_suite):
+    result = swept("--suite=probe", "--pack=1", "--sweep=seed=range:0:49:1", "--plan_only")
+    shown = sum(line.split()[:1] == [f"p{number:03}"] for number in range(1, 50) for line in result.out.splitlines())
+    assert f"and {49 - shown} more" in result.out and 30 < shown < 49
+
+
 def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     typed = ("--sweep=grads=mean,pcgrad", "--sweep=learning_rate=log:1e-4:1e-2:3", "--num_seeds=10")
     result = swept(f"--suite={probe_suite}", *typed, "--total_steps=8192", "--name=mine", "--plan_only")

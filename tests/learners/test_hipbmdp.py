@@ -325,3 +325,14 @@ def test_it_learns_tasks_that_only_theta_tells_apart(monkeypatch):
     actions = np.asarray(jax.jit(agent.evaluation_policy)(state, optimal.observations, KEY, np.bool_(True)))
     np.testing.assert_allclose(actions[..., 0], optimal.actions, atol=0.15)
     assert losses[-50:].mean() < 0.1 * losses[20:40].mean()
+
+
+# ------------------------------------------------------------------------------------ what is refused
+
+
+def test_gradnorm_of_models_needs_losses_above_0():
+    """A Gaussian model's loss is a density's logarithm, which may be below 0; L/L(0) says nothing of it."""
+    with pytest.raises(ValueError, match="critic_grads: gradnorm divides .* a likely transition's loss is below 0"):
+        _make(critic_grads="gradnorm(alpha=1.0)")
+    _make(critic_grads='gradnorm(alpha=1.0, surrogate="softplus")')
+    _make(critic_grads="gradnorm(alpha=1.0)", transition_model="deterministic")

@@ -540,7 +540,16 @@ def test_a_nan_is_blamed_on_the_task_that_brought_it():
 @pytest.mark.parametrize("method", ["fixed(weights=(1, 2, 3))", "cosine_gate(2)", "trimmed_mean"])
 def test_fine_tuning_needs_no_method_of_all_tasks(method):
     """Weights of three tasks, or a main one among them, say nothing of the one task that an agent learns on in."""
-    agent = _make(method=grads.get(method))
+    check_fine_tuning(_make(method=grads.get(method)))
+
+
+@pytest.mark.parametrize("weights", ["own", "shared"])
+def test_fine_tuning_of_composed_networks(weights):
+    """PaCo's weights of the one task, which policy and critics may have in common, learn on as the rest does."""
+    check_fine_tuning(_make(arrangement="paco", paco_weights=weights))
+
+
+def check_fine_tuning(agent):
     tuning, unseen = agent.learner().fine_tuning(H), Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
 
     def tune(state):

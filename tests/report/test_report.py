@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import types
 
 import imageio.v3 as imageio
 import numpy as np
@@ -20,6 +21,7 @@ from mtjax.sweeps import ledger, plan
 from mtjax.training import packing
 from mtjax.training.config import RunConfig
 from mtjax.training.record import Recorder
+from mtjax.training.series import Series
 
 TASKS = ("reach", "push <b>", "pick & place")
 BASE = RunConfig(suite="some-suite", total_steps=1000)
@@ -292,6 +294,42 @@ def test_a_run_that_is_named_twice_counts_once(three):
     assert suite.methods[0].seeds == 3
 
 
+def test_a_seed_of_a_method_counts_once(tmp_path):
+    """The same run again is no further evidence; of runs that have some seeds in common, those that are new count."""
+    first = make_run(tmp_path / "first", dataclasses.replace(BASE, num_seeds=2), success=0.4)
+    again = make_run(tmp_path / "again", dataclasses.replace(BASE, num_seeds=2), success=0.4)
+    more = make_run(tmp_path / "more", dataclasses.replace(BASE, num_seeds=3, seed=1), success=0.8, seed=1)
+    running = make_run(tmp_path / "running", dataclasses.replace(BASE, seed=3), success=0.1, seed=2, finished=False)
+    (suite,) = data.gather([running, first, again, more])
+    (method,) = suite.methods
+    np.testing.assert_allclose(method.final["train"]["success_any"][:, 0], [0.4, 0.4, 0.8, 0.8])
+    assert method.run.train["return"].values.shape == (10, 4, 3) and suite.agents == 4 and method.complete
+    assert [entry.name for entry in suite.repeated] == ["running", "again"]
+    text = assert_offline(page.write([first, again], tmp_path / "r.html").read_text()).text
+    assert "2 agents" in text and "again: has the options and the seeds of another run here" in text
+
+
+def test_learners_side_by_side(tmp_path):
+    """Options that only one of them has are no obstacle."""
+    other = options.replace(BASE, {"learner": "sac"})
+    runs = [make_run(tmp_path / "ppo", BASE, success=0.4), make_run(tmp_path / "sac", other, success=0.6)]
+    for number, rate in enumerate((1e-3, 1e-2, 1e-1)):
+        runs.append(make_run(tmp_path / f"r{number}", options.replace(other, {"learning_rate": rate})))
+    text = assert_offline(page.write(runs, tmp_path / "r.html").read_text()).text
+    assert "along learning_rate" in text and "5 methods" in text
+
+
+def test_a_method_that_is_not_evaluated_yet_does_not_change_the_measure(tmp_path):
+    """Returns of Meta-World's tasks cannot be compared: a trial that has just begun must not bring them back."""
+    done = make_run(tmp_path / "done", dataclasses.replace(BASE, grads="mean"))
+    begun = make_run(tmp_path / "begun", dataclasses.replace(BASE, grads="pcgrad"), finished=False)
+    lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text("".join(line for line in lines if '"evaluation"' not in line))
+    (suite,) = data.gather([done, begun])
+    assert len(suite.methods) == 2 and measures.primary(suite) == "success_any"
+    page.write([done, begun], tmp_path / "r.html")
+
+
 def test_methods_whose_numbers_look_alike_have_names_of_their_own(tmp_path):
     configs = [options.replace(BASE, {"learning_rate": rate}) for rate in (0.0001234567, 0.0001234568)]
     (suite,) = data.gather([make_run(tmp_path / str(n), config) for n, config in enumerate(configs)])
@@ -414,6 +452,28 @@ def test_a_curve_over_seeds():
     np.testing.assert_array_equal(found.steps, [0, 2])
     np.testing.assert_array_equal(found.middle, [2, 4])
     assert found.low[0] == 1 and found.high[0] == 3
+
+
+def test_seeds_that_are_missing_make_nothing_surer():
+    """The band at a step is that of the seeds that are known there, as if there had never been others."""
+    values = np.array([[1.0, 2.0, np.nan, np.nan], [1.0, 2.0, 3.0, 4.0], [np.nan, 5.0, np.nan, np.nan]])
+    found = measures.over_seeds(Series(np.arange(3.0), values))
+    for row, seeds in enumerate(([0, 1], [0, 1, 2, 3], [1])):
+        alone = measures.over_seeds(Series(np.zeros(1), values[row : row + 1, seeds]))
+        for part in ("middle", "low", "high"):
+            assert getattr(found, part)[row] == getattr(alone, part)[0]
+    assert found.low[0] == 1.0 and found.high[0] == 2.0 and found.low[2] == found.high[2] == 5.0
+
+
+def test_the_share_of_conflicts_does_not_hang_on_how_often_it_was_looked_at():
+    """It is that of the lines: a mean of cosines that swing about 0.05 is seldom below 0."""
+    draw = np.random.default_rng(0)
+    cosine = np.broadcast_to(np.eye(2), (400, 1, 2, 2)).copy()
+    cosine[..., 0, 1] = cosine[..., 1, 0] = draw.normal(0.05, 0.3, (400, 1))
+    run = types.SimpleNamespace(train={"grads/cosine": Series(np.arange(400.0), cosine)})
+    _, share = measures.conflict(types.SimpleNamespace(run=run))
+    assert len(share.steps) == measures.SMOOTH
+    assert share.middle.mean() == pytest.approx((cosine[..., 0, 1] < 0).mean()) and share.middle.mean() > 0.4
 
 
 def test_learnt_task_vectors_in_the_plane_where_they_differ_most():

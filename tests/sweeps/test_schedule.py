@@ -276,3 +276,17 @@ def test_two_launchers_on_one_sweep(made, tmp_path):
             run(made, FakeLauncher(tmp_path))
         holder.kill()
     assert states(run(made, FakeLauncher(tmp_path))[0]) == [DONE] * 4
+
+
+def test_a_program_that_is_still_held_has_not_failed(made, tmp_path, monkeypatch):
+    """The worker of a launcher that was killed is saving: the next attempt waits, and then counts as interrupted."""
+    monkeypatch.setattr(worker, "PATIENCE", 0.0)
+    own = plan.program_dir(tmp_path, "p001")
+    code = "import sys, time; from mtjax.training import lock\nwith lock.lock(sys.argv[1], 'program'):\n"
+    code += "    print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, own], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        assert worker.run(tmp_path, "p001", 2).state == STOPPED
+        holder.kill()
+    outcome = worker.outcome_of(tmp_path, made.programs["p001"], 2)
+    assert outcome.state == STOPPED and {end["state"] for end in outcome.trials.values()} == {STOPPED}

@@ -130,6 +130,24 @@ def test_a_job_that_dies_without_a_word_is_learnt_of(one_node, tmp_path, monkeyp
     assert isinstance(refused[0], Exception) and "partition" in str(refused[0])
 
 
+def test_jobs_get_the_environment_of_the_shell(monkeypatch, tmp_path):
+    """The launcher keeps off the devices and says so in its own environment, which sbatch would hand on."""
+    pytest.importorskip("submitit")
+    for name, script in (("srun", "true"), ("sbatch", f"env > {tmp_path}/seen; echo Submitted batch job 7")):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    shell = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"} | {"OF_THE_SHELL": "1"}
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    launcher = slurm.SlurmLauncher(tmp_path / "sweep", options={"timeout_min": 30}, environ=shell)
+    (job,) = launcher.start([(plan.Program("p001", ("a",)), 1)])
+    assert not isinstance(job, Exception), job
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert "OF_THE_SHELL=1" in seen and not [line for line in seen if line.startswith("JAX_PLATFORMS")]
+    assert os.environ["JAX_PLATFORMS"] == "cpu" and "OF_THE_SHELL" not in os.environ
+
+
 def wait_until(true, process=None, seconds=400):
     deadline = time.monotonic() + seconds
     while not true():

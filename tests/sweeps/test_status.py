@@ -57,8 +57,10 @@ def test_each_trial_of_a_program_has_its_own_numbers(sweep, monkeypatch, tail):
 def test_time_left(sweep):
     events = ledger.read(sweep)
     now = status.look(sweep, now=events[0]["time"] + 60)
-    # 2 × 0.25 + 1 of 4 trials that can still be done.
-    assert now.elapsed == pytest.approx(60) and now.left == pytest.approx(60 * 2.5 / 1.5)
+    # 2 × 0.25 + 1 of 4 trials that can still be done, 2,000 steps each; the one program that runs makes 7 in a second.
+    assert now.elapsed == pytest.approx(60) and now.left == pytest.approx(2000 * 2.5 / 7)
+    later = status.look(sweep, now=events[0]["time"] + 3600)  # after an hour in which nothing happened
+    assert later.left == now.left
 
 
 def test_whether_a_launcher_is_at_work(sweep):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from mtjax import options
 from mtjax.launch import sweep as command
 from mtjax.sweeps import ledger, plan, schedule, suggest, worker
 from mtjax.sweeps.space import Axis
@@ -105,3 +106,36 @@ def test_a_sweep_grows_by_what_it_found(tmp_path, monkeypatch, capsys):
     values = [value for _, value in suggest.tried(launcher.folder, made, state)]
     assert all(value is not None for value in values)
     assert run("--resume=sweeps/s") == code and launcher.started == ["p001", "p002", "p003"]
+
+
+def test_what_cannot_be_trained_is_left_out(tmp_path, monkeypatch, capsys):
+    """A search meets combinations that no run can have: they are said, and others are tried in their place."""
+    monkeypatch.chdir(tmp_path)
+
+    def inspect(config):
+        if config.hyper.num_epochs == 2:
+            raise ValueError("two epochs cannot be")
+        return plan.Facts(100, ("learning_rate",))
+
+    monkeypatch.setattr(plan, "inspector", lambda memory: inspect)
+    launcher = Pretend(tmp_path / "sweeps" / "s")
+    monkeypatch.setattr(command, "make_launcher", lambda *_: launcher)
+    axes = ("--sweep=num_epochs=2,3", "--sweep=learning_rate=log:1e-5:1e-2", "--search=optuna", "--batch=2")
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["mtjax-sweep", *axes, "--name=s", "--jobs=1", "--max_runs=6"])
+    out = capsys.readouterr().out
+    made = plan.load(launcher.folder)
+    assert not stopped.value.code and len(made.trials) == 6, out
+    assert {trial.changes["num_epochs"] for trial in made.trials.values()} == {3}
+    assert "not tried: num_epochs=2, learning_rate=" in out and "two epochs cannot be" in out
+
+    monkeypatch.setattr(
+        plan, "inspector", lambda memory: lambda config: inspect(options.replace(config, {"num_epochs": 2}))
+    )
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["mtjax-sweep", *axes, "--name=none", "--max_runs=6"])
+    assert stopped.value.code == 1 and "two epochs cannot be" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["mtjax-sweep", "--sweep=grads=mean,pcgradd", "--search=optuna", "--name=typo", "--max_runs=6"])
+    assert stopped.value.code == 1 and "did you mean pcgrad" in capsys.readouterr().err
+    assert not (tmp_path / "sweeps" / "typo").exists()

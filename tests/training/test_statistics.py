@@ -89,26 +89,6 @@ def test_probability_of_improvement_by_hand():
         statistics.probability_of_improvement(ours, theirs[:, :1])
 
 
-def test_against_rliable():
-    try:
-        from rliable import library, metrics
-    except Exception as error:  # rliable 1.2 raises an AttributeError under pandas 3
-        pytest.skip(f"rliable cannot be imported here: {error}")
-    scores = np.random.default_rng(3).uniform(size=(10, 6))
-    others = scores[::-1] - 0.1
-
-    def aggregates(x):
-        return np.array([metrics.aggregate_mean(x), metrics.aggregate_iqm(x)])
-
-    points, intervals = library.get_interval_estimates({"a": scores}, aggregates, reps=2000)
-    ours = statistics.summarize(scores, stratify=True)
-    for i, name in enumerate(("mean", "iqm")):
-        np.testing.assert_allclose(ours[name]["value"], points["a"][i])
-        np.testing.assert_allclose([ours[name]["low"], ours[name]["high"]], intervals["a"][:, i], atol=0.015)
-    improvement = statistics.probability_of_improvement(scores, others)["value"]
-    np.testing.assert_allclose(improvement, metrics.probability_of_improvement(scores, others))
-
-
 # What rliable 1.2 (with pandas 2) says of these, at 20,000 bootstrap samples: it is not installed with the tests.
 RECORDED = [
     [0.126, -0.132, 0.64, 0.105, -0.536],

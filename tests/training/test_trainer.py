@@ -17,7 +17,7 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.suites.bodies import combine
 from mtjax.training.config import RunConfig
 from mtjax.training.evaluation import Evaluator
-from mtjax.training.trainer import Part, Trainer
+from mtjax.training.trainer import Part, Trainer, training_env
 
 CONFIG = RunConfig(
     suite="trainer-probe",
@@ -191,6 +191,17 @@ def _host_suite():
         has_success=True,
         on_device=False,
     )
+
+
+def test_a_resumed_run_has_other_episodes_on_the_host():
+    """A simulator cannot be put back to where it was; to begin again as at first would repeat what was trained on."""
+    seeds = []
+    suite = _host_suite()
+    made = suite.make_vector_env
+    suite = dataclasses.replace(suite, make_vector_env=lambda *a, seed: seeds.append(seed) or made(*a, seed=seed))
+    for begin in (0, 0, 1000, 1000, 2000):
+        training_env(dataclasses.replace(CONFIG, seed=3), suite, begin)
+    assert seeds[0] == seeds[1] == 3 and seeds[2] == seeds[3] and len(set(seeds)) == 3
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2])

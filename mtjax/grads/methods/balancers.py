@@ -167,8 +167,8 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
 
     def init(num_tasks: int) -> AveragesState:
         zero = jnp.zeros(num_tasks, default_float())
-        none = jnp.zeros(num_tasks, jnp.int32)
-        return AveragesState(zero, none, zero + 1, zero + 1, none, jnp.zeros((), jnp.int32))
+        calls, windows = jnp.zeros((2, num_tasks), jnp.int32)  # not one array twice, which cannot be donated
+        return AveragesState(zero, calls, zero + 1, zero + 1, windows, jnp.zeros((), jnp.int32))
 
     def update(gram, state, *, losses=None, mask=None):
         losses = positive(need_losses("dwa", losses)).astype(state.total.dtype)

@@ -65,8 +65,8 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
     check_number("gamma", gamma, low=0)
 
     def init(num_tasks: int) -> FamoState:
-        logits = jnp.zeros(num_tasks, default_float())
-        return FamoState(logits, logits + 1, logits, optimizer.init(logits))
+        logits, present = jnp.zeros((2, num_tasks), default_float())  # not one array twice, which cannot be donated
+        return FamoState(logits, logits + 1, present, optimizer.init(logits))
 
     def update(gram, state, *, losses=None, mask=None):
         losses = positive(need_losses("famo", losses)).astype(state.logits.dtype)

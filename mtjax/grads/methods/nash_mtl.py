@@ -94,8 +94,8 @@ def alpha_fair(gram: Array, power: Number, here: Array) -> Array:
     relative = jnp.exp(jnp.where(here > 0, log_norm - centre, 0))
     both = here[:, None] * here[None, :]
     cosine = jnp.where(jnp.eye(gram.shape[0]) > 0, 1, cosines(gram) * both)
-    scale = jnp.clip(relative ** (power - 1), 1e-12, 1e12)
-    unit = power_newton(cosine, scale, power)
+    log_scale = (power - 1) * jnp.log(relative)
+    unit = power_newton(cosine, log_scale, power)
     return here * unit / relative * jnp.exp(-2 * centre / (1 + power))
 
 

@@ -34,7 +34,8 @@ def sdmgrad(lam: Number = 0.3, step_size: Number = 0.1, steps: int = 20) -> Weig
     unbiased with three independent samples: pass the cross Gram of two of them,
     `tx.update(task_grads, state, gram=gram_matrix(grads_1, grads_2))`. (The authors' code divides
     the Gram by the mean gradient norm's square, takes β = 10 with momentum 0.5 and divides the
-    direction by 1 + λ; here the algorithm is as printed. `normalize` scales gradients first.)
+    direction by 1 + λ; here the algorithm is as printed. `normalize` scales gradients first, with one
+    batch's Gram.)
 
     Properties: permutation equivariant; not homogeneous (the step size has a scale). Cost:
     `steps` products [T, T]·[T].

@@ -5,10 +5,11 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from mtjax.grads.base import Array, Number
+from mtjax.grads.gram import constant_like
 from mtjax.grads.solvers.steps import cholesky, longest_step
 
 
-def power_newton(cosine: Array, scale: Array, power: Number, *, steps: int = 40) -> Array:
+def power_newton(cosine: Array, log_scale: Array, power: Number, *, steps: int = 40) -> Array:
     """Solves C u = κ u^(−p) for u > 0 [T], the stationarity of ½uᵀCu − Σ κ ∫u^(−p).
 
     Primal-dual: C u − z = 0 and log z + p log u = log κ, linearised together, so a step factors
@@ -17,19 +18,20 @@ def power_newton(cosine: Array, scale: Array, power: Number, *, steps: int = 40)
 
     Args:
       cosine: C [T, T], positive semi-definite with unit diagonal.
-      scale: κ [T], positive.
+      log_scale: log κ [T]; κ itself may be beyond what a number can hold.
       power: p > 0; 1 for Nash-MTL, 1/α for FairGrad.
     """
     epsilon = float(jnp.finfo(cosine.dtype).eps)
     matrix = cosine + 16 * epsilon * jnp.eye(cosine.shape[0], dtype=cosine.dtype)
 
     def residuals(u: Array, z: Array) -> tuple[Array, Array]:
-        return matrix @ u - z, jnp.log(z) + power * jnp.log(u) - jnp.log(scale)
+        return matrix @ u - z, jnp.log(z) + power * jnp.log(u) - log_scale
 
     def unfinished(carry: tuple) -> Array:
         step, u, z = carry
         linear, product = residuals(u, z)
-        worst = jnp.maximum(jnp.max(jnp.abs(linear / z)), jnp.max(jnp.abs(product)))
+        terms = jnp.maximum(jnp.maximum(power * jnp.abs(jnp.log(u)), jnp.abs(log_scale)), 1)  # their sum's rounding
+        worst = jnp.maximum(jnp.max(jnp.abs(linear / z)), jnp.max(jnp.abs(product) / terms))
         return (step < steps) & (worst > 32 * epsilon)
 
     def advance(carry: tuple) -> tuple:
@@ -45,5 +47,6 @@ def power_newton(cosine: Array, scale: Array, power: Number, *, steps: int = 40)
 
     # Exact when all cosines are equal: u = (κ / mean row sum)^(1/(1+p)).
     rows = jnp.maximum(jnp.mean(jnp.sum(cosine, axis=1)), 0.1)
-    u = (scale / rows) ** (1 / (1 + power))
-    return lax.while_loop(unfinished, advance, (0, u, scale * u**-power))[1]
+    log_u = (log_scale - jnp.log(rows)) / (1 + power)
+    first = constant_like(rows, 0, jnp.int32)
+    return lax.while_loop(unfinished, advance, (first, jnp.exp(log_u), jnp.exp(log_scale - power * log_u)))[1]

@@ -8,6 +8,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from mtjax.grads.base import Array
+from mtjax.grads.gram import constant_like
 from mtjax.grads.solvers.steps import cholesky, inverse, longest_step
 
 _STEPS, _ROUNDS = 200, 3  # at most: of ADMM, and of reading off the active set
@@ -81,7 +82,7 @@ def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], step
 
     def advance(carry: tuple) -> tuple:
         step, z, u, rho, solve, _ = carry
-        zero = (jnp.zeros((), z.dtype), jnp.zeros((), z.dtype))
+        zero = (jnp.zeros_like(rho), jnp.zeros_like(rho))
         z, u, (primal, dual), _, _ = lax.fori_loop(0, 10, inner, (z, u, zero, rho, solve))
         ratio = jnp.sqrt((primal + 1e-30) / (rho * dual + 1e-30))
         change = jnp.where((ratio > 3) | (ratio < 1 / 3), jnp.clip(ratio, 0.1, 10), 1)
@@ -92,7 +93,7 @@ def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], step
     def unfinished(carry: tuple) -> Array:
         return (carry[0] < steps) & (carry[-1] > tolerance)
 
-    rho = jnp.full((), 0.3, matrix.dtype)
+    rho = constant_like(matrix[0, 0], 0.3, matrix.dtype)
     zero = jnp.zeros_like(linear)
     start = (0, zero, zero, rho, shifted(rho), jnp.max(residual(zero)))
     return lax.while_loop(unfinished, advance, start)[1]
@@ -154,5 +155,5 @@ def _polish(
     def unfinished(carry: tuple) -> Array:
         return (carry[0] < rounds) & carry[-1] & (jnp.max(carry[2]) > 64 * epsilon)
 
-    carry = (0, s, residual(s), jnp.array(True))
+    carry = (0, s, residual(s), constant_like(matrix[0, 0], True, bool))
     return lax.while_loop(unfinished, again, carry)[1:3]

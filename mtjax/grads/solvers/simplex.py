@@ -8,6 +8,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from mtjax.grads.base import Array
+from mtjax.grads.gram import constant_like
 from mtjax.grads.solvers.steps import cholesky, longest_step
 
 
@@ -132,8 +133,8 @@ def barrier_newton(
     def unfinished(carry: tuple) -> Array:
         return (carry[0] < steps) & ~carry[3]
 
-    mu = jnp.full((), 1 / num_tasks, start.dtype)
-    return lax.while_loop(unfinished, advance, (0, start, mu, jnp.array(False)))[1]
+    mu, done = constant_like(start[0], 1 / num_tasks, start.dtype), constant_like(start[0], False, bool)
+    return lax.while_loop(unfinished, advance, (0, start, mu, done))[1]
 
 
 def project_simplex(v: Array) -> Array:
