@@ -19,7 +19,7 @@ def action_spec(space: Any, task: str) -> ActionSpec:
     Raises:
         ValueError: another kind of space.
     """
-    if hasattr(space, "n") and np.ndim(space.n) == 0:
+    if hasattr(space, "n") and np.ndim(space.n) == 0 and not space.shape:  # MultiBinary has an n, too
         return discrete(int(space.n))
     low, high = getattr(space, "low", None), getattr(space, "high", None)
     if low is None or np.ndim(low) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):

@@ -25,7 +25,7 @@ from mtjax.grads.base import (
     presence,
     uniform,
 )
-from mtjax.grads.gram import accumulator, as_finite, saturated
+from mtjax.grads.gram import accumulator, as_finite, saturated, zeros_of
 from mtjax.grads.layout import check_shapes, drop_absent
 
 
@@ -232,8 +232,7 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
             return new, AccumulateState(*blank, inner)
 
         def wait() -> tuple[Any, AccumulateState]:
-            shapes = jax.eval_shape(step)[0]
-            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            zero = jax.tree.map(zeros_of, jax.eval_shape(step)[0])
             return zero, AccumulateState(total, summed, present, state.count + 1, state.inner)
 
         return lax.cond(state.count + 1 == k, step, wait)

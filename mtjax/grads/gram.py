@@ -135,6 +135,14 @@ def constant_like(row: Array, value: float, dtype: Any) -> Array:
     return jnp.where(row == row, value, value).astype(dtype)
 
 
+def zeros_of(shape: jax.ShapeDtypeStruct) -> Array:
+    """Zeros of what `jax.eval_shape` gave, varying over a mesh as that does: the other branch of a `cond` in it."""
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    kind = getattr(shape, "manual_axis_type", None)  # before jax 0.12: vma
+    axes = kind.varying if kind is not None else getattr(shape, "vma", None)
+    return lax.pcast(zeros, tuple(axes), to="varying") if axes else zeros
+
+
 def accumulator(*arrays: Array) -> Any:
     """The dtype to accumulate products in: float32, or float64 if an operand is."""
     return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))

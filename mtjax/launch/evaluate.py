@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ def run(values: command.FlagValues) -> int:
     asked = Command(**flags.given(values, Command()))
     if not asked.run_dir:
         raise ValueError("--run_dir is missing: name the folder of a run")
+    asked = dataclasses.replace(asked, run_dir=os.path.expanduser(asked.run_dir))
     config = resolve.load_config(asked.run_dir)
     splits = None if asked.splits == "all" else chosen("splits", asked.splits, SPLITS)
     modes = chosen("modes", asked.modes, MODES)

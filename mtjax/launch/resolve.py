@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def resolve(
     if config_from:
         if preset not in ("auto", "none"):
             raise ValueError("--preset has no effect beside --config_from: a saved run sets every option")
-        saved = load_config(config_from)
+        saved = load_config(os.path.expanduser(config_from))
         base = options.flatten(saved)
         if given.get("learner", saved.learner) != saved.learner:
             base = {name: value for name, value in base.items() if name not in options.flatten(saved.hyper)}

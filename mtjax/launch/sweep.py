@@ -19,7 +19,7 @@ from mtjax import options
 from mtjax.launch import command, environment, flags, presets, resolve, show
 from mtjax.options import option
 from mtjax.sweeps import ledger, plan, schedule, space, suggest
-from mtjax.training import lock, packing
+from mtjax.training import lock
 from mtjax.training.config import RunConfig
 
 SWEEPS = Path("sweeps")
@@ -105,6 +105,7 @@ def define(values: command.FlagValues) -> None:
 def run(values: command.FlagValues) -> int:
     """Do what the flags say. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
+    asked = dataclasses.replace(asked, resume=os.path.expanduser(asked.resume))
     environ = dict(os.environ)  # of the programs: this process keeps off their devices
     check_launcher(asked)
     environment.prepare()
@@ -165,7 +166,7 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     recipe = {
         "given": dict(given),
         "preset": asked.preset,
-        "config_from": asked.config_from and str(Path(asked.config_from).absolute()),
+        "config_from": asked.config_from and str(Path(asked.config_from).expanduser().absolute()),
         "pack": asked.pack,
         "slots": local_slots(asked),
     }
@@ -240,6 +241,7 @@ def check_names(axes: Sequence[space.Axis]) -> None:
     """Raise ValueError for a value that names no method and no suite: a search would take it for a bad choice."""
     environment.choose_platform("cpu")
     from mtjax import grads, suites
+    from mtjax.training import packing
 
     for axis in axes:
         for value in axis.values:

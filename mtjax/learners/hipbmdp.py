@@ -75,8 +75,8 @@ class _HiPBMDP(_SAC):
         inner, spec = super()._make_critic(network), self.spec
 
         def init(key: Array) -> Parameters:
-            key, world_key = jax.random.split(key)
-            own = inner.init(key)
+            own = inner.init(key)  # which splits it into one for each critic
+            world_key = jax.random.fold_in(key, self.config.num_critics)
             return own._replace(shared={"world": self.world.init(world_key), "critic": own.shared})
 
         def apply(shared: Any, private: Any, task: Task, observation: Array, taken: Array | None) -> Array:

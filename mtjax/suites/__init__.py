@@ -42,7 +42,7 @@ def _import_own() -> None:
         try:
             importlib.import_module(module.strip())
         except ModuleNotFoundError as error:
-            if error.name != module.strip():
+            if not f"{module.strip()}.".startswith(f"{error.name}."):  # something that it imports is missing
                 raise
             raise ValueError(f"{OWN}={module}: there is no such module in PYTHONPATH") from None
 

@@ -76,7 +76,9 @@ def _join_splits(suites: Sequence[Suite], label: str, limit: int | None) -> Spli
     parts = tuple(_first(suite.splits[label], limit) for suite in suites)
     infos, sizes = [], []
     for suite, part in zip(suites, parts, strict=True):
-        infos += [TaskInfo(f"{suite.name}/{info.name}", info.description, info.parameters) for info in part.infos]
+        for info in part.infos:  # one body's gravity is another quantity than another's
+            parameters = {f"{suite.name}/{name}": value for name, value in info.parameters.items()}
+            infos.append(TaskInfo(f"{suite.name}/{info.name}", info.description, parameters))
         own = part.action_sizes or (suite.action.size,) * len(part)
         sizes += list(own)
     return Split(tuple(infos), parts, tuple(sizes))

@@ -61,7 +61,11 @@ def _numbers(infos: Mapping[str, Sequence[TaskInfo]]) -> dict[str, np.ndarray]:
     for info in infos["train"]:
         for name, value in info.parameters.items():
             columns.setdefault(name, []).append(float(value))
-    statistics = {name: (np.mean(values), np.std(values)) for name, values in columns.items() if np.std(values) > 1e-9}
+    statistics = {
+        name: (np.mean(values), np.std(values))
+        for name, values in columns.items()
+        if np.std(values) > 1e-6 * max(np.abs(values))  # else it is one number, up to rounding
+    }
 
     def row(info: TaskInfo) -> list[float]:
         return [

@@ -201,7 +201,7 @@ def _maze_task(seed: int, loops: float) -> tuple[GridTask, TaskInfo]:
         f"maze_{seed}",
         f"Find the way through a maze {kind} (number {seed}) to row {row}, column {column}, "
         f"at most {from_goal.max()} steps away.",
-        {"seed": seed, "loops": loops, "longest_way": float(from_goal.max())},
+        {"loops": loops, "longest_way": float(from_goal.max())},
     )
     return gridworld.make_task(walls, (row, column), starts), info
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -133,6 +134,10 @@ def _suite(name, splits, look, make_pool, horizon, simulator, draw) -> Suite:
     ``look(source) -> TaskSpec``; ``make_pool(T)(source, num_envs, seed=, info_names=) -> Pool``;
     ``draw(source, policy, seed=, steps=) -> (frames, frames per second)``.
     """
+    names = [info.name for split in splits.values() for info in split.infos]
+    for task in names:
+        if names.count(task) > 1:
+            raise ValueError(f"suite {name!r} has two tasks named {task!r}; a name stands for one task in all splits")
     specs = {
         info.name: look(source)
         for split in splits.values()
@@ -214,10 +219,15 @@ def _splits(tasks, interpolation, extrapolation, descriptions) -> dict[str, Spli
 
 
 def _sentence(source: str | Callable) -> str:
-    """A description for want of a better one: the environment's id or the doc of what makes it."""
+    """A description for want of a better one: the environment's id, or the doc of what makes it, with its arguments."""
     if isinstance(source, str):
         return source
-    return (source.__doc__ or getattr(source, "__name__", repr(source))).strip().splitlines()[0]
+    if isinstance(source, functools.partial):
+        given = [*map(str, source.args), *(f"{name}={value}" for name, value in source.keywords.items())]
+        return f"{_sentence(source.func).removesuffix('.')}: {', '.join(given)}"
+    own = source if inspect.isroutine(source) or inspect.isclass(source) else type(source)
+    lines = (inspect.getdoc(own) or "").strip().splitlines()
+    return lines[0] if lines else own.__name__
 
 
 def _shared(specs: Mapping[str, TaskSpec], horizon: int | None) -> TaskSpec:

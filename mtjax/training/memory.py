@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mtjax.learners import replay
 from mtjax.learners.replay import free_memory, size_text, without
 from mtjax.suites.base import Suite
 from mtjax.training.config import RunConfig
@@ -188,13 +189,13 @@ def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
             f"num_envs: suite {suite.name!r} runs its simulators on the host, where cores decide, not memory; "
             "give a number instead of auto"
         )
-    sizes = {number: _needs(config, suite, number) for number in (config.num_envs, 2 * config.num_envs)}
-    low, high = sizes
-    each = (sizes[high] - sizes[low]) / (high - low)
-    fixed = sizes[low] - each * low  # networks, replays: in whole along "env"
+    low, high = config.num_envs, 2 * config.num_envs
+    (kept, at_low), (_, at_high) = (_needs(config, suite, number) for number in (low, high))
+    each = (at_high - at_low) / (high - low)
+    fixed = at_low - each * low  # networks: in whole along "env", as the replays are
 
     def needs(number: int) -> float:
-        return (1 + TEMPORARIES) * (fixed / layout.seed + each * number / layout.size)
+        return kept / layout.seed + (1 + TEMPORARIES) * (fixed / layout.seed + each * number / layout.size)
 
     return choose(
         needs,
@@ -206,9 +207,13 @@ def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
     )
 
 
-def _needs(config: RunConfig, suite: Suite, num_envs: int) -> int:
-    """Bytes of state and rollout of all seeds."""
-    return _size(_shapes(Trainer(dataclasses.replace(config, num_envs=num_envs), suite)))
+def _needs(config: RunConfig, suite: Suite, num_envs: int) -> tuple[int, int]:
+    """Bytes of all seeds: of their replays, which are written in place, and of the rest of state and rollout."""
+    trainer = Trainer(dataclasses.replace(config, num_envs=num_envs), suite)
+    state = trainer.shapes()
+    rest = jax.eval_shape(replay.emptied, state)
+    rollout = jax.eval_shape(trainer.collect, trainer.env, state)[1]
+    return _size(state) - _size(rest), _size((rest, rollout))
 
 
 def _shapes(trainer: Trainer) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtjax import suites
+from mtjax import options, suites
 from mtjax.training import lock, memory, packing, record, run, versions
 from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
@@ -56,8 +56,8 @@ def train_packed(
         resume, progress, video, tensorboard: as in :func:`mtjax.training.run.train`.
 
     Raises:
-        ValueError: the trials are not one program, ``program_dir`` holds one and ``resume`` is False, or another
-            process is at work in it or in a trial's folder.
+        ValueError: the trials are not one program, ``program_dir`` holds one and ``resume`` is False, or holds one of
+            other trials; or another process is at work in it or in a trial's folder.
         Interrupted: a signal came; the state was saved.
     """
     program_dir, trials_dir = pathlib.Path(program_dir), pathlib.Path(trials_dir)
@@ -68,6 +68,8 @@ def train_packed(
     with lock.lock(program_dir, "program"):
         if not resume and (program_dir / record.FILE).exists():
             raise ValueError(f"{program_dir} already holds a program; resume it, or choose another folder")
+        if resume and (program_dir / packing.PROGRAM).exists():
+            _require_same(packing.load_program(program_dir).trials, trainer.rows.trials, program_dir)
         if resume and (program_dir / FINISHED).exists():
             return _finished(program_dir, trials_dir)
         for name in trials:
@@ -92,6 +94,17 @@ def train_packed(
                     os.replace(folder, trials_dir / name)
             versions.sync_folder(trials_dir)
         return _finish(session, program_dir, trials_dir)
+
+
+def _require_same(have: Mapping[str, RunConfig], trials: Mapping[str, RunConfig], folder: pathlib.Path) -> None:
+    """Refuse to go on with other trials than those that a program holds, whose rows are told apart by their place."""
+    if list(have) != list(trials):
+        raise ValueError(f"{folder} holds a program of the trials {', '.join(have)}, not of {', '.join(trials)}")
+    for name, config in trials.items():
+        before, now = options.flatten(have[name]), options.flatten(config)
+        for option in now:
+            if before.get(option) != now[option]:
+                raise ValueError(f"{folder}: trial {name} has {option}={before.get(option)}, not {now[option]}")
 
 
 def _alone(place: pathlib.Path) -> contextlib.AbstractContextManager[None]:

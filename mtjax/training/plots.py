@@ -274,7 +274,7 @@ def time_spent(run: Run) -> Figure | None:
     areas.set_ylim(0, top if top > 0 else 1)  # the first update compiles; it would flatten the rest
     areas.legend(loc="upper right", ncols=2)
     _finish(areas, "Seconds of one update")
-    repeats = np.diff(run.updates, prepend=run.updates[0] - 1)[-len(rollout.steps) :]
+    repeats = np.diff(run.updates, prepend=0)[-len(rollout.steps) :]
     totals = [float(np.nansum(_mean_of_rest(s.values) * repeats)) for s in (rollout, update)]
     totals.append(max(0.0, float(run.times[-1]) - sum(totals)))
     labels = ("rollout", "update", "compile,\nevaluate, save")

@@ -151,10 +151,18 @@ class Recorder:
         line = {k: _plain(v) for k, v in line.items()}
         rest = memoryview(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
         with self._named():
+            self._follow()
             while rest:
                 rest = rest[self._file.write(rest) :]
         if sync or clock.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
+
+    def _follow(self) -> None:
+        """Write to the file that is there now: a run that is resumed replaces its record (`truncate_after`)."""
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+                self._file.close()
+                self._file = self.path.open("ab", buffering=0)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -195,10 +203,16 @@ def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
-def truncate_after(run_dir: str | os.PathLike, step: int) -> int:
+def truncate_after(run_dir: str | os.PathLike, step: int, *, ends: bool = True) -> int:
     """Forget what a run resumed at ``step`` will write again: all later lines, and a final evaluation there.
 
     Call it before the Recorder is opened. The file is replaced in one piece.
+
+    Args:
+        run_dir: the run's folder.
+        step: where it goes on.
+        ends: it has come to its end there, and evaluates again. A run that is extended does not: what was its final
+            evaluation stays, as one on the way.
 
     Returns:
         How many whole lines were dropped.
@@ -209,7 +223,12 @@ def truncate_after(run_dir: str | os.PathLike, step: int) -> int:
     path = pathlib.Path(run_dir) / FILE
     raw = _whole_lines(path.read_bytes())
     lines = zip(raw, _parse(path), strict=True)
-    keep = [t for t, line in lines if line["step"] < step or (line["step"] == step and not line.get("final"))]
+    keep = []
+    for text, line in lines:
+        if line["step"] < step or (line["step"] == step and not line.get("final")):
+            keep.append(text)
+        elif line["step"] == step and not ends:
+            keep.append(json.dumps({**line, "final": False}, allow_nan=False, separators=(",", ":")).encode())
     write_atomically(path, b"".join(text + b"\n" for text in keep))
     return len(raw) - len(keep)
 

@@ -96,8 +96,8 @@ class Session:
             self.bar.message(self.trainer.learner.replay.describe(seeds))
         messages = self._restore() if resume else []
         self.recorder = self._recorder(resume, tensorboard, stack)
-        if processes.first() and self.update < self.trainer.num_updates:
-            (self.run_dir / SUMMARY).unlink(missing_ok=True)  # of a run that is extended: it is not done any more
+        if processes.first():  # of a run that is extended, or evaluated once more: it is not done any more
+            (self.run_dir / SUMMARY).unlink(missing_ok=True)
         for message in messages:
             self.bar.message(message)
             self.recorder.event(self.step, self.seconds, message)
@@ -112,7 +112,7 @@ class Session:
         if not processes.first():
             return record.Unrecorded()
         if resume and (self.run_dir / record.FILE).exists():
-            record.truncate_after(self.run_dir, self.step)
+            record.truncate_after(self.run_dir, self.step, ends=self.update >= self.trainer.num_updates)
         names = [info.name for info in self.suite.tasks]
         return stack.enter_context(record.Recorder(self.run_dir, names, tensorboard))
 
@@ -321,6 +321,7 @@ class Session:
         """Evaluate on all splits, draw plots and videos, write the summary, which is {} where another process does."""
         trained, measured = self.seconds, self.measure()
         self.recorder.sync()
+        self.saver.wait()  # the summary says that the run is done: its last checkpoint must be there
         self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
         state = self.trainer.placement.whole(replay.emptied(self.state)) if draw else self.state
         if processes.several():

@@ -152,7 +152,7 @@ def probability_of_improvement(
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"cannot compare {ours.shape[1]} tasks with {theirs.shape[1]}")
     x, y = ours[:, None], theirs[None]
-    wins = (x > y) + 0.5 * (x == y)  # [S, S', T]
+    wins = np.where(np.isnan(x) | np.isnan(y), np.nan, (x > y) + 0.5 * (x == y))  # [S, S', T]
     value = float(wins.mean())
     if min(len(ours), len(theirs)) < 2:
         return {"value": value, "low": None, "high": None}

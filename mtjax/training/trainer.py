@@ -138,17 +138,20 @@ class Trainer:
         buffer = self.learner.replay
         return state if buffer is None or buffer.saved else replay.emptied(state)
 
+    def shapes(self) -> TrainState:
+        """Shapes and dtypes of the state, with a replay that checkpoints may be without."""
+        return jax.eval_shape(self._init, self.env, self._seeds)
+
     def abstract(self) -> TrainState:
         """Shapes, dtypes and on a mesh the shardings of a checkpoint."""
-        state = jax.eval_shape(lambda: self.saved(self._init(self.env, self._seeds)))
+        state = jax.eval_shape(self.saved, self.shapes())
         return self.placement.described(state, self.shardings)
 
     def restored(self, state: TrainState) -> TrainState:
         """The state that a checkpoint's continues with: a replay that was left out is there again, and empty."""
         buffer = self.learner.replay
         if buffer is not None and not buffer.saved:
-            like = jax.eval_shape(self._init, self.env, self._seeds)
-            state = replay.refilled(state, self.placement.described(like, self.shardings))
+            state = replay.refilled(state, self.placement.described(self.shapes(), self.shardings))
         return self.placement.place(state, self.shardings)
 
     def restart(self, state: TrainState) -> TrainState:

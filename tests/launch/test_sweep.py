@@ -97,7 +97,7 @@ def test_a_sweep_that_came_first_keeps_its_folder(swept, monkeypatch):
 
 
 def test_long_plans_are_cut_and_say_by_how_much(swept, probe_suite):
-    result = swept("--suite=probe", "--pack=1", "--sweep=seed=range:0:49:1", "--plan_only")
+    result = swept(f"--suite={probe_suite}", "--pack=1", "--sweep=seed=range:0:49:1", "--plan_only")
     shown = sum(line.split()[:1] == [f"p{number:03}"] for number in range(1, 50) for line in result.out.splitlines())
     assert f"and {49 - shown} more" in result.out and 30 < shown < 49
 

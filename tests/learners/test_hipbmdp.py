@@ -232,7 +232,7 @@ def test_unseen_tasks_are_acted_for_by_the_mean_embedding_and_by_an_inferred_one
     # A policy that has learnt nothing says the same to all: make it decided.
     state.params["policy"] = jax.tree.map(lambda leaf: 30.0 * leaf, state.params["policy"])
     adaptation, yes = agent.adaptation(), np.bool_(True)
-    observation = np.random.default_rng(3).normal(size=(T, 5, OBS)).astype(np.float32)
+    observation = np.random.default_rng(3).normal(size=(T, 50, OBS)).astype(np.float32)
     others = Unseen(np.zeros((T, 0), np.float32), np.ones((T, action.size), np.float32))
     act, adapted = jax.jit(agent.evaluation_policy), jax.jit(adaptation.policy)
     seen = np.asarray(act(state, observation, KEY, yes))
@@ -248,7 +248,7 @@ def test_unseen_tasks_are_acted_for_by_the_mean_embedding_and_by_an_inferred_one
     np.testing.assert_array_equal(start[0], start[1])
     np.testing.assert_array_equal(adapted(state, start, observation, KEY, yes, others), zero_shot)
     np.testing.assert_array_equal(adapted(state, thetas, observation, KEY, yes, others), seen)
-    assert seen.shape == zero_shot.shape == (T, 5, *action.shape) and (seen != zero_shot).any()
+    assert seen.shape == zero_shot.shape == (T, 50, *action.shape) and (seen != zero_shot).any()
     assert inferred.shape == (T, 2) and (inferred != start).all()
     assert _make(theta_size=0).adaptation() is None
 

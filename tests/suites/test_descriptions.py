@@ -87,6 +87,15 @@ def test_tasks_may_differ_in_different_numbers():
     np.testing.assert_array_equal(numbers == 0, [[False, True], [False, True], [True, False], [True, False]])
 
 
+@pytest.mark.parametrize("name", ["gridworld-mazes", "bodies-control", "hidden-hopper", "control-pendulum"])
+def test_unseen_tasks_lie_where_numbers_can_take_them(name):
+    """A generator's seed is no property of a maze, nor is one body's gravity that of another: both went to hundreds."""
+    found = descriptions.contexts(suites.make(name))
+    reach = np.abs(found["train"]).max()
+    for label, vectors in found.items():
+        assert np.abs(vectors).max() < 6 * max(reach, 5), label
+
+
 def test_a_suite_of_ones_own_is_told_how_to_bring_embeddings():
     suite = _suite(["Do something that no other suite does."])
     with pytest.raises(ValueError, match="no embedding of task 'task_0' of suite 'mine' .*--task_embeddings=FILE"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 
@@ -185,6 +186,20 @@ def test_held_out_tasks_become_splits():
 def test_gymnasium_tasks_that_cannot_be_a_suite_are_named(tasks, message):
     with pytest.raises(ValueError, match=message):
         from_gymnasium("bad", tasks)
+
+
+def test_a_name_stands_for_one_task_in_all_splits():
+    with pytest.raises(ValueError, match="suite 'x' has two tasks named 'a'"):
+        from_gymnasium("x", {"a": "CartPole-v1"}, interpolation={"a": "Acrobot-v1"})
+
+
+def test_tasks_made_by_partial_are_described_by_what_they_are_given():
+    """Not by the doc of functools.partial, which is the same for all."""
+    make = functools.partial(gymnasium.make, "CartPole-v1")
+    other = functools.partial(gymnasium.make, "CartPole-v1", sutton_barto_reward=True)
+    first, second = from_gymnasium("x", {"a": make, "b": other}).tasks
+    assert first.description.endswith(": CartPole-v1")
+    assert second.description.endswith(": CartPole-v1, sutton_barto_reward=True")
 
 
 def test_an_action_space_without_a_form_is_named():

@@ -122,5 +122,9 @@ def test_suites_of_ones_own_are_known_to_every_process(tmp_path, monkeypatch):
     suites._import_own()
     assert suites.make("own-pendulum").num_tasks == 9
     monkeypatch.setenv("MTJAX_SUITES", "own_suite")
+    for missing in ("own_suite.more", "nosuch.own_suite"):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"={missing}: there is no such module"):
+            patch.setenv("MTJAX_SUITES", missing)
+            suites._import_own()
     with pytest.raises(ValueError, match="MTJAX_SUITES=own_suite: there is no such module"):
         suites._import_own()

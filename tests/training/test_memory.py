@@ -87,6 +87,20 @@ def test_the_need_of_a_run_is_what_its_arrays_take(monkeypatch):
     assert seen["multiple"] == 2 and meshed(0) == pytest.approx(alone(0))
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_replay_needs_its_room_once(monkeypatch, saved):
+    """It is written in place, so that no allowance is made for temporaries of it; and it is there though not saved."""
+    options_of = {"learner": "sac", "replay_capacity": 50_000, "hidden_sizes": (8,), "checkpoint_replay": saved}
+    config = presets.configure("control-pendulum", **options_of)
+    suite, needs = make(config.suite), []
+    monkeypatch.setattr(memory, "choose", lambda need, free, **sizes: needs.append(need) or memory.Choice(1, ""))
+    for capacity in (50_000, 100_000):
+        memory.choose_envs(options.replace(config, {"replay_capacity": capacity}), suite, ONE)
+    small, large = (need(config.num_envs) for need in needs)
+    row = (2 * suite.observation_size + suite.action.size + 2) * 4  # observations, action, reward, the end
+    assert large - small == pytest.approx(50_000 * suite.num_tasks * row, rel=0.1)
+
+
 def test_a_run_that_cannot_fit_is_refused_before_it_starts(monkeypatch):
     """What is traced is exact; a rollout far below the memory is not traced, so that a normal run starts at once."""
     config = presets.configure("control-cartpole", num_envs=4, num_minibatches=2, hidden_sizes=(8,))

@@ -209,6 +209,19 @@ def test_a_folder_in_use_is_refused_before_anything_is_begun(tmp_path, held):
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {lock.FILE}
 
 
+def test_other_trials_do_not_go_on_in_a_program(together, tmp_path):
+    """Rows are told apart by their place: other numbers, or another order, would be given the wrong names."""
+    _, program, _ = together
+    wild, *others = TRIALS
+    changed = {**TRIALS, wild: options.replace(TRIALS[wild], {"learning_rate": 0.123})}
+    for trials, message in (
+        (changed, f"trial {wild} has learning_rate=.*, not 0.123"),
+        ({name: TRIALS[name] for name in (*others, wild)}, "holds a program of the trials .*, not of "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            packed.train_packed(trials, program, tmp_path / "trials", resume=True, **QUIET)
+
+
 def test_a_program_of_which_nothing_is_left(tmp_path):
     """No trial is lost without a word."""
     trials = {"wild": TRIALS["wild"]}

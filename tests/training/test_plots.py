@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from mtjax.training import plots
+from mtjax.training import plots, series
 from mtjax.training.record import Recorder
 
 
@@ -87,6 +87,16 @@ def test_every_picture_there_is_data_for(tmp_path, settings, expected):
 def test_no_pyplot_is_needed():
     # pyplot would open windows and keep every figure alive.
     assert not hasattr(plots, "plt")
+
+
+def test_where_the_time_went_counts_every_update(tmp_path):
+    """A line stands for all updates since the one before, the first line too."""
+    spent = {"seconds/rollout": 0.5, "seconds/update": 0.25}
+    with Recorder(tmp_path, ["a"], tensorboard=False) as recorder:
+        for update in (100, 150):
+            recorder.train(10 * update, update, float(update), spent)
+    bars = plots.time_spent(series.load(tmp_path)).axes[1].patches
+    np.testing.assert_allclose([bar.get_width() for bar in bars], [75.0, 37.5, 37.5])
 
 
 def test_thinning_keeps_the_mean_and_skips_holes():

@@ -95,6 +95,31 @@ def test_resume_repeats_no_step(tmp_path):
     assert record.task_names(record.read(tmp_path)) == TASKS
 
 
+def test_a_final_evaluation_outlives_an_extension(tmp_path):
+    """A run that ends where it is resumed measures again; one that is extended has been there for the last time."""
+    for ends in (False, True):
+        folder = tmp_path / str(ends)
+        with Recorder(folder, TASKS, tensorboard=False) as recorder:
+            found = {"return": np.array([[1 / 3, np.nan, 2.0]])}
+            recorder.evaluation(10, 1.0, split="train", mode="stochastic", final=True, episodes=5, values=found)
+        assert record.truncate_after(folder, 10, ends=ends) == int(ends)
+        lines = [line for line in record.read(folder) if line["kind"] == "evaluation"]
+        assert len(lines) == (not ends)
+        if lines:
+            assert lines[0]["final"] is False and lines[0]["episodes"] == 5
+            np.testing.assert_allclose(lines[0]["values"]["return"], found["return"], rtol=1e-4)
+
+
+def test_an_evaluation_beside_a_resume_is_kept(tmp_path):
+    """It began before the run was resumed, which has replaced the record since."""
+    write(tmp_path, [10, 20])
+    with Recorder(tmp_path, TASKS, tensorboard=False, alone=False) as beside:
+        record.truncate_after(tmp_path, 10)
+        how = {"split": "train", "mode": "deterministic", "final": False, "episodes": 1}
+        beside.evaluation(10, 1.0, **how, values={"return": np.ones((1, 3))})
+        assert [line["kind"] for line in record.read(tmp_path)] == ["tasks", "train", "evaluation"]
+
+
 def test_the_record_of_other_tasks_is_refused(tmp_path):
     write(tmp_path, [10])
     with pytest.raises(ValueError, match=r"of the tasks \['walk', 'run', 'jump'\], not of \['swim'\]"):

@@ -24,7 +24,7 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.suites import base
 from mtjax.training import config as training_config
 from mtjax.training import plots, record, run
-from mtjax.training.checkpoint import Checkpointer
+from mtjax.training.checkpoint import Checkpointer, CheckpointError
 from mtjax.training.config import RunConfig
 from mtjax.training.trainer import Part, Trainer
 
@@ -380,6 +380,32 @@ def test_an_extended_run_is_not_done(straight, tmp_path, monkeypatch, no_plots):
         with pytest.raises(run.Interrupted):
             _train(folder, dataclasses.replace(CONFIG, total_steps=(UPDATES + 1) * STEPS), resume=True)
     assert not (folder / run.SUMMARY).exists()
+
+    # What was measured at the old end is not measured again: it stays, as an evaluation on the way.
+    before, after = (
+        [line for line in record.read(place) if line["kind"] == "evaluation" and line["step"] == UPDATES * STEPS]
+        for place in (straight[0], folder)
+    )
+    assert len(after) == len(before) > 0 and {line["final"] for line in before} == {True}
+    assert {line["final"] for line in after} == {False}
+    for one, other in zip(before, after, strict=True):
+        assert (one["split"], one["mode"]) == (other["split"], other["mode"])
+        np.testing.assert_array_equal(one["values"]["return"], other["values"]["return"])
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_done(straight, tmp_path, monkeypatch, no_plots):
+    """It is written while the last evaluation plays; the summary must not come before it."""
+    write = Checkpointer._write
+
+    def full(self, step, *rest):
+        if step >= UPDATES * STEPS:
+            raise OSError(28, "No space left on device")
+        return write(self, step, *rest)
+
+    monkeypatch.setattr(Checkpointer, "_write", full)
+    with pytest.raises(CheckpointError):
+        _train(tmp_path / "run")
+    assert not (tmp_path / "run" / run.SUMMARY).exists()
 
 
 SCRIPT = """

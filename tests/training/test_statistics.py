@@ -85,6 +85,8 @@ def test_probability_of_improvement_by_hand():
     better = statistics.probability_of_improvement(ours + 10, theirs, stratify=True)
     assert better == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert statistics.probability_of_improvement(ours[:1], theirs)["low"] is None
+    unknown = statistics.probability_of_improvement(ours, np.full_like(theirs, np.nan))
+    assert np.isnan(list(unknown.values())).all()
     with pytest.raises(ValueError, match="cannot compare 2 tasks with 1"):
         statistics.probability_of_improvement(ours, theirs[:, :1])
 

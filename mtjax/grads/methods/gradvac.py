@@ -84,6 +84,10 @@ def vaccinate(gram: Array, target: Array, orders: Array, here: Array, beta: Numb
         moved = jnp.where(usable, (1 - beta) * wanted + beta * phi, wanted)
         return (products + step[:, None] * gram[others], squared, target.at[rows, others].set(moved)), step
 
-    start = (gram, jnp.diagonal(gram), target)
+    start = (
+        gram,
+        jnp.diagonal(gram),
+        target + jnp.zeros_like(gram),
+    )  # which may vary over a mesh where a start does not
     (_, _, target), steps = lax.scan(meet, start, orders)
     return here + jnp.zeros_like(here).at[orders].add(steps), target
