@@ -7,13 +7,14 @@ Each cell is the median of many turns, the two libraries in alternation, with a 
 other's threads leave off spinning. A turn is calls for some milliseconds, and one more that counts: in training one
 call follows the other, and cores that have slept through the pause are slow at first. `whole` is the Jacobian to the
 direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it is given the T × T
-Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum; what TorchJD's call takes beyond
-its own floor counts as its solver's share. MoDo and SDMGrad, which TorchJD has as weightings of two batches' Gram,
-see one batch's here. What TorchJD calls scalarizers (DWA, FAMO, IMTL-L, STCH, …)
+Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum. MoDo and SDMGrad, which TorchJD has
+as weightings of two batches' Gram, see one batch's here. What TorchJD calls scalarizers (DWA, FAMO, IMTL-L, STCH, …)
 combines losses before there is a Jacobian, so that the same Jacobians say nothing of them.
 
 Both libraries run in the thread that calls them: jax_cpu_enable_async_dispatch is off (`--async_dispatch` turns it
 on), since handing each call to a thread of its own costs 0.03 to 0.05 ms, which shows in the cells of 0.1 ms.
+OpenBLAS, which SciPy's and CVXPY's solvers call, has one thread on both sides: its threads spin on in what follows,
+and TorchJD's FairGrad took up to twice as long with two. OPENBLAS_NUM_THREADS sets another number.
 """
 
 import json
@@ -68,7 +69,7 @@ METHODS = {
 }
 flags.register_validator("methods", lambda names: set(names) <= set(METHODS), f"methods are {', '.join(METHODS)}")
 ON_ROOT = ("nash_mtl",)  # its TorchJD class sees the Jacobian only through the Gram, but takes nothing else
-_ENVIRONMENT = dict(os.environ)  # before this side sets what it needs
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # before this side sets what it needs
 COLUMNS = (
     "tasks", "parameters", "kind", "method", "floor", "whole", "TorchJD", "times faster", "of the floor", "solver",
     "TorchJD's", "times faster", "its solver, %", "note",
@@ -78,7 +79,7 @@ SLOWER, SOLVER_SLOWER, OVER_FLOOR = "slower", "solver slower", "over the floor"
 WHOLE_BELOW, SOLVER_BELOW = "whole below 5 times", "solver below 5 times"
 PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a while after each call
 WARM = 0.1  # seconds of calls, one at least, before the one that counts: both threads find a core each
-TORCH_PARTS = ("whole", "solver", "floor")
+TORCH_PARTS = ("whole", "solver")
 DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50: in some cells
 HALF = 50  # percent of TorchJD's call, from which its solver dominates it
 TIMES = 5  # faster than TorchJD's, these should be
@@ -110,10 +111,7 @@ for line in sys.stdin:
     if r["part"] == "solver" and part is None and not r["on_root"]:
         print("null", flush=True); continue
     whole = (lambda J: f(J @ J.T) @ J) if part is f else f
-    if r["part"] == "floor":
-        x, call = J, lambda J: (J @ J.T, J[:, 0] @ J)
-    else:
-        x, call = (J, whole) if r["part"] == "whole" else (root, f) if r["on_root"] else (gram, part)
+    x, call = (J, whole) if r["part"] == "whole" else (root, f) if r["on_root"] else (gram, part)
     begun = time.perf_counter()
     call(x)
     while time.perf_counter() - begun < r["warm"]:
@@ -427,7 +425,7 @@ def surgery() -> None:
 def main(argv) -> None:
     del argv
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mtjax's commands do; TorchJD's process is as it comes
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as mtjax's commands do
     import jax
 
     pin()

@@ -1,15 +1,18 @@
 """A trained policy in a program of one's own: what it does is what the run's evaluation did."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtjax import suites
-from mtjax.learners.config import PPOConfig
+from mtjax.learners.config import PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.training import saved
 from mtjax.training.config import RunConfig
+from mtjax.training.evaluation import unseen_tasks
 from mtjax.training.policy import load_policy
 from mtjax.training.run import train
 from mtjax.training.trainer import Trainer
@@ -56,6 +59,38 @@ def test_it_acts_as_the_learner_does(run_dir):
     assert (load_policy(run_dir)(seen[0]) != policy(seen[0])).any()  # another agent
 
 
+def test_it_acts_in_tasks_that_were_held_out(run_dir):
+    """As the evaluation does: told what the learner is told of unseen tasks."""
+    suite = suites.make(CONFIG.suite)
+    trainer = Trainer(CONFIG, suite)
+    _, state, _ = saved.restore(run_dir, trainer, None, to_be="looked at")
+    learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
+    policy, part = load_policy(run_dir, split="extrapolation"), suite.split("extrapolation")
+    seen = np.random.default_rng(1).normal(size=(len(part), 2, suite.observation_size)).astype(np.float32)
+    unseen = unseen_tasks(suite, "extrapolation", trainer.contexts)
+    want = trainer.learner.policy(learner, seen, jax.random.key(0), jnp.asarray(True), unseen)
+    assert policy.tasks == tuple(info.name for info in part.infos)
+    for index in range(len(part)):
+        np.testing.assert_allclose(policy(seen[index], index), want[index], rtol=1e-5, atol=1e-6)
+
+
+def test_choices_of_an_agent_with_a_replay(tmp_path):
+    """SAC's state holds one, which the policy is without; a checkpoint is taken by its step; actions are choices."""
+    hyper = SACConfig(rollout_length=4, batch_size=4, replay_capacity=64, warm_start=8)
+    network = NetworkConfig(hidden_sizes=(8,), arrangement="independent")
+    quick = {"suite": "control-cartpole", "learner": "sac", "hyper": hyper, "network": network, "num_seeds": 1}
+    config = dataclasses.replace(CONFIG, **quick, total_steps=1000, checkpoint_every=400)
+    train(config, tmp_path, progress=False, tensorboard=False)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
+    seen = np.random.default_rng(2).normal(size=(40, 4))
+    first, last, newest = (load_policy(tmp_path, checkpoint=step)(seen) for step in (steps[0], steps[-1], None))
+    assert len(steps) > 1 and first.shape == (40,) and jnp.issubdtype(first.dtype, jnp.integer)
+    assert set(np.asarray(first).tolist()) <= {0, 1}
+    np.testing.assert_array_equal(last, newest)
+    with pytest.raises(ValueError, match="extrapolation: tasks own their networks, and unseen ones have none"):
+        load_policy(tmp_path, split="extrapolation")
+
+
 def test_mistakes(run_dir, tmp_path):
     policy = load_policy(run_dir)
     with pytest.raises(ValueError, match="unknown task .*did you mean"):
@@ -68,5 +103,5 @@ def test_mistakes(run_dir, tmp_path):
         load_policy(run_dir, seed=2)
     with pytest.raises(ValueError, match="has no split 'nonsense'"):
         load_policy(run_dir, split="nonsense")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="is not a run: it has no config.json"):
         load_policy(tmp_path)
