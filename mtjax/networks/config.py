@@ -87,8 +87,8 @@ class NetworkConfig:
     policy_encoder: str = option(
         "own",
         "The policy's encoder (care's with attention and context): its 'own', or that of the value network or SAC's "
-        "critics, which their loss alone teaches ('value', as CARE's authors do), or the policy's, too ('both'; PPO). An "
-        "encoder that SAC's critics have for themselves sees continuous actions, too; one that they share does not.",
+        "critics, which their loss alone teaches ('value', as CARE's authors do), or the policy's, too ('both'; PPO). "
+        "An encoder that SAC's critics have for themselves sees continuous actions, too; one that they share does not.",
         choices=("own", "value", "both"),
     )
     value_trunk: str = option("same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual"))
