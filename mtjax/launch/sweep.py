@@ -122,7 +122,9 @@ def run(values: command.FlagValues) -> int:
     launcher = make_launcher(asked, made, folder, environ)
     started = time.monotonic()
     with lock.lock(folder, "sweep"):
-        if not asked.resume:
+        if asked.resume:
+            made = plan.load(folder)  # once more: another launcher may have made it longer until now
+        else:
             require_free(folder)  # once more: nobody can have it now but this process
             plan.save(made, folder)
         print(f"{'resuming' if asked.resume else 'sweep folder'}: {folder}", flush=True)
@@ -267,7 +269,8 @@ def plan_suggestions(
         None if nothing new can be suggested.
 
     Raises:
-        ValueError: nothing of what was suggested, over and over, can be trained; with the first reason.
+        ValueError: nothing of what was suggested, over and over, can be trained; with the first reason. In the first
+            batch, for a reason that names no swept option, at once.
     """
     search = rest["search"]
     axes = parse_axes(search["sweep"])
@@ -284,6 +287,8 @@ def plan_suggestions(
             try:
                 longer = plan_trials(name, [*taken, change], recipe, **rest)
             except ValueError as error:
+                if not known and not any(axis.name in str(error) for axis in axes):
+                    raise  # of what all trials have in common
                 reason = reason or error
                 refused.append((change, None))
                 values = ", ".join(f"{option}={options.as_text(value)}" for option, value in change.items())

@@ -226,7 +226,7 @@ def _sentence(source: str | Callable) -> str:
         given = [*map(str, source.args), *(f"{name}={value}" for name, value in source.keywords.items())]
         return f"{_sentence(source.func).removesuffix('.')}: {', '.join(given)}"
     own = source if inspect.isroutine(source) or inspect.isclass(source) else type(source)
-    lines = (inspect.getdoc(own) or "").strip().splitlines()
+    lines = inspect.cleandoc(own.__doc__ or "").strip().splitlines()  # its own, not that of gymnasium's base class
     return lines[0] if lines else own.__name__
 
 

@@ -15,7 +15,7 @@ from mtjax import options, suites
 from mtjax.training import lock, memory, packing, record, run, versions
 from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import RunConfig
+from mtjax.training.config import OPERATIONAL, RunConfig
 from mtjax.training.trainer import Trainer
 
 FINISHED = "finished.json"  # in a program's folder, once all its trials have theirs
@@ -103,7 +103,7 @@ def _require_same(have: Mapping[str, RunConfig], trials: Mapping[str, RunConfig]
     for name, config in trials.items():
         before, now = options.flatten(have[name]), options.flatten(config)
         for option in now:
-            if before.get(option) != now[option]:
+            if option not in OPERATIONAL and before.get(option) != now[option]:
                 raise ValueError(f"{folder}: trial {name} has {option}={before.get(option)}, not {now[option]}")
 
 

@@ -58,6 +58,7 @@ def load_policy(
 def of_state(trainer: Trainer, suite: Suite, state: TrainState, *, split: str = "train", seed: int = 0) -> Policy:
     """The policy of one seed of a trainer's state, in the tasks of a split."""
     learner = jax.tree.map(lambda leaf: leaf[seed], replay.emptied(state.learner))  # whose replay would be copied
+    learner = jax.device_get(learner)  # wherever training had it, on a mesh say: the observation's device is to act
     unseen = unseen_tasks(suite, split, trainer.contexts)
     names = [info.name for info in suite.split(split).infos]
     return Policy(trainer.learner, learner, names, suite.observation_size, unseen)
@@ -82,7 +83,7 @@ class Policy:
         self, learner: Learner, state: object, tasks: Sequence[str], observation_size: int, unseen: Unseen | None = None
     ):
         self.tasks, self.observation_size = tuple(tasks), observation_size
-        self._state = state
+        self._state = state  # arrays of the host, which go where the observation is
 
         def act(state: object, index: Array, observation: Array, key: Array, deterministic: Array) -> Array:
             everywhere = jnp.zeros((len(self.tasks), *observation.shape), jnp.float32).at[index].set(observation)

@@ -59,6 +59,7 @@ class Recorder:
         # Unbuffered: a line is one system call, so that lines of two processes do not mix, and what a full disk
         # has refused is not tried again when the file is closed.
         self._file = self.path.open("ab", buffering=0)
+        self._place = os.stat(self.path)
         self._synced = clock.monotonic()
         if last_step is None:
             self._write({"kind": "tasks", "step": 0, "time": 0.0, "tasks": list(self.task_names)})
@@ -160,9 +161,10 @@ class Recorder:
     def _follow(self) -> None:
         """Write to the file that is there now: a run that is resumed replaces its record (`truncate_after`)."""
         with contextlib.suppress(FileNotFoundError):
-            if not os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno())):
+            if not os.path.samestat(os.stat(self.path), self._place):
                 self._file.close()
                 self._file = self.path.open("ab", buffering=0)
+                self._place = os.stat(self.path)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

@@ -262,7 +262,7 @@ def check_splits(config: RunConfig, suite: Suite) -> None:
 
 def training_env(config: RunConfig, suite: Suite, begin: int = 0) -> VectorEnv:
     """The environments of training, whose episodes may be shorter than the suite's. Raises ValueError with one line."""
-    seed = config.seed if not begin else int(np.random.SeedSequence((config.seed, begin)).generate_state(1)[0])
+    seed = config.seed if not begin else int(np.random.SeedSequence((config.seed, begin)).generate_state(1)[0] >> 1)
     # Simulators on the host are slow: episodes of one length would otherwise all end at once.
     env = on_host(suite.vector_env(config.num_envs, seed=seed), stagger=True)
     if not config.training_horizon:

@@ -320,6 +320,12 @@ def test_fairgrad_tends_to_the_sum():
             np.testing.assert_allclose(solve(gram, alpha), want, rtol=2e-4)
 
     check(lambda gram, alpha: grads.fairgrad(alpha).update(gram, ())[0])
+    draw = np.random.default_rng(0)
+    for alpha in (0.1, 0.02):  # gradients that conflict, of like norms: the equation itself
+        J = draw.standard_normal((6, 40)) * np.linspace(1, 3, 6)[:, None]
+        gram = (J @ J.T).astype(np.float32)
+        weights = grads.fairgrad(alpha).update(gram, ())[0]
+        assert (gram < 0).any() and grads.residual(f"fairgrad(alpha={alpha})", gram, weights) < 1e-4
 
     def bounded(gram, alpha):
         norm = np.sqrt(np.diagonal(gram))

@@ -40,7 +40,6 @@ CASES = {
     "config": (grads.config(), reference.config, "cosine", 0),
     "nash_mtl": (grads.nash_mtl(), lambda J: reference.alpha_fair(J, 1.0), "cosine", 0),
     "fairgrad": (grads.fairgrad(alpha=2.0), lambda J: reference.alpha_fair(J, 2.0), "cosine", 0),
-    "fairgrad_near_sum": (grads.fairgrad(alpha=0.1), lambda J: reference.alpha_fair(J, 0.1), "cosine", 0),
     "aligned_mtl": (grads.aligned_mtl(), reference.aligned_mtl, "gram", 0),
     "aligned_median": (grads.aligned_mtl("median"), lambda J: reference.aligned_mtl(J, "median"), "gram", 0),
     "aligned_rmse": (grads.aligned_mtl("rmse"), lambda J: reference.aligned_mtl(J, "rmse"), "gram", 0),
