@@ -123,7 +123,11 @@ def killed(bench: Bench, kills: int) -> Outcome:
     with concurrent.futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [pool.submit(_killed, bench, n, kills // LANES, bench.random.random()) for n in range(LANES)]
     done, runs, writing, wrong = (sum(part) for part in zip(*[lane.result() for lane in lanes], strict=True))
-    found = f"{runs} runs ended with the same numbers" if not wrong else f"{wrong} of {runs} runs with OTHER NUMBERS"
+    found = (
+        f"{runs} runs were killed so often in all, and ended with the same numbers"
+        if not wrong
+        else f"{wrong} of {runs} runs with OTHER NUMBERS"
+    )
     return Outcome(
         f"SIGKILL at a random moment ({writing} of them while a checkpoint was being written)", done,
         "resumes from the newest whole checkpoint", found, not wrong,
@@ -402,7 +406,7 @@ def sweep_killed(bench: Bench, kills: int) -> Outcome:
                 process = begin(name)
         bench.finish(process)
         wrong += results(name) != results("straight") or len(results(name)) != 4
-    found = f"{sweeps} sweeps ended with all four trials, the same numbers"
+    found = f"sweeps that ended with all four trials, the same numbers: {sweeps}"
     fault = "SIGKILL of a sweep's launcher, of its program, or of both"
     return Outcome(fault, done, "resumes what is missing", f"{wrong} of {sweeps} WRONG" if wrong else found, not wrong)
 

@@ -18,6 +18,7 @@ and TorchJD's FairGrad took up to twice as long with two. OPENBLAS_NUM_THREADS s
 """
 
 import json
+import math
 import os
 import pathlib
 import random
@@ -72,10 +73,10 @@ ON_ROOT = ("nash_mtl",)  # its TorchJD class sees the Jacobian only through the 
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # before this side sets what it needs
 COLUMNS = (
     "tasks", "parameters", "kind", "method", "floor", "whole", "TorchJD", "times faster", "of the floor", "solver",
-    "TorchJD's", "times faster", "its solver, %", "note",
+    "TorchJD's", "times faster", "its solver, %", "whole, 95%", "note",
 )  # fmt: skip
 # What a row's last column may say.
-SLOWER, SOLVER_SLOWER, OVER_FLOOR = "slower", "solver slower", "over the floor"
+SLOWER, SURELY, SOLVER_SLOWER, OVER_FLOOR = "slower", "surely", "solver slower", "over the floor"
 WHOLE_BELOW, SOLVER_BELOW = "whole below 5 times", "solver below 5 times"
 PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a while after each call
 WARM = 0.1  # seconds of calls, one at least, before the one that counts: both threads find a core each
@@ -192,6 +193,14 @@ def median(values) -> float | None:
     return None if None in values else 1e3 * statistics.median(values)
 
 
+def interval(values) -> tuple[float, float]:
+    """Between which two of the values their median lies, with 95% confidence (by the signs); of five or fewer, all."""
+    ordered, count = sorted(values), len(values)
+    below = [sum(math.comb(count, n) for n in range(rank + 1)) / 2**count for rank in range(count // 2)]
+    outside = sum(chance <= 0.025 for chance in below)  # values at either end that may be left out
+    return ordered[max(outside - 1, 0)], ordered[min(count - outside, count - 1)]
+
+
 def compare(torch: Torch | None) -> None:
     """Prints the table: milliseconds of ours and theirs, and the ratio."""
     import jax
@@ -233,7 +242,9 @@ def compare(torch: Torch | None) -> None:
                 if turn:  # the first turn warms up
                     for key, value in row.items():
                         times[key].append(value)
-            rows.append(row_of(tasks, size, kind, name, {k: median(v) for k, v in times.items() if v}))
+            ratios = [a / b for a, b in zip(times["torch whole"], times["whole"], strict=False)]
+            medians = {k: median(v) for k, v in times.items() if v}
+            rows.append(row_of(tasks, size, kind, name, medians, interval(ratios) if ratios else None))
             print(" ".join(f"{cell:>10}" for cell in rows[-1]), flush=True)
         os.remove(path)
     text = summary(rows, torch.version if torch else "not run")
@@ -242,8 +253,8 @@ def compare(torch: Torch | None) -> None:
         pathlib.Path(_OUTPUT.value).write_text(text + "\n\n" + table(COLUMNS, rows) + "\n")
 
 
-def row_of(tasks, size, kind, name, ms) -> list[str]:
-    """One row: milliseconds of both, and what is slower than TorchJD or below a target of ours."""
+def row_of(tasks, size, kind, name, ms, between=None) -> list[str]:
+    """One row: milliseconds of both, how many times faster (`between`: its interval), and what misses a target."""
 
     def ratio(a: str, b: str) -> float:
         return ms[a] / ms[b] if ms.get(a) and ms.get(b) else float("nan")
@@ -255,6 +266,7 @@ def row_of(tasks, size, kind, name, ms) -> list[str]:
     spent = 100 * ratio("torch solver", "torch whole")
     over = ms["whole"] / ms["floor"]
     notes = [SLOWER] if whole < 1 else []
+    notes += [SURELY] if between and between[1] < 1 else []
     if solver < 1:
         notes.append(SOLVER_SLOWER)
     if dominated(tasks, name):  # two readings of one promise, each for itself
@@ -266,7 +278,7 @@ def row_of(tasks, size, kind, name, ms) -> list[str]:
         tasks, f"{int(size):,}", kind, name, text(ms["floor"], 2), text(ms["whole"], 2),
         text(ms.get("torch whole"), 2), text(whole, 1), text(over, 2), text(ms.get("solver"), 3),
         text(ms.get("torch solver"), 2), text(solver, 1), text(spent, 0) if dominated(tasks, name) else "",
-        ", ".join(notes),
+        " to ".join(text(x, 2) for x in between or ()), ", ".join(notes),
     ]  # fmt: skip
 
 
@@ -314,7 +326,8 @@ def summary(rows, version: str) -> str:
         "`benchmarks/grads.py`, which says how.\n\n"
         f"{promise(rows)}\n\n"
         f"The whole call is slower than TorchJD's in this many of {compared} cells: "
-        f"{count(named(rows, SLOWER, 7))}.\n\n"
+        f"{count(named(rows, SLOWER, 7))}. Surely so, by the interval of the ratios of the turns: "
+        f"{count(named(rows, SURELY, 13))}.\n\n"
         f"The solver alone, from the Gram to the weights, is slower than TorchJD's in this many of {solvers} cells: "
         f"{count(named(rows, SOLVER_SLOWER, 11))}.\n\n"
         f"More than 1.3 times the floor at 1,000,000 parameters: {count(named(rows, OVER_FLOOR, 8))} "

@@ -19,9 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
+from mtjax import options
 from mtjax.launch import environment
 from mtjax.training import plots, record, run, statistics
-from mtjax.training.config import RunConfig, load_config
+from mtjax.training.config import RunConfig, load_config, refuse_changes
 from mtjax.training.versions import versions
 
 COLOURS = (
@@ -77,8 +78,9 @@ def train(name: str, config: RunConfig, folder: pathlib.Path) -> pathlib.Path:
     """Train one variant, unless it is finished. Returns its run folder."""
     run_dir = run_folder(name, folder)
     begun = (run_dir / "config.json").exists()
-    if begun and load_config(run_dir) != config:
-        raise ValueError(f"{run_dir} was run with another configuration; name another --output")
+    if begun:
+        other = f"{run_dir} was run with other options; name another --output"
+        refuse_changes(load_config(run_dir), options.flatten(config), other, free=())
     if not (run_dir / run.SUMMARY).exists():
         print(f"{name}:", flush=True)
         try:

@@ -1,11 +1,15 @@
 """The studies under experiments/: every configuration that their flags can ask for is one that trains."""
 
+import functools
 import importlib
 import pathlib
 import sys
 
 import pytest
 from absl import flags
+
+from mtjax import suites
+from mtjax.training.trainer import check_splits, make_learner
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = flags.FLAGS
@@ -24,6 +28,9 @@ CASES = [
     ("exploration", {}, ("drawer-open",)),
     ("exploration", {"task": "pick-place"}, ("pick-place",)),
 ]
+
+
+make_suite = functools.cache(suites.make)
 
 
 @pytest.fixture
@@ -54,4 +61,7 @@ def test_variants(study, name, values, asked):
     assert len(configs) > 2
     for config in configs.values():
         config.validate()
+        suite = make_suite(config.suite)
+        check_splits(config, suite)
+        make_learner(config, suite, num_updates=10)
     assert len({str(config) for config in configs.values()}) == len(configs)

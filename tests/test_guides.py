@@ -74,7 +74,11 @@ def compiled_programs_are_kept(tmp_path_factory):
 
 @pytest.mark.parametrize("path", guides(), ids=lambda path: path.stem)
 def test_every_python_block_of_a_guide_runs(path, tmp_path, monkeypatch):
-    """All blocks of a file share one namespace, in order, in an empty folder."""
+    """All blocks of a file share one namespace, in order, in an empty folder. Of runs no pictures are drawn."""
+    from mtjax.training import plots, session
+
+    monkeypatch.setattr(plots, "plot_run", lambda folder: [])
+    monkeypatch.setattr(session, "draw_videos", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
     text = path.read_text(encoding="utf-8")
     namespace = {"__name__": f"guide_{path.stem}"}

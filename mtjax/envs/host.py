@@ -7,6 +7,7 @@ simulators' threads work on all tasks at once and XLA can neither reorder nor dr
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import logging
@@ -23,6 +24,8 @@ import numpy as np
 from jax.experimental import io_callback
 
 from mtjax.envs.base import ActionSpec, Array, Step
+
+_shapes_only = contextvars.ContextVar("shapes_only", default=False)
 
 
 class PoolStep(NamedTuple):
@@ -157,7 +160,7 @@ class HostVectorEnv:
         """
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         lead = tuple(key.shape if typed else key.shape[:-1])
-        self._host(lead)
+        self._open(lead)
         shapes = (HostState(_shape(lead, jnp.int32)), self._observation(lead))
         return io_callback(functools.partial(self._reset, lead), shapes, ordered=True)
 
@@ -181,7 +184,7 @@ class HostVectorEnv:
         batch = (*lead, self.num_tasks, self.num_envs)
         if actions.shape != (*batch, *self.action.shape):
             raise ValueError(f"actions are {actions.shape}; expected {(*batch, *self.action.shape)}")
-        self._host(lead)
+        self._open(lead)
         observation = self._observation(lead)
         flag, number = _shape(batch, jnp.bool_), _shape(batch, jnp.float32)
         info = dict.fromkeys(self.info_names, number) | ({"whole": flag} if self.stagger else {})
@@ -201,6 +204,11 @@ class HostVectorEnv:
 
     def _observation(self, lead):
         return _shape((*lead, self.num_tasks, self.num_envs, self.observation_size), jnp.float32)
+
+    def _open(self, lead: tuple[int, ...]) -> None:
+        """While the program is traced: a simulator that cannot be made says so before anything is compiled."""
+        if not _shapes_only.get():
+            self._host(lead)
 
     def _host(self, lead: tuple[int, ...]) -> _Host:
         if lead not in self._hosts:
@@ -222,6 +230,16 @@ class HostVectorEnv:
         actions = np.asarray(actions)
         step = host.step(actions.reshape(-1, *actions.shape[len(lead) :]))
         return HostState(np.full(lead, host.clock, np.int32)), jax.tree.map(lambda x: _unfold(x, lead), step)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it, tracing a reset or a step makes no simulators: for those who only look at shapes."""
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
 
 
 class _Host:

@@ -129,11 +129,9 @@ def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[s
     from mtjax import suites
 
     suite = suites.make(config.suite)
-    have = tuple(name for name, split in suite.splits.items() if len(split))
     for name in splits or ():
-        if name not in have:
-            raise ValueError(f"suite {suite.name!r} has no split {name!r}; it has {', '.join(have)}")
-    return suite, tuple(splits or have)
+        suite.split(name)
+    return suite, tuple(splits or (name for name, split in suite.splits.items() if split))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -178,11 +178,17 @@ def _newest(config: RunConfig, unknown: Collection[str]) -> Path:
     asked = {name: value for name, value in options.flatten(config).items() if name not in unknown}
     runs = [folder for folder in RUNS.glob("*") if resolve.is_run(folder)] if RUNS.is_dir() else []
     runs.sort(key=lambda folder: (folder / CONFIG).stat().st_mtime, reverse=True)
+    fitting = []
     for folder in runs:
         try:
-            resumed(resolve.load_config(folder), asked, folder)
+            saved = resolve.load_config(folder)
+            resumed(saved, asked, folder)
         except ValueError:
             continue
-        return folder
+        if asked.get("total_steps") in (None, saved.total_steps):
+            return folder
+        fitting.append(folder)  # it would be extended
+    if fitting:
+        return fitting[0]
     hint = f"; the newest run there is {runs[0]}" if runs else ""
     raise ValueError(f"nothing to resume: no run of these options under {RUNS}{hint}; name a run with --run_dir")

@@ -11,7 +11,7 @@ from typing import Any
 from mtjax import options
 from mtjax.launch import presets
 from mtjax.options import as_text
-from mtjax.training.config import CONFIG, OPERATIONAL, RunConfig, load_config, settle
+from mtjax.training.config import CONFIG, OPERATIONAL, RunConfig, changed, load_config, settle
 
 FLAGS = "flags.txt"
 
@@ -90,12 +90,11 @@ def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_
     wanted = {name: value for name, value in chosen.items() if name not in may_differ}
     have = options.flatten(saved)
     would = options.flatten(settle({**have, **wanted}, ()))  # where what has no effect is not the preset's
-    for name in wanted:
-        if would[name] != have[name]:
-            raise ValueError(
-                f"--preset={preset} is not what {run_dir} was started with: --{name} is {as_text(have[name])} there, "
-                f"{as_text(would[name])} in the preset; leave it out to continue the run"
-            )
+    for name, value in changed(saved, {name: would[name] for name in wanted}).items():
+        raise ValueError(
+            f"--preset={preset} is not what {run_dir} was started with: --{name} is {as_text(have[name])} there, "
+            f"{as_text(value)} in the preset; leave it out to continue the run"
+        )
 
 
 def is_run(folder: str | Path) -> bool:

@@ -148,4 +148,5 @@ def make_distral(
             "policy_encoder: policies of distral are tied by their distillation and have encoders of their own"
         )
     learner = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
-    return learner._replace(generalises=True)  # π₀ acts for unseen tasks, whatever the arrangement
+    # π₀ acts for unseen tasks, whatever the arrangement; without a KL cost nothing teaches it.
+    return learner._replace(generalises=config.distral_kl_cost > 0)

@@ -31,23 +31,39 @@ def init(num_tasks: int, shape: Sequence[int] = ()) -> Statistics:
     return Statistics(jnp.zeros((num_tasks,), jnp.float32), jnp.zeros(full, jnp.float32), jnp.ones(full, jnp.float32))
 
 
-def update(statistics: Statistics, samples: Array, axes: tuple[int, ...]) -> Statistics:
+def moments(samples: Array, axes: tuple[int, ...], weight: Array | None = None) -> tuple[Array, Array, Array | float]:
+    """Mean and variance over ``axes``, and the number of samples: of those that have a weight (0 where none has).
+
+    Args:
+        samples: any shape.
+        axes: the axes to reduce.
+        weight: of the shape of the samples, 0 or 1; None is 1 everywhere.
+    """
+    if weight is None:
+        return samples.mean(axis=axes), samples.var(axis=axes), float(_size(samples, axes))
+    number = weight.sum(axis=axes)
+    share = weight / jnp.maximum(number, 1.0).reshape([1 if n in axes else d for n, d in enumerate(weight.shape)])
+    mean = (share * samples).sum(axis=axes, keepdims=True)
+    return mean.squeeze(axes), (share * jnp.square(samples - mean)).sum(axis=axes), number
+
+
+def update(statistics: Statistics, samples: Array, axes: tuple[int, ...], weight: Array | None = None) -> Statistics:
     """Merge new samples (Chan et al. 1979; exact in any grouping up to rounding).
 
     Args:
         statistics: of T tasks.
         samples: [..., T, ..., *shape]; reducing ``axes`` leaves [T, *shape].
         axes: the axes to reduce.
+        weight: as in :func:`moments`, for samples that are one number each.
 
     Returns:
         Statistics of the old and the new samples together.
     """
-    number = jnp.asarray(_size(samples, axes), jnp.float32)
-    mean = samples.mean(axis=axes)
-    variance = samples.var(axis=axes)
+    mean, variance, number = moments(samples, axes, weight)
+    number = jnp.asarray(number, jnp.float32)
     total = statistics.count + number
     wide = (-1,) + (1,) * (mean.ndim - 1)
-    share = (number / total).reshape(wide)
+    share = (number / (total if weight is None else jnp.maximum(total, 1.0))).reshape(wide)
     delta = mean - statistics.mean
     return Statistics(
         count=total,
@@ -55,7 +71,7 @@ def update(statistics: Statistics, samples: Array, axes: tuple[int, ...]) -> Sta
         variance=jnp.where(
             (statistics.count > 0).reshape(wide),
             statistics.variance * (1 - share) + variance * share + jnp.square(delta) * share * (1 - share),
-            variance,
+            variance if weight is None else jnp.where(number > 0, variance, statistics.variance),
         ),
     )
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtjax.learners import normalization
 from mtjax.networks.base import Network, Parameters, Weights
 from mtjax.networks.task import Task
 
@@ -62,19 +63,21 @@ def with_unit(network: Network, num_tasks: int) -> Network:
     return network._replace(init=init, apply=apply, diagnose=diagnose)
 
 
-def renewed(parameters: Parameters, target: Array, step: float) -> Parameters:
+def renewed(parameters: Parameters, target: Array, step: float, weight: Array | None = None) -> Parameters:
     """The parameters after new value targets [T, B]: other units, the same values.
 
     Args:
         parameters: of a network ``with_unit``.
         target: [T, B] in the rewards' unit.
         step: share of these targets in the new moments (the first few weigh equally).
+        weight: [T, B] of each target; None weighs all alike. A task where all are 0 keeps its unit.
     """
     old: Unit = parameters.private[UNIT]
-    count = old.count + 1
-    share = jnp.maximum(step, 1 / count)
-    delta = target.mean(axis=1) - old.mean
-    variance = (1 - share) * (jnp.square(old.deviation) + share * jnp.square(delta)) + share * target.var(axis=1)
+    new_mean, new_variance, number = normalization.moments(target, (1,), weight)
+    count = old.count + jnp.minimum(number, 1)
+    share = jnp.where(number > 0, jnp.maximum(step, 1 / jnp.maximum(count, 1)), 0)
+    delta = new_mean - old.mean
+    variance = (1 - share) * (jnp.square(old.deviation) + share * jnp.square(delta)) + share * new_variance
     mean, deviation = old.mean + share * delta, jnp.clip(jnp.sqrt(variance), SMALLEST, LARGEST)
     unit = Unit(
         scale=old.scale * old.deviation / deviation,

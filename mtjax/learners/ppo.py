@@ -242,10 +242,11 @@ class _PPO:
     # ------------------------------------------------------------------------------------------ learning
 
     def update(self, state: PPOState, rollout: Transitions, key: Array) -> tuple[PPOState, Mapping[str, Array]]:
+        rate = self._learning_rate(state)
         exploration, bonus = self._explore(state, rollout)
         batch, returns, return_sums = self._targets(state, rollout, bonus)
         if self.config.return_scaling == "popart":
-            value = popart.renewed(state.params["value"], batch.target, self.config.popart_step)
+            value = popart.renewed(state.params["value"], batch.target, self.config.popart_step, batch.weight)
             state = state._replace(params={**state.params, "value": value})
         state, metrics = self._epochs(state, batch, key)
         if self.exploration:
@@ -255,7 +256,7 @@ class _PPO:
             observations = normalization.update(observations, rollout.observation, axes=(0, 2))
         (_, missed), (_, total) = (_moments(x, batch.weight) for x in (batch.target - batch.value, batch.target))
         metrics["explained_variance"] = 1.0 - (missed / (total + 1e-8))[:, 0]
-        metrics["learning_rate"] = self._learning_rate(state)
+        metrics["learning_rate"] = rate
         looked_at = batch.observation[:, :OBSERVATIONS]
         view = self._see(state.params["value"], self.tasks, looked_at)
         metrics |= diagnose(self.policy, state.params["policy"], self.tasks, view, "policy")
@@ -265,7 +266,6 @@ class _PPO:
             returns=returns,
             return_sums=return_sums,
             exploration=exploration,
-            rate_factor=self._adapt(state.rate_factor, metrics["kl"].mean()),
             updates=state.updates + 1,
         )
         return state, metrics
@@ -281,10 +281,13 @@ class _PPO:
         config, hyper = self.config, state.hyper
         reward = rollout.reward * config.reward_scale
         done = rollout.terminated | rollout.truncated
+        detour = rollout.extras.get("detour")  # [H, T, E] bool
         returns, return_sums = state.returns, state.return_sums
         if config.return_scaling == "running":
-            return_sums, sums = discounted_sums(return_sums, reward, done, discount=hyper.discount)
-            returns = normalization.update(returns, sums, axes=(0, 2))
+            own = reward if detour is None else jnp.where(detour, 0.0, reward)  # a detour's are not the policy's
+            return_sums, sums = discounted_sums(return_sums, own, done, discount=hyper.discount)
+            counted = None if detour is None else 1.0 - detour
+            returns = normalization.update(returns, sums, axes=(0, 2), weight=counted)
             reward = in_deviations(returns, reward)
         observation = self._normalize(state.observations, task_major(rollout.observation))
         reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
@@ -297,7 +300,6 @@ class _PPO:
             chosen = spread.divided(chosen, axis=1)
             return self._values(state.params["value"], self._normalize(state.observations, chosen))
 
-        detour = rollout.extras.get("detour")
         ended = rollout.truncated if detour is None else rollout.truncated | detours.before(detour)
         weight = None if detour is None else 1.0 - task_major(detour)
         advantage, target = generalized_advantages(
@@ -361,13 +363,26 @@ class _PPO:
             minibatch = unpack(spread.divided(jnp.take(rows, indices, axis=1, mode="clip"), axis=1))
             new, metrics = self._step(state, minibatch, jax.random.fold_in(loss_key, index))
             if config.target_kl:
+                active = active & (metrics["kl"].mean() <= 1.5 * config.target_kl)  # of the policy before this step
                 new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
-                active = active & (metrics["kl"].mean() <= 1.5 * config.target_kl)
             return (new, active), metrics
 
         steps = (order, jnp.arange(order.shape[0], dtype=jnp.int32))
         (state, _), metrics = jax.lax.scan(visit, (state, jnp.ones((), bool)), steps)
-        return state, over_steps(metrics)
+        metrics = over_steps(metrics)
+        if config.adaptive_kl:  # every minibatch's own is of the policy before its step: the first one's is 0
+            last = unpack(spread.divided(jnp.take(rows, order[-1], axis=1, mode="clip"), axis=1))
+            state = state._replace(rate_factor=self._adapt(state.rate_factor, self._divergence(state, last).mean()))
+        return state, metrics
+
+    def _divergence(self, state: PPOState, minibatch: Minibatch) -> Array:
+        """[T] KL divergence of the policies from those that acted (as the metric "kl")."""
+        p = state.params["policy"]
+        view = self._see(state.params["value"], self.tasks, minibatch.observation)
+        distribution = jax.vmap(self.policy.apply, (None, 0, 0, 0))(p.shared, p.private, self.tasks, view)
+        log_prob = jax.vmap(self.policy.distribution.log_prob)(distribution, self.masks, minibatch.raw_action)
+        log_ratio = log_prob - minibatch.log_prob
+        return _moments(jnp.exp(log_ratio) - 1.0 - log_ratio, minibatch.weight)[0][:, 0]
 
     def _step(self, state: PPOState, minibatch: Minibatch, key: Array):
         """One loss per task, one gradient per task, one update."""
@@ -488,8 +503,6 @@ class _PPO:
 
     def _adapt(self, factor: Array, kl: Array) -> Array:
         """Lower the learning rate after a large KL, raise it after a small one (ratio 1.5, within 1/30..30)."""
-        if not self.config.adaptive_kl:
-            return factor
         lower, upper = kl > 2.0 * self.config.adaptive_kl, kl < 0.5 * self.config.adaptive_kl
         return jnp.clip(factor * jnp.where(lower, 1 / 1.5, jnp.where(upper, 1.5, 1.0)), 1 / 30, 30.0)
 

@@ -566,7 +566,10 @@ class _SAC:
         outputs = self.critic.apply(*critic, known.task, batch.observation, batch.action if continuous else None)
         outputs = critics.of_action(outputs, self.spec.action, batch.action)
         loss = self.head.loss(outputs, target).mean(axis=1).sum()
-        return known.weight * loss, {"loss/value": loss, "value": self.head.value(outputs).mean()}
+        metrics = {"loss/value": loss, "value": self.head.value(outputs).mean()}
+        if self.config.critic_head == "categorical":
+            metrics["value/at_bounds"] = (target[:, 0] + target[:, -1]).mean()
+        return known.weight * loss, metrics
 
     def policy_loss(
         self, policy: Parameters, critic: Parameters, known: Known, batch: Batch

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,18 @@ def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
         view = one._see(state.params["critic"], one.tasks, one._normalize(state.observations, observation))
         return acting.act_on(one.policy, state.params["policy"], one.tasks, one.masks, view, key, deterministic)
 
-    return FineTuning(start, act, update, policy, agent.config.rollout_length, alone.buffer)
+    return FineTuning(start, act, update, policy, rollout_length(agent), alone.buffer)
+
+
+def rollout_length(agent: _SAC) -> int:
+    """Steps between two updates: the agent's own or more, so that about whole numbers of gradient steps are due."""
+    ratio = agent.config.update_to_data * NUM_ENVS
+    shortest = max(agent.config.rollout_length, math.ceil(1 / ratio))
+
+    def missed(length: int) -> float:
+        return abs(round(ratio * length) / (ratio * length) - 1)
+
+    return min(range(shortest, 2 * shortest), key=lambda length: (max(missed(length), 0.03), length))
 
 
 def of_one_task(agent: _SAC, steps: int) -> _SAC:
@@ -65,7 +77,7 @@ def of_one_task(agent: _SAC, steps: int) -> _SAC:
     one.config = dataclasses.replace(agent.config, warm_start=0)
     one.spec = agent.spec._replace(num_tasks=1, action_sizes=None, contexts=None)
     one.exploration = None
-    one.num_envs, one.arriving = NUM_ENVS, agent.config.rollout_length * NUM_ENVS
+    one.num_envs, one.arriving = NUM_ENVS, rollout_length(agent) * NUM_ENVS
     one.num_steps = max(1, round(agent.config.update_to_data * one.arriving))
     # Room for more than will arrive would only take memory: draws are among what is there.
     one.buffer = Buffer(one.spec, capacity=min(agent.config.replay_capacity, steps), arriving=one.arriving)

@@ -227,6 +227,8 @@ def infer(
     origin = jnp.linalg.pinv(unit) @ (theta - every.mean(axis=0))  # z where it starts, from which z is counted below
     weight = jnp.ones(steps.reward.shape) if weight is None else weight
     share = weight / jnp.maximum(weight.sum(), 1e-6)
+    # Chosen, not weighted: what does not count may be NaN.
+    steps = jax.tree.map(lambda x: jnp.where((weight > 0).reshape(-1, *(1,) * (x.ndim - 1)), x, 0), steps)
     latent, target = (world.encode(parameters, x) for x in (steps.observation, steps.next_observation))
     optimizer = optax.adam(learning_rate)
 

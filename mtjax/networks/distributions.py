@@ -20,6 +20,27 @@ LOG_2PI = math.log(2 * math.pi)
 MIN_LOG_SCALE, MAX_LOG_SCALE = -5.0, 2.0
 
 
+@jax.custom_vjp
+def within_bounds(log_scale: Array) -> Array:
+    """A log-scale within its bounds. From beyond them a gradient leads back, where a clip's would be 0 for good.
+
+    Its gradient is that of a loss to be minimised: what would lead further out is 0.
+    """
+    return jnp.clip(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
+
+
+def _forward(log_scale: Array) -> tuple[Array, tuple[Array, Array]]:
+    return within_bounds(log_scale), (log_scale > MAX_LOG_SCALE, log_scale < MIN_LOG_SCALE)
+
+
+def _backward(beyond: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    above, below = beyond
+    return (jnp.where((above & (gradient < 0)) | (below & (gradient > 0)), 0, gradient),)
+
+
+within_bounds.defvjp(_forward, _backward)
+
+
 class Distribution(NamedTuple):
     """A family of action distributions. ``p`` is its parameters, ``mask`` [size] marks real actions.
 

@@ -39,11 +39,12 @@ def make_moore(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -
         shared = {"experts": init_stack(lambda k: expert.init(k, blank), expert_key, number)}
         if told:
             return Parameters({**shared, "mix": init_dense(weight_key, told, number, 1.0)}, {})
-        return Parameters(shared, {"mix": jax.random.normal(weight_key, (shape.num_tasks, number), jnp.float32)})
+        # Not by the name of PaCo's, which its learner draws anew.
+        return Parameters(shared, {"weights": jax.random.normal(weight_key, (shape.num_tasks, number), jnp.float32)})
 
     def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
         features = jax.vmap(expert.apply, in_axes=(0, None), out_axes=-2)(shared["experts"], x)  # [..., k, width]
-        weights = dense(shared["mix"], z) if told else private["mix"]
+        weights = dense(shared["mix"], z) if told else private["weights"]
         return jnp.tanh(weights @ orthonormal(features)), {"weights": join(x[..., :0], weights)}
 
     return Body(init, apply, width, f"experts/params/Dense_{len(shape.sizes) - 1}/")

@@ -12,13 +12,7 @@ from mtjax.envs.base import ActionSpec
 from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters, Weights
 from mtjax.networks.config import NetworkConfig
-from mtjax.networks.distributions import (
-    MAX_LOG_SCALE,
-    MIN_LOG_SCALE,
-    Distribution,
-    Normal,
-    distribution,
-)
+from mtjax.networks.distributions import Distribution, Normal, distribution, within_bounds
 from mtjax.networks.task import Task
 
 Array = jax.Array
@@ -69,9 +63,8 @@ def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_t
         if action.kind == "discrete":
             return output
         if free_scale:
-            return Normal(output, jnp.clip(private["log_scale"], MIN_LOG_SCALE, MAX_LOG_SCALE))
+            return Normal(output, within_bounds(private["log_scale"]))
         mean, log_scale = jnp.split(output, 2, axis=-1)
-        log_scale = jnp.clip(log_scale + config.initial_log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
-        return Normal(mean, log_scale)
+        return Normal(mean, within_bounds(log_scale + config.initial_log_scale))
 
     return Policy(init, apply, family, network.diagnose, (network.last_shared,))

@@ -139,7 +139,7 @@ class Suite:
         """
         if not self.splits.get(name):
             have = [label for label, part in self.splits.items() if part]
-            raise ValueError(f"suite {self.name!r} has no split {name!r}; it has {have}")
+            raise ValueError(f"suite {self.name!r} has no split {name!r}; it has {', '.join(have)}")
         return self.splits[name]
 
     def vector_env(self, num_envs: int, *, split: str = "train", seed: int = 0) -> VectorEnv:

@@ -81,6 +81,34 @@ def usable_devices(platform: str, environ: Mapping[str, str] = os.environ) -> li
     return re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
 
 
+def spawn(
+    folder: str | os.PathLike, program: str, attempt: int, environ: Mapping[str, str], cores: Sequence[int] = ()
+) -> subprocess.Popen:
+    """Start a program in a process, which prints to the program's log and ends when its standard input does.
+
+    Args:
+        folder: of the sweep.
+        program: its name.
+        attempt: counted by the launcher.
+        environ: of the process.
+        cores: on which it runs; all if empty.
+    """
+    command = [sys.executable, "-m", ENTRY, str(folder), program, str(attempt), "--with_launcher"]
+    if cores:
+        command.append(f"--cores={','.join(map(str, cores))}")
+    log = plan.program_dir(folder, program) / worker.LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,  # Ctrl-C reaches the launcher, which tells the processes
+        )
+
+
 class LocalJob:
     """A program in a process of its own. It lives no longer than its launcher: see ``mtjax.launch.worker``."""
 
@@ -144,26 +172,13 @@ class LocalLauncher:
 
     def _start(self, program: Program, attempt: int) -> LocalJob:
         slot = self._free.pop(0)
-        command = [sys.executable, "-m", ENTRY, str(self.folder), program.name, str(attempt), "--with_launcher"]
-        if slot.cores:
-            command.append(f"--cores={','.join(map(str, slot.cores))}")
         environ = dict(self.environ)
         if slot.device is not None:
             environ["CUDA_VISIBLE_DEVICES"] = slot.device
         if slot.sharers > 1:
             environ.setdefault("XLA_CLIENT_MEM_FRACTION", f"{MEMORY / slot.sharers:.2f}")
-        log = plan.program_dir(self.folder, program.name) / worker.LOG
-        log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with log.open("ab") as output:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,  # its end tells the process that the launcher is gone
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=environ,
-                    start_new_session=True,  # Ctrl-C reaches the launcher, which tells the processes
-                )
+            process = spawn(self.folder, program.name, attempt, environ, slot.cores)
         except OSError:
             self._free.append(slot)
             raise

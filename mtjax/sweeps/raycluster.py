@@ -11,12 +11,11 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtjax.sweeps import local, plan, worker
+from mtjax.sweeps import local
 from mtjax.sweeps.plan import Program
 from mtjax.sweeps.schedule import End
 from mtjax.sweeps.space import split_list
@@ -45,13 +44,7 @@ def run_program(folder: str, program: str, attempt: int, environ: Mapping[str, s
     own = {**environ, **kept}
     if 0 < share < 1:
         own.setdefault("XLA_CLIENT_MEM_FRACTION", f"{local.MEMORY * share:.2f}")
-    log = plan.program_dir(folder, program) / worker.LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", local.ENTRY, folder, program, str(attempt), "--with_launcher"]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=own, start_new_session=True
-        )
+    process = local.spawn(folder, program, attempt, own)
     try:
         while process.poll() is None:  # being cancelled interrupts Python, but no system call that waits
             time.sleep(POLL_SECONDS)

@@ -279,7 +279,8 @@ class _Signals:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+                # None stands for a handler that is not Python's, which cannot be put back.
+                self._before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
         return self
 
     def _handle(self, number, frame) -> None:

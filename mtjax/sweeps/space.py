@@ -95,6 +95,10 @@ def _parse_values(name: str, text: str, default: Any, parse: Callable[[str], Any
     if not low < high or (kind == "log" and low <= 0):
         raise ValueError(f"LOW must be {'positive and ' if kind == 'log' else ''}less than HIGH")
     if len(numbers) == 2:
+        if whole:
+            low, high = math.ceil(low), math.floor(high)
+            if not low < high:
+                raise ValueError("fewer than two whole numbers lie from LOW to HIGH")
         for end in (low, high):
             parse(repr(_number(end, whole)))
         return Axis(name, (), (low, high), kind == "log", whole)

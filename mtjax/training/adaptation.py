@@ -12,6 +12,7 @@ Three protocols, each vmapped over seeds and tasks; every task is met alone and 
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtjax import suites
+from mtjax import options, suites
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners import replay
 from mtjax.learners.base import Learner, Transitions, Unseen
@@ -97,7 +98,7 @@ def measure(
     """
     settings = settings or Settings()
     _check(learner, suite, split, methods, settings.episodes)
-    protocol = _Protocol(learner, suite, split, unseen_tasks(suite, split, contexts or {}), settings)
+    protocol = _Protocol(learner, suite, split, contexts or {}, settings)
     number = len(jax.tree.leaves(states)[0])
     if "fine-tuned" in methods and learner.fine_tuning:
         protocol.require_memory(number)
@@ -124,12 +125,12 @@ def _check(learner: Learner, suite: Suite, split: str, methods: Sequence[str], e
         raise ValueError(f"suite {suite.name!r} runs on the host; adaptation needs a suite on the device")
     if split == "train":
         raise ValueError("split 'train' was trained on; adaptation is measured on held-out tasks")
-    suite.vector_env(1, split=split)  # says so if there is no such split
+    suite.split(split)  # says so if there is no such split
     if not learner.generalises:
         raise ValueError("tasks own their networks, and unseen ones have none; there is nothing to adapt")
     for name in methods:
         if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+            raise ValueError(options.unknown("method", name, METHODS))
     if not episodes or episodes[0] != 0 or list(episodes) != sorted(set(episodes)):
         raise ValueError(f"episodes must ascend from 0; got {tuple(episodes)}")
 
@@ -143,13 +144,15 @@ def able(learner: Learner) -> tuple[str, ...]:
 class _Protocol:
     """The programs of one split. Each is compiled once."""
 
-    def __init__(self, learner: Learner, suite: Suite, split: str, unseen: Unseen, settings: Settings):
-        self.learner, self.suite, self.split, self.unseen, self.settings = learner, suite, split, unseen, settings
-        self.number = len(unseen.masks)
+    def __init__(self, learner: Learner, suite: Suite, split: str, contexts: Mapping[str, Array], settings: Settings):
+        self.learner, self.suite, self.split, self.contexts, self.settings = learner, suite, split, contexts, settings
+        self.unseen = unseen_tasks(suite, split, contexts)
+        self.number = len(self.unseen.masks)
 
     def evaluator(self, learner: Learner, num_seeds: int) -> Evaluator:
         """Evaluates states of a learner, whatever its policy makes of them, on this split."""
-        return _OfSplit(learner, self.suite, self.settings.evaluation_episodes, num_seeds, self.unseen)
+        episodes = self.settings.evaluation_episodes
+        return Evaluator(learner, self.suite, episodes=episodes, num_seeds=num_seeds, seed=0, contexts=self.contexts)
 
     # --------------------------------------------------------------------------------------- inferred
 
@@ -255,13 +258,13 @@ class _Protocol:
             known = (observation, result.reward, result.terminated, result.truncated, result.final_observation)
             return (env_state, result.observation), Transitions(*known, extras)
 
-        def update(carry: Any, key: Array) -> tuple[Any, None]:
+        def update(carry: Any, key: Array) -> Any:
             learning, where = carry
             keys = jax.random.split(key, tuning.rollout_length + 1)
             where, rollout = jax.lax.scan(lambda c, k: step(learning, c, k), where, keys[1:])  # [H, N, 1, ...]
             rollout = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], rollout)  # [N, H, 1, 1, ...]
             learning, _ = over_tasks(learning, each, rollout, jax.random.split(keys[0], number))
-            return (learning, where), None
+            return learning, where
 
         def policy(learning: Any, observation: Array, key: Array, deterministic: Array, unseen: Unseen) -> Array:
             keys = jax.random.split(key, number)
@@ -271,15 +274,21 @@ class _Protocol:
             return found[:, 0]
 
         evaluate = self.evaluator(self.learner._replace(policy=policy), len(keys))
-        run = jax.jit(jax.vmap(lambda carry, keys: jax.lax.scan(update, carry, keys)[0]), donate_argnums=0)
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def run(carry: Any, keys: Array, first: Array, end: Array) -> Any:
+            def of_seed(carry: Any, key: Array) -> Any:
+                once = lambda index, carry: update(carry, jax.random.fold_in(key, index))  # noqa: E731
+                return jax.lax.fori_loop(first, end, once, carry)
+
+            return jax.vmap(of_seed)(carry, keys)
+
         carry, done, points = jax.jit(jax.vmap(start))(states, start_keys, reset_keys), 0, []
         # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
         carry = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), carry, is_leaf=replay.is_replay)
         for episodes in self.settings.episodes[1:]:
-            updates = round(episodes * horizon / tuning.rollout_length) - done
-            done += updates
-            part = jax.vmap(lambda key, done=done, n=updates: jax.random.split(jax.random.fold_in(key, done), n))
-            carry = run(carry, part(update_keys))
+            first, done = done, round(episodes * horizon / tuning.rollout_length)
+            carry = run(carry, update_keys, np.int32(first), np.int32(done))
             points.append(evaluate(carry[0], split=self.split, key=evaluate_key))
         return points
 
@@ -287,14 +296,6 @@ class _Protocol:
 def _apart(keys: Array, number: int) -> Array:
     """[number, S] keys of S: the seeds' keys for so many purposes."""
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, number))(keys), 1, 0)
-
-
-class _OfSplit(Evaluator):
-    """An evaluator to which the tasks' ``Unseen`` is given."""
-
-    def __init__(self, learner: Learner, suite: Suite, episodes: int, num_seeds: int, unseen: Unseen):
-        contexts = dict.fromkeys(suite.splits, unseen.contexts)
-        super().__init__(learner, suite, episodes=episodes, num_seeds=num_seeds, seed=0, contexts=contexts)
 
 
 # --------------------------------------------------------------------------------------------------- runs

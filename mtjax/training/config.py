@@ -161,22 +161,42 @@ def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> 
         ValueError: another option differs; the message holds a table of the differences.
     """
     options.replace(saved, {name: value for name, value in asked.items() if name != "learner"})  # are they its own?
-    have = options.flatten(saved)
-    different = {name: value for name, value in asked.items() if value != have[name]}
+    different = changed(saved, asked)
     steps = different.get("total_steps", saved.total_steps)
     if steps < saved.total_steps:
         raise ValueError(
             f"{run_dir} was started with --total_steps={saved.total_steps}; a run can be extended, "
             f"not shortened to {steps}"
         )
-    fixed = {name: value for name, value in different.items() if name not in (*OPERATIONAL, "total_steps")}
-    if fixed:
-        text = options.as_text
-        rows = [f"\n  --{name}: {text(have[name])} in the run, {text(new)} asked" for name, new in fixed.items()]
-        raise ValueError(
-            f"{run_dir} cannot be resumed with other options; leave them out, or start a new run in another "
-            f"--run_dir:{''.join(rows)}"
-        )
+    refuse_changes(
+        saved,
+        {name: value for name, value in asked.items() if name != "total_steps"},
+        f"{run_dir} cannot be resumed with other options; leave them out, or start a new run in another --run_dir",
+    )
     config = options.replace(saved, different)
     config.validate()
     return config
+
+
+def changed(saved: RunConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are asked to be other than a saved run has them, in the order asked."""
+    have = options.flatten(saved)
+    return {name: value for name, value in asked.items() if name not in have or value != have[name]}
+
+
+def refuse_changes(
+    saved: RunConfig, asked: Mapping[str, Any], why: str, *, free: Collection[str] = OPERATIONAL
+) -> None:
+    """Refuse other options than a saved run's, but for those that are ``free``.
+
+    Raises:
+        ValueError: ``why``, and a table of the differences.
+    """
+    have, text = options.flatten(saved), options.as_text
+    rows = [
+        f"\n  --{name}: {text(have[name]) if name in have else 'no such option'} in the run, {text(value)} asked"
+        for name, value in changed(saved, asked).items()
+        if name not in free
+    ]
+    if rows:
+        raise ValueError(f"{why}:{''.join(rows)}")

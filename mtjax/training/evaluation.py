@@ -27,7 +27,7 @@ class Evaluator:
         suite: the tasks.
         episodes: E, episodes of a task in one round.
         num_seeds: S.
-        seed: folded into nothing else; host simulators take it.
+        seed: of simulators on the host; on the device all randomness comes from the key of a call.
         contexts: embeddings [N, D] of the tasks' descriptions by split, for learners that read them.
         placement: where arrays lie.
         compiling: called with "the evaluation …", a context in which a split's program is compiled.

@@ -15,7 +15,7 @@ from mtjax import options, suites
 from mtjax.training import lock, memory, packing, record, run, versions
 from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import OPERATIONAL, RunConfig
+from mtjax.training.config import RunConfig, refuse_changes
 from mtjax.training.trainer import Trainer
 
 FINISHED = "finished.json"  # in a program's folder, once all its trials have theirs
@@ -101,10 +101,7 @@ def _require_same(have: Mapping[str, RunConfig], trials: Mapping[str, RunConfig]
     if list(have) != list(trials):
         raise ValueError(f"{folder} holds a program of the trials {', '.join(have)}, not of {', '.join(trials)}")
     for name, config in trials.items():
-        before, now = options.flatten(have[name]), options.flatten(config)
-        for option in now:
-            if option not in OPERATIONAL and before.get(option) != now[option]:
-                raise ValueError(f"{folder}: trial {name} has {option}={before.get(option)}, not {now[option]}")
+        refuse_changes(have[name], options.flatten(config), f"{folder} holds trial {name} with other options")
 
 
 def _alone(place: pathlib.Path) -> contextlib.AbstractContextManager[None]:

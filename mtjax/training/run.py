@@ -30,6 +30,8 @@ from mtjax.training.trainer import STREAM_EVALUATION, Trainer
 
 # Added to a seed, so that simulators on the host do not begin as those of the run's own evaluations did.
 OF_COMMAND = 1_000_000
+# On the host at once, in an evaluation by command: one of Meta-World takes 18 MB, and some time to be made.
+SIMULATORS = 256
 
 __all__ = [
     "SUMMARY",
@@ -115,7 +117,7 @@ def evaluate(
         run_dir: the run's folder.
         splits: which tasks.
         modes: "deterministic", "stochastic" or both.
-        episodes: of each seed and task.
+        episodes: of each seed and task; more, if simulators on the host play them in rounds that are not all full.
         seed: of the evaluation's own randomness.
         checkpoint: its step; None is the newest good one.
         video: draw an episode of every task of the splits.
@@ -137,10 +139,13 @@ def evaluate(
             raise ValueError(options.unknown("mode", mode, MODES))
     trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
     step, state, host = saved.restore(run_dir, trainer, checkpoint, to_be="evaluated")
+    tasks = config.num_seeds * max(map(len, names.values()), default=1)
+    rounds = 1 if suite.on_device else -(-episodes // max(1, SIMULATORS // tasks))
+    at_once = -(-episodes // rounds)
     evaluator = Evaluator(
         trainer.learner,
         suite,
-        episodes=episodes,
+        episodes=at_once,
         num_seeds=config.num_seeds,
         seed=OF_COMMAND + config.seed + seed,
         contexts=trainer.contexts,
@@ -156,16 +161,19 @@ def evaluate(
                 continue
             for mode in modes:
                 with simulators.watched(run_dir):
-                    values = evaluator(state.learner, split=split, deterministic=mode == "deterministic", key=key)
+                    certain = mode == "deterministic"
+                    values = evaluator(state.learner, split=split, deterministic=certain, key=key, rounds=rounds)
                     values = jax.tree.map(np.asarray, values)
                 recorder.evaluation(
-                    step, host["seconds"], split=split, mode=mode, final=False, episodes=episodes,
+                    step, host["seconds"], split=split, mode=mode, final=False, episodes=rounds * at_once,
                     values=values, task_names=names[split],
                 )  # fmt: skip
                 results.setdefault(split, {})[mode] = summarize_evaluation(values, names[split])
+            if not suite.on_device:
+                evaluator.close()  # the next split has simulators of its own
             if video:
                 draw_videos(trainer, suite, state, run_dir, split, results[split])
-    return {"step": step, "suite": suite.name, "episodes": episodes, "results": results}
+    return {"step": step, "suite": suite.name, "episodes": rounds * at_once, "results": results}
 
 
 @contextlib.contextmanager

@@ -341,6 +341,8 @@ class Session:
                 self._stop_if_asked()
                 values = self.evaluate(split, mode, rounds=rounds, final=True)
                 measured.setdefault(split, {})[mode] = values
+            if not self.suite.on_device:
+                self.evaluator.close()  # the next split has simulators of its own
         return measured
 
     def conclude(
@@ -393,7 +395,10 @@ class Session:
 def at_work(
     trainer: Trainer, run_dir: pathlib.Path, *, resume: bool, progress: bool, tensorboard: bool
 ) -> Iterator[Session]:
-    """A session that is ready to train, in a folder that describes it already. Raises as :func:`train`."""
+    """A session that is ready to train, in a folder that describes it already.
+
+    Raises as :func:`mtjax.training.run.train`.
+    """
     with contextlib.ExitStack() as stack:
         keeper = processes.SharedCheckpoints if processes.several() else Checkpointer
         saver = stack.enter_context(keeper(run_dir, trainer.config.keep_checkpoints))

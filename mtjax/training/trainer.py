@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtjax.envs import host
 from mtjax.envs.adjust import cut_short, on_host
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners import detours, registry, replay
@@ -81,6 +82,12 @@ class Trainer:
         learner: the learner.
         contexts: [N, D] float32 by split: embeddings of the tasks' descriptions, D = 0 if nobody reads them.
         env: the training environments.
+        collect: (env, state) -> (state, rollout [H, T, E, ...] of every seed, [S, ...]); the state is donated.
+        update: (state, rollout) -> (state, metrics [S, ...]); the state is donated.
+        train: (env, state, rollout, Part) -> (state, rollout, metrics): both, over and over; state and rollout are
+            donated.
+        report: state -> (state, averages [S, T] of the training episodes that ended); the state is donated.
+        shardings: of a state's parts on a mesh.
         steps_per_update: environment steps of one seed in one update (a Python int: it never overflows).
         num_updates: updates of the whole run.
     """
@@ -140,7 +147,8 @@ class Trainer:
 
     def shapes(self) -> TrainState:
         """Shapes and dtypes of the state, with a replay that checkpoints may be without."""
-        return jax.eval_shape(self._init, self.env, self._seeds)
+        with host.shapes_only():  # a function of its own, lest ``init`` be given this trace, which made no simulators
+            return jax.eval_shape(lambda *arguments: self._init(*arguments), self.env, self._seeds)
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and on a mesh the shardings of a checkpoint."""
@@ -254,10 +262,11 @@ class Trainer:
 
 def check_splits(config: RunConfig, suite: Suite) -> None:
     """Refuse evaluations on a split that the suite lacks. Raises ValueError with one line."""
-    have = [name for name, split in suite.splits.items() if split]
     for name in config.evaluation_splits:
-        if name not in have:
-            raise ValueError(f"evaluation_splits: suite {suite.name!r} has no split {name!r}; it has {', '.join(have)}")
+        try:
+            suite.split(name)
+        except ValueError as error:
+            raise ValueError(f"evaluation_splits: {error}") from None
 
 
 def training_env(config: RunConfig, suite: Suite, begin: int = 0) -> VectorEnv:

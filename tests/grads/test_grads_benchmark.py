@@ -21,17 +21,20 @@ for name in benchmark.METHODS:
 ours, theirs = benchmark.spelled("fixed", 4)
 assert ours == "fixed((0.25, 0.5, 0.75, 1.0))" and theirs == "Constant(torch.tensor((0.25, 0.5, 0.75, 1.0)))"
 
-def row(tasks, name, whole, theirs, solver, solvers, size="100000"):
+def row(tasks, name, whole, theirs, solver, solvers, size="100000", between=None):
     ms = {"floor": 1.0, "whole": whole, "solver": solver, "torch whole": theirs, "torch solver": solvers}
-    return benchmark.row_of(tasks, size, "iid", name, {k: v for k, v in ms.items() if v is not None})
+    return benchmark.row_of(tasks, size, "iid", name, {k: v for k, v in ms.items() if v is not None}, between)
 
 rows = [row("50", "cagrad", 1.0, 3.0, 0.1, 2.0), row("50", "nash_mtl", 1.0, 30.0, 0.1, 29.0),
-        row("10", "krum", 1.0, 0.8, 0.2, 0.1), row("50", "mgda", 1.5, 2.0, 0.2, 0.1, "1000000"),
+        row("10", "krum", 1.0, 0.8, 0.2, 0.1, between=(0.7, 0.9)), row("50", "mgda", 1.5, 2.0, 0.2, 0.1, "1000000"),
         row("50", "upgrad", 1.0, 3.0, 0.1, 0.4)]
 assert [r[-1] for r in rows] == [
-    "whole below 5 times", "", "slower, solver slower", "solver slower, over the floor",
+    "whole below 5 times", "", "slower, surely, solver slower", "solver slower, over the floor",
     "whole below 5 times, solver below 5 times"]
-assert [r[-2] for r in rows] == ["67", "97", "", "", "13"]
+assert [r[-3] for r in rows] == ["67", "97", "", "", "13"] and rows[2][-2] == "0.70 to 0.90"
+assert row("10", "krum", 1.0, 0.9, 0.2, 0.4, between=(0.7, 1.1))[-1] == "slower"
+values = [0.1 * n for n in range(9)]
+assert benchmark.interval(values) == (values[1], values[7]) and benchmark.interval(values[:5]) == (0.0, values[4])
 text = benchmark.promise(rows)
 assert "the whole call in 1 of 2 cells (below: 1: cagrad (50 × 100,000, iid: 3.0))" in text, text
 assert "where it takes less, the whole call in 0 of 1 cells (below: 1: upgrad (50 × 100,000, iid: 3.0))" in text, text
@@ -39,6 +42,7 @@ assert "the solver alone in 2 of 3 cells (below: 1: upgrad (50 × 100,000, iid: 
 assert benchmark.promise([row("50", "cagrad", 1.0, None, 0.1, None)]) == ""
 text = benchmark.summary(rows, "0")
 assert "slower than TorchJD's in this many of 5 cells: 1: krum (10 × 100,000, iid: 0.8)." in text, text
+assert "Surely so, by the interval of the ratios of the turns: 1: krum (10 × 100,000, iid: 0.70 to 0.90)." in text, text
 assert "this many of 5 cells: 2: krum (10 × 100,000, iid: 0.5); mgda (50 × 1,000,000, iid: 0.5)." in text, text
 assert benchmark.share(2.0, 1.5) == 25.0
 

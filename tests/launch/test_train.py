@@ -204,6 +204,18 @@ def test_resume_without_a_folder_finds_the_run_of_the_same_command(command, trai
     assert result.err.startswith("mtjax-train: nothing to resume: no run of these options under runs; the newest")
 
 
+@pytest.mark.parametrize("first, second", [(100, 200), (200, 100)])
+def test_resume_without_a_folder_prefers_the_run_of_as_many_steps(command, training, first, second):
+    """One that would have to be extended is taken only if there is no other, however new it is."""
+    for steps in (first, second):
+        command(PROBE, f"--total_steps={steps}")
+    folders = dict(zip((first, second), [call[1] for call in training.calls], strict=True))
+    assert command(PROBE, "--total_steps=200", "--resume").code == 0
+    assert training.calls[-1][1] == folders[200]
+    assert command(PROBE, "--total_steps=300", "--resume").code == 0  # the newest
+    assert training.calls[-1][1] == folders[second]
+
+
 def test_resume_refuses_other_options_with_a_diff(command, training):
     command(PROBE, "--run_dir=run")
     result = command("--run_dir=run", "--resume", "--learning_rate=0.5", "--hidden_sizes=4,4", "--seed=0")

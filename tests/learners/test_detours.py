@@ -61,9 +61,8 @@ LEARNERS = {"ppo": (ppo._PPO, PPOConfig), "distral": (distral._Distral, DistralC
 
 def _make(learner="ppo", **options):
     kind, config = LEARNERS[learner]
-    config = config(
-        rollout_length=H, num_epochs=1, num_minibatches=1, max_grad_norm=0.0, return_scaling="none", **options
-    )
+    usual = {"num_epochs": 1, "num_minibatches": 1, "max_grad_norm": 0.0, "return_scaling": "none"}
+    config = config(rollout_length=H, **{**usual, **options})
     network = NetworkConfig(arrangement="independent", hidden_sizes=(8,))
     return kind(config, network, grads.mean(), TaskSpec(T, OBS, continuous(2)), num_envs=E, num_updates=10)
 
@@ -138,18 +137,25 @@ def test_share_ends_with_its_part_of_the_run():
     assert np.asarray(plan(np.int32(4))).any() and not np.asarray(plan(np.int32(5))).any()
 
 
-def test_rewards_of_a_detour_change_nothing():
-    """Neither its own steps learn from them, nor the steps before it; rewards after it do count."""
-    (_, state, rollout), update = _started(detour_share=0.2), _update(detour_share=0.2)
+@pytest.mark.parametrize("scaling", ["none", "running", "popart"])
+def test_rewards_of_a_detour_change_nothing(scaling):
+    """Neither its own steps learn from them, nor the steps before it, nor what scales; rewards after it do count."""
+    options = {"detour_share": 0.2, "return_scaling": scaling}
+    (_, state, rollout), update = _started(**options), _update(**options)
     active = np.zeros((H, T, E), bool)
     active[5:9, 0, 1] = True
     rollout = _on(rollout, active)
-    want = jax.device_get(update(state, rollout, KEY)[0].params)
+
+    def learnt(rollout):
+        new = update(state, rollout, KEY)[0]
+        return jax.device_get((new.params, new.returns, new.return_sums))
+
+    want = learnt(rollout)
 
     def moved(steps):
         reward = rollout.reward.copy()
         reward[steps, 0, 1] += 100.0
-        return jax.device_get(update(state, rollout._replace(reward=reward), KEY)[0].params)
+        return learnt(rollout._replace(reward=reward))
 
     jax.tree.map(np.testing.assert_array_equal, moved(slice(5, 9)), want)
     for steps in (4, 9):

@@ -223,6 +223,13 @@ def test_an_unseen_task_is_acted_for_by_the_prior():
     assert unseen.shape == (3, 4) and (unseen == 2).all()
 
 
+@pytest.mark.parametrize("cost", [0.0, 0.1])
+def test_a_prior_that_nothing_teaches_is_nobodys_policy(cost):
+    config, spec = dataclasses.replace(CONFIG, distral_kl_cost=cost), TaskSpec(2, 1, Arms.action)
+    learner = distral.make_distral(config, NETWORK, grads.sum(), spec, num_envs=ENVS, num_updates=1)
+    assert learner.generalises == (cost > 0)
+
+
 def test_costs_that_are_all_zero_are_refused():
     with pytest.raises(ValueError, match="distral_kl_cost: 0.0 needs distral_entropy_cost above 0"):
         validate(DistralConfig(distral_kl_cost=0.0, distral_entropy_cost=0.0))

@@ -70,6 +70,21 @@ def test_scalars_per_task():
     np.testing.assert_allclose(statistics.variance, x.var((0, 2)), rtol=1e-3)
 
 
+def test_samples_without_weight_do_not_count():
+    """Of no task's; a task without any stays as it is."""
+    x = _samples()[..., 0]
+    weight = (np.arange(x.size).reshape(x.shape) % 3 > 0).astype(np.float32)
+    weight[:, 1] = 0
+    before = UPDATE(normalization.init(x.shape[1]), x[:1], axes=(0, 2))
+    found = UPDATE(before, np.where(weight > 0, x, 1e6).astype(np.float32), axes=(0, 2), weight=weight)
+    assert x.shape[1] == 3
+    for task in (0, 2):
+        counted = np.concatenate([x[:1, task].ravel(), x[:, task][weight[:, task] > 0]])
+        got = (found.count[task], found.mean[task], found.variance[task])
+        np.testing.assert_allclose(got, (counted.size, counted.mean(), counted.var()), rtol=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[1]), found, before)
+
+
 def test_pooled_is_the_distribution_over_all_tasks():
     """An unseen task is normalised by what was seen in all the others."""
     x = _samples()

@@ -13,6 +13,7 @@ from mtjax.envs.base import continuous
 from mtjax.learners import paco, sac
 from mtjax.learners.base import TaskSpec, Transitions
 from mtjax.learners.config import SACConfig
+from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 
@@ -213,6 +214,15 @@ def test_without_weights_of_both_there_is_nothing_in_common(network):
 
 
 # ---------------------------------------------------------------------------------------------- explosions
+
+
+def test_only_weights_of_parameter_sets_are_drawn():
+    """MOORE's weights mix experts, each under a head of the task's own: another task's would be nobody's."""
+    config = NetworkConfig(arrangement="moore", num_experts=2, hidden_sizes=(8,))
+    parameters = make_network(config, inputs=3, outputs=1, num_tasks=T, sizes=(8,), gain=1.0).init(jax.random.key(0))
+    assert parameters.private and "mix" not in parameters.private
+    rows = COMBINATIONS(jax.random.key(1), np.arange(T) == BAD)
+    assert paco.redrawn(parameters, rows) is parameters
 
 
 def test_below_the_threshold_nothing_differs():

@@ -66,6 +66,19 @@ def test_moments_by_hand(fresh):
         np.testing.assert_allclose(unit.deviation, np.sqrt(second - mean**2), rtol=1e-3)
 
 
+def test_targets_without_weight_do_not_count(fresh):
+    """As if they were not there; a task with none that counts keeps its unit and its number of renewals."""
+    target = np.random.default_rng(2).normal(3, 2, (T, B)).astype(np.float32)
+    weight = np.ones((T, B), np.float32)
+    weight[:, ::2], weight[2] = 0, 0
+    target[:, ::2] = 1e6
+    found = jax.device_get(RENEWED(fresh, target, 0.1, weight)).private[popart.UNIT]
+    want = jax.device_get(RENEWED(fresh, target[:, 1::2], 0.1)).private[popart.UNIT]
+    for name in popart.Unit._fields:
+        np.testing.assert_allclose(getattr(found, name)[:2], getattr(want, name)[:2], rtol=1e-4)
+        assert getattr(found, name)[2] == getattr(fresh.private[popart.UNIT], name)[2]
+
+
 def test_no_gradient_moves_the_unit_itself(network, fresh):
     """A learnt mean would chase its own targets."""
     parameters = RENEWED(fresh, np.ones((T, B), np.float32) * np.arange(B, dtype=np.float32), 1.0)

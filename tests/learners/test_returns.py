@@ -55,16 +55,13 @@ LAST = 4 + 0.5 * 40 - 30  # the advantage of the third step, whatever happened b
 
 
 def test_truncation_by_hand():
-    """A time limit is no end of the world: the cut step earns γ V(final_observation), and the trace stops."""
+    """A time limit is no end of the world: the cut step earns γ V(final_observation), and the trace stops.
+
+    With timeouts as terminal it would be 2 - 20, with V(s_t) as bootstrap 2 + 10 - 20, with that after the reset
+    2 + 15 - 20, and masked out 0.
+    """
     cut = 2 + 0.5 * 100 - 20
     np.testing.assert_allclose(_three_steps(NONE, SECOND), [1 + 0.5 * 20 - 10 + 0.25 * cut, cut, LAST])
-
-
-def test_the_three_known_bugs_give_other_numbers():
-    """Timeouts as terminal, V(s_t) or V(after the reset) as bootstrap, and masking the step out."""
-    right = _three_steps(NONE, SECOND)[1]
-    for bug in (2 - 20, 2 + 0.5 * 20 - 20, 2 + 0.5 * 30 - 20, 0.0):
-        assert abs(right - bug) > 1
 
 
 def test_termination_by_hand():

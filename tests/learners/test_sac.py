@@ -12,7 +12,7 @@ from arrangement_cases import quick_initialisation
 
 from mtjax import grads
 from mtjax.envs.base import continuous, discrete
-from mtjax.learners import replay, sac
+from mtjax.learners import replay, sac, transfer
 from mtjax.learners.base import TaskSpec, Transitions, Unseen
 from mtjax.learners.config import HiPBMDPConfig, SACConfig
 from mtjax.learners.descent import Descent
@@ -549,11 +549,22 @@ def test_fine_tuning_of_composed_networks(weights):
     check_fine_tuning(_make(arrangement="paco", paco_weights=weights))
 
 
+@pytest.mark.parametrize("ratio", [0.01, 0.05, 0.19, 0.25, 0.6, 1.0, 4.0])
+def test_fine_tuning_keeps_the_ratio_of_gradient_steps(ratio):
+    agent = _make(update_to_data=ratio)
+    alone = transfer.of_one_task(agent, 10_000)
+    assert alone.arriving == transfer.rollout_length(agent) >= agent.config.rollout_length
+    assert alone.num_steps / alone.arriving == pytest.approx(ratio, rel=0.05)
+    if ratio * H == int(ratio * H):
+        assert alone.arriving == H
+
+
 def check_fine_tuning(agent):
     tuning, unseen = agent.learner().fine_tuning(H), Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
 
     def tune(state):
-        seen, zeros, never = jnp.zeros((H, 1, 1, OBS)), jnp.zeros((H, 1, 1)), jnp.zeros((H, 1, 1), bool)
+        shape = (tuning.rollout_length, 1, 1)
+        seen, zeros, never = jnp.zeros((*shape, OBS)), jnp.zeros(shape), jnp.zeros(shape, bool)
         rollout = Transitions(seen, zeros, never, never, seen, {"action": zeros.astype(jnp.int32)})
         return tuning.update(tuning.start(state, KEY), unseen, rollout, KEY)[0]
 

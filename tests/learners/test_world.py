@@ -106,7 +106,7 @@ def test_without_the_theta_error_the_scale_is_free():
 HELD_OUT = np.asarray([0.45, -1.6])  # between the training tasks, and beyond them
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="num_steps")
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("num_steps", "batch_size"))
 def infer(world, parameters, steps, weight=None, **options):
     start = world.embeddings(parameters).mean(axis=0)
     return worlds.infer(world, parameters, start, steps, weight, **options)
@@ -148,6 +148,26 @@ def test_inference_is_least_squares_for_a_linear_model():
         found = infer(world, parameters, steps, weight, num_steps=600)
         np.testing.assert_allclose(found, [expected], atol=5e-3)
     np.testing.assert_allclose(infer(world, parameters, steps, np.zeros(20, np.float32)), [theta.mean()], atol=1e-6)
+
+
+def test_what_does_not_count_may_be_anything():
+    """Of 20 transitions 7 count; the others are NaN: in one go, and drawn by their weight."""
+    world, parameters, theta = trained(transition_model="deterministic")
+    steps, weight = sample(HELD_OUT[0], 20, seed=3), (np.arange(20) % 3 == 1).astype(np.float32)
+    counted = jax.tree.map(lambda x: x[weight > 0], steps)
+    expected = float(infer(world, parameters, counted, num_steps=600)[0])
+    assert abs(expected - theta.mean()) > 0.05
+
+    def broken(x):
+        return np.where(weight.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, np.nan).astype(np.float32)
+
+    steps = jax.tree.map(broken, steps)
+    np.testing.assert_allclose(infer(world, parameters, steps, weight, num_steps=600), [expected], atol=5e-3)
+    drawn_ones = [
+        infer(world, parameters, steps, weight, num_steps=600, learning_rate=3e-3, batch_size=256, key=key)[0]
+        for key in jax.random.split(jax.random.key(0), 4)
+    ]
+    np.testing.assert_allclose(drawn_ones, expected, atol=0.03)
 
 
 def test_a_prior_draws_an_inferred_theta_to_the_training_tasks():

@@ -154,7 +154,7 @@ def _moore(config, parts, code, z, x):
     for out in outs:
         v = out - sum(((out @ b) * b for b in basis), np.zeros_like(out))
         basis.append(v / np.linalg.norm(v))
-    w = affine(parts["mix"], z) if len(z) else parts["mix"]
+    w = affine(parts["mix"], z) if len(z) else parts["weights"]
     return np.tanh(sum(weight * b for weight, b in zip(w, basis, strict=True)))
 
 

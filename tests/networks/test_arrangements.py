@@ -71,7 +71,7 @@ SHARED = {
     "modular_official_soft": ({"base", "task", "router", "modules_0", "modules_1", "modules_2", "head"}, set()),
     "modular_paper_soft": ({"base", "task", "router", "modules_0", "modules_1", "head"}, set()),
     "care": ({"context", "encoders", "trunk", "head"}, set()),
-    "moore": ({"experts"}, {"mix", "head"}),
+    "moore": ({"experts"}, {"weights", "head"}),
     "moore_told": ({"experts", "mix", "head"}, set()),
     "paco": ({"sets"}, {"mix"}),
     "paco_told": ({"sets", "mix", "context"}, set()),

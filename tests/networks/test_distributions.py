@@ -178,6 +178,20 @@ def test_leading_axes():
         assert value.shape == (5, 4)
 
 
+def test_a_log_scale_comes_back_from_beyond_its_bounds():
+    """Where a clip has no gradient, a scale that once grew too large would stay so for good."""
+    x = np.float32([-7, -5, 0, 2, 4, 4, -7])
+    slope = np.float32([1, 1, -1, -1, 1, -1, -1])  # of the loss, in what comes out
+
+    def loss(x):
+        out = distributions.within_bounds(x)
+        return (slope * out).sum(), out
+
+    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(x)
+    np.testing.assert_array_equal(out, [-5, -5, 0, 2, 2, 2, -5])
+    np.testing.assert_array_equal(gradient, [0, 1, -1, -1, 1, 0, -1])
+
+
 def test_the_action_space_chooses_the_family():
     assert distribution(discrete(3), squash=False).to_action(jnp.asarray(2)) == 2
     assert distribution(continuous(1), squash=True).to_action(jnp.asarray(20.0)) == 1.0

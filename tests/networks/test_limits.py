@@ -161,7 +161,7 @@ def _moore_of_one_expert():
     layers = first(p.shared["experts"])["params"]
     features = _dense(layers["Dense_1"], np.maximum(_dense(layers["Dense_0"], X), 0.0))
     features = features / np.linalg.norm(features, axis=-1, keepdims=True)
-    features = np.tanh(p.private["mix"][:, None] * features)
+    features = np.tanh(p.private["weights"][:, None] * features)
     heads = p.private["head"]["params"]["Dense_0"]
     return forward(network, p), np.stack([_dense(task_of(heads, t), features[t]) for t in range(T)])
 

@@ -64,7 +64,7 @@ def test_from_env_names_what_is_wrong(splits, message):
 
 def test_an_unknown_split_lists_those_there_are():
     suite = suites.from_env("drift", Drift(), {"train": split(1.0)}, version=VERSION)
-    with pytest.raises(ValueError, match=r"'drift' has no split 'test'; it has \['train'\]"):
+    with pytest.raises(ValueError, match=r"'drift' has no split 'test'; it has train"):
         suite.vector_env(2, split="test")
 
 

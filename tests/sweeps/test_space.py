@@ -1,6 +1,7 @@
 """Axes: what a user writes after --sweep is what is tried, or is refused in one line."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,7 @@ def test_what_is_written_is_what_is_tried(text, values):
         ("discount=linear:0.9:1.1:3", "1.1 is too large; it must be at most 1"),
         ("discount=linear:0.9:1.1", "1.1 is too large; it must be at most 1"),
         ("num_epochs=log:1:2:5", "is there twice"),
+        ("num_epochs=linear:2.2:3.8", "fewer than two whole numbers lie from LOW to HIGH"),
         ("num_epochs=range:5:1", "a range holds from 1"),
         ("num_epochs=range:1:5:0", "with a positive STEP"),
         ("num_epochs=1.5,2", "'1.5' is not a whole number"),
@@ -107,6 +109,12 @@ def test_random_draws_are_repeatable_different_and_inside():
     decades = [math.floor(math.log10(rate)) for rate in rates]
     assert all(40 < decades.count(decade) < 95 for decade in (-5, -4, -3))
     assert {trial["num_epochs"] for trial in trials} == set(range(1, 9))
+
+
+def test_whole_numbers_are_drawn_whole():
+    """Also where an interval does not end at one."""
+    drawn = [axis("num_epochs=linear:2.5:5.9").draw(random.Random(seed)) for seed in range(100)]
+    assert set(drawn) == {3, 4, 5} and set(map(type, drawn)) == {int}
 
 
 @pytest.mark.parametrize(

@@ -148,10 +148,15 @@ def test_no_key_is_used_twice(monkeypatch):
     adapt = learner.adaptation._replace(infer=infer)
     learner = learner._replace(policy=noting(2, jnp.zeros((3, 1, 1))), adaptation=adapt)
     learner = learner._replace(fine_tuning=lambda steps: tune)
-    suite = types.SimpleNamespace(vector_env=lambda number, split: Watched(used), horizon=4)
+    held_out = suites.Split(tuple(suites.TaskInfo(name, "A task.") for name in "abc"), (0, 1, 2))
+    suite = types.SimpleNamespace(
+        vector_env=lambda number, split: Watched(used),
+        horizon=4,
+        splits={"extrapolation": held_out},
+        action=continuous(1),
+    )
     monkeypatch.setattr(adaptation._Protocol, "evaluator", lambda *asked: lambda *given, **named: {})
-    unseen, settings = Unseen(jnp.zeros((3, 0)), jnp.ones((3, 1))), SETTINGS._replace(episodes=(0, 1))
-    protocol = adaptation._Protocol(learner, suite, "extrapolation", unseen, settings)
+    protocol = adaptation._Protocol(learner, suite, "extrapolation", {}, SETTINGS._replace(episodes=(0, 1)))
     for run, number in ((protocol.inferred, 1 + 4 * 2 + 6), (protocol.fine_tuned, 1 + 3 + 4 * (1 + 3) + 2 * 3)):
         used.clear()
         run(jnp.zeros(1), jax.random.split(jax.random.key(0), 1), None)
@@ -206,7 +211,7 @@ def test_a_learner_that_can_do_neither_is_measured_zero_shot(suite):
     [
         ({"split": "train"}, "split 'train' was trained on"),
         ({"split": "interpolation"}, "has no split 'interpolation'"),
-        ({"methods": ("tuned",)}, "unknown method 'tuned'; known: inferred, fine-tuned"),
+        ({"methods": ("tuned",)}, r"unknown method 'tuned'; did you mean fine-tuned\?"),
         ({"settings": Settings(episodes=(1, 5))}, r"episodes must ascend from 0; got \(1, 5\)"),
         ({"learner": _counting()._replace(generalises=False)}, "tasks own their networks"),
         ({"suite": types.SimpleNamespace(name="host", on_device=False)}, "suite 'host' runs on the host"),

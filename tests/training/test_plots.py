@@ -1,10 +1,13 @@
 """Plots: drawn from the folder alone, of few tasks or many, one seed or several, a run just begun or torn."""
 
+import ast
+import pathlib
+
 import matplotlib
 import numpy as np
 import pytest
 
-from mtjax.training import plots, series
+from mtjax.training import adaptation_plot, plots, series
 from mtjax.training.record import Recorder
 
 
@@ -85,8 +88,11 @@ def test_every_picture_there_is_data_for(tmp_path, settings, expected):
 
 
 def test_no_pyplot_is_needed():
-    # pyplot would open windows and keep every figure alive.
-    assert not hasattr(plots, "plt")
+    """It would open windows and keep every figure alive."""
+    for module in (plots, adaptation_plot):
+        for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            assert not [name for name in (*names, getattr(node, "module", None) or "") if "pyplot" in name]
 
 
 def test_where_the_time_went_counts_every_update(tmp_path):

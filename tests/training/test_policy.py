@@ -33,7 +33,7 @@ CONFIG = RunConfig(
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    train(CONFIG, folder, progress=False, tensorboard=False)
+    train(CONFIG, folder, progress=False, tensorboard=False, video=False)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_choices_of_an_agent_with_a_replay(tmp_path):
     network = NetworkConfig(hidden_sizes=(8,), arrangement="independent")
     quick = {"suite": "control-cartpole", "learner": "sac", "hyper": hyper, "network": network, "num_seeds": 1}
     config = dataclasses.replace(CONFIG, **quick, total_steps=1000, checkpoint_every=400)
-    train(config, tmp_path, progress=False, tensorboard=False)
+    train(config, tmp_path, progress=False, tensorboard=False, video=False)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
     seen = np.random.default_rng(2).normal(size=(40, 4))
     first, last, newest = (load_policy(tmp_path, checkpoint=step)(seen) for step in (steps[0], steps[-1], None))

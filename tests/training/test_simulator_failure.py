@@ -11,7 +11,7 @@ import test_trainer
 
 from mtjax.envs.padding import Grouped
 from mtjax.suites import base
-from mtjax.training import record, run, simulators
+from mtjax.training import policy, record, run, simulators
 
 setting, no_plots = test_run.setting, test_run.no_plots  # fixtures
 
@@ -35,7 +35,7 @@ class Frail(test_trainer._Pool):
         return super().receive()
 
 
-def test_a_simulator_that_dies(tmp_path, monkeypatch, caplog):
+def test_a_simulator_that_dies(tmp_path, monkeypatch, caplog, no_plots):
     """In training, after two of eight updates; and in an evaluation."""
     monkeypatch.setattr(test_trainer, "_Pool", Frail)
     base._REGISTRY["trainer-host"] = test_trainer._host_suite
@@ -65,24 +65,33 @@ def test_groups_within_groups_are_closed():
     assert not inner._hosts and not outer._hosts
 
 
-def test_runs_free_their_simulators(tmp_path, monkeypatch):
+def test_runs_free_their_simulators(tmp_path, monkeypatch, no_plots):
     """A study of four MT10 runs in one process once took 24 GB, and the machine."""
-    alive, opened = weakref.WeakSet(), []
+    alive, opened, most, ever = weakref.WeakSet(), [], [0], [0]
 
     class Counted(test_trainer._Pool):
         def __init__(self, task, num_envs):
             super().__init__(task, num_envs)
+            self.number = num_envs
             alive.add(self)
-            opened.append(id(self))
+            opened.append(self.number)
+            ever[0] += num_envs
+            most[0] = max(most[0], sum(opened))
 
         def close(self):
-            opened.remove(id(self))
+            opened.remove(self.number)
 
     monkeypatch.setattr(test_trainer, "_Pool", Counted)
     base._REGISTRY["trainer-host"] = test_trainer._host_suite
     run.train(CONFIG, tmp_path / "run", **QUIET)
     gc.collect()
     assert not alive and not opened
-    made = run.evaluate(tmp_path / "run", episodes=2)["results"]["train"]["deterministic"]
+    ever[0] = most[0] = 0
+    monkeypatch.setattr(run, "SIMULATORS", 5)
+    found = run.evaluate(tmp_path / "run", episodes=5)  # of two tasks: three rounds of two; and none for training
     gc.collect()
-    assert not alive and made["return"]["tasks"] == {"task_0": 5.0, "task_1": 10.0}
+    assert not alive and found["episodes"] == 6 and most == ever == [4]
+    assert found["results"]["train"]["deterministic"]["return"]["tasks"] == {"task_0": 5.0, "task_1": 10.0}
+    ever[0] = 0
+    policy.load_policy(tmp_path / "run")
+    assert ever == [0]
