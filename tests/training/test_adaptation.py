@@ -10,7 +10,7 @@ import pytest
 
 from mtjax import grads, suites
 from mtjax.envs import Step, continuous
-from mtjax.learners.base import Adaptation, FineTuning, Learner, TaskSpec, Unseen
+from mtjax.learners.base import Adaptation, FineTuning, Learner, TaskSpec
 from mtjax.learners.config import HiPBMDPConfig
 from mtjax.learners.hipbmdp import make_hipbmdp
 from mtjax.networks.config import NetworkConfig
