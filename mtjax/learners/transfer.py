@@ -22,6 +22,7 @@ from mtjax.learners import acting
 from mtjax.learners.base import FineTuning, Transitions, Unseen
 from mtjax.learners.descent import Descent
 from mtjax.learners.replay import Buffer
+from mtjax.learners.scaling import SMALLEST
 from mtjax.networks.base import Parameters, of_unseen_task
 from mtjax.networks.task import unseen_tasks
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 NUM_ENVS = 1
+KNOWN = 1000.0  # steps that the training tasks' scale of returns counts as, so that the task's own soon prevails
 
 
 def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
@@ -92,13 +94,21 @@ def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
     def mean(leaf: Array) -> Array:
         return leaf.mean(axis=0, keepdims=True)
 
+    def middle(sizes: Array) -> Array:
+        """Of a thousandfold range of sizes [T], the geometric mean [1]: one large task would be all of another mean."""
+        return jnp.exp(mean(jnp.log(jnp.maximum(sizes, SMALLEST))))
+
     def single(parameters: Parameters) -> Parameters:
         return parameters._replace(private=jax.tree.map(lambda leaf: leaf[None], of_unseen_task(parameters)))
 
     params = {part: single(p) for part, p in state.params.items()}
     log_temperature = mean(state.log_temperature)
     rewards = one.rewards.init(1, NUM_ENVS)
-    rewards = rewards._replace(returns=acting.pooled(state.rewards.returns, 1), largest=mean(state.rewards.largest))
+    seen = state.rewards.returns
+    returns = seen._replace(
+        count=jnp.minimum(mean(seen.count), KNOWN), mean=mean(seen.mean), variance=middle(seen.variance)
+    )
+    rewards = rewards._replace(returns=returns, largest=middle(state.rewards.largest))
     return state._replace(
         params=params,
         targets=single(state.targets),

@@ -30,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from mtjax.training import lock
 from mtjax.training.versions import write_json
 
 FOLDER = "checkpoints"
@@ -254,11 +255,17 @@ class Checkpointer:
         """The newest good step, or ``step`` if it is good; what was passed over is in :attr:`skipped`."""
         self.skipped = []
         for candidate in sorted(self._steps(), reverse=True) if step is None else [step]:
+            if step is None and self._being_saved(candidate):
+                continue
             problem = verify(self.folder / str(candidate), candidate)
             if problem is None:
                 return candidate
             self.skipped.append((candidate, problem))
         return None
+
+    def _being_saved(self, step: int) -> bool:
+        """True of a reader: the run, at work in another process, has not sealed this step yet."""
+        return self.read_only and step not in self._sealed() and lock.held(self.folder.parent)
 
     def _moved_on(self, sealed: set[int]) -> bool:
         """True of a reader who had seen other steps sealed: the run has saved one since, and may have dropped them."""

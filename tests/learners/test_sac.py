@@ -559,6 +559,21 @@ def test_fine_tuning_keeps_the_ratio_of_gradient_steps(ratio):
         assert alone.arriving == H
 
 
+def test_fine_tuning_starts_from_a_scale_between_those_of_the_tasks():
+    """A mean would be the largest task's, and what is known of many steps would keep it so."""
+    agent = _make(return_scaling="running")
+    state = _start(agent)
+    returns = state.rewards.returns._replace(
+        count=jnp.full(T, 1e6), variance=jnp.asarray([1.0, 1e2, 1e4]), mean=jnp.asarray([1.0, 2.0, 6.0])
+    )
+    rewards = state.rewards._replace(returns=returns, largest=jnp.asarray([1.0, 10.0, 100.0]))
+    alone = transfer.of_one_task(agent, 100)
+    found = jax.jit(lambda s: transfer.of_one_state(alone, s, KEY).rewards)(state._replace(rewards=rewards))
+    sizes = [found.returns.variance[0], found.largest[0], found.returns.mean[0]]
+    np.testing.assert_allclose(sizes, [100, 10, 3], rtol=1e-4)
+    assert found.returns.count[0] == transfer.KNOWN
+
+
 def check_fine_tuning(agent):
     tuning, unseen = agent.learner().fine_tuning(H), Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
 

@@ -20,7 +20,7 @@ import optax
 import pytest
 import tensorstore
 
-from mtjax.training import checkpoint
+from mtjax.training import checkpoint, lock
 from mtjax.training.checkpoint import Checkpointer, CheckpointError, MismatchError
 
 
@@ -180,6 +180,16 @@ def test_read_only_changes_nothing(run):
         with pytest.raises(CheckpointError, match="read only"):
             checkpointer.save(500, make_state())
     assert sorted(run.rglob("*")) == before
+
+
+def test_what_is_being_saved_is_not_called_damaged(run):
+    """A step without its seal is half written, of a run that was killed; of one at work it will be whole."""
+    (run / "checkpoints" / "300" / checkpoint.MANIFEST).unlink()
+    with lock.lock(run, "run"), Checkpointer(run, read_only=True) as reader, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reader.restore(ABSTRACT)[0] == 200 and reader.skipped == []
+    with Checkpointer(run, read_only=True) as reader, pytest.warns(UserWarning, match="using 200"):
+        assert reader.restore(ABSTRACT)[0] == 200
 
 
 @pytest.mark.parametrize("moment", ["verify", "restore"])
