@@ -212,8 +212,8 @@ def test_resume_without_a_folder_prefers_the_run_of_as_many_steps(command, train
     folders = dict(zip((first, second), [call[1] for call in training.calls], strict=True))
     assert command(PROBE, "--total_steps=200", "--resume").code == 0
     assert training.calls[-1][1] == folders[200]
-    assert command(PROBE, "--total_steps=300", "--resume").code == 0  # the newest
-    assert training.calls[-1][1] == folders[second]
+    assert command(PROBE, "--total_steps=300", "--resume").code == 0  # that which was last at work
+    assert training.calls[-1][1] == folders[200]
 
 
 def test_resume_refuses_other_options_with_a_diff(command, training):
