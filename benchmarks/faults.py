@@ -123,11 +123,9 @@ def killed(bench: Bench, kills: int) -> Outcome:
     with concurrent.futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [pool.submit(_killed, bench, n, kills // LANES, bench.random.random()) for n in range(LANES)]
     done, runs, writing, wrong = (sum(part) for part in zip(*[lane.result() for lane in lanes], strict=True))
-    found = (
-        f"{runs} runs were killed so often in all, and ended with the same numbers"
-        if not wrong
-        else f"{wrong} of {runs} runs with OTHER NUMBERS"
-    )
+    found = f"{runs} runs were killed so often in all, and ended with the same numbers"
+    if wrong:
+        found = f"{wrong} of {runs} runs with OTHER NUMBERS"
     return Outcome(
         f"SIGKILL at a random moment ({writing} of them while a checkpoint was being written)", done,
         "resumes from the newest whole checkpoint", found, not wrong,

@@ -90,7 +90,9 @@ def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_
     wanted = {name: value for name, value in chosen.items() if name not in may_differ}
     have = options.flatten(saved)
     would = options.flatten(settle({**have, **wanted}, ()))  # where what has no effect is not the preset's
-    for name, value in changed(saved, {name: would[name] for name in wanted}).items():
+    differing = changed(saved, {name: would[name] for name in wanted})
+    if differing:
+        name, value = next(iter(differing.items()))
         raise ValueError(
             f"--preset={preset} is not what {run_dir} was started with: --{name} is {as_text(have[name])} there, "
             f"{as_text(value)} in the preset; leave it out to continue the run"

@@ -30,7 +30,7 @@ from mtjax.learners.minibatches import Minibatch, check_minibatches, task_major,
 from mtjax.learners.ppo import _PPO, PPOState, _mean
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
-from mtjax.networks.distributions import MAX_LOG_SCALE, MIN_LOG_SCALE, Normal
+from mtjax.networks.distributions import Normal, within_bounds
 from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.task import Task, training_tasks
 
@@ -116,7 +116,7 @@ def product(prior: Any, own: Any, alpha: Array | float, beta: Array | float) -> 
     precision_own = jnp.exp(-2.0 * own.log_scale)
     precision = precision_prior + precision_own
     mean = (precision_prior * prior.mean + precision_own * own.mean) / precision
-    return Normal(mean, jnp.clip(-0.5 * jnp.log(precision), MIN_LOG_SCALE, MAX_LOG_SCALE))
+    return Normal(mean, within_bounds(-0.5 * jnp.log(precision)))
 
 
 def make_distral(

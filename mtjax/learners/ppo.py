@@ -336,14 +336,17 @@ class _PPO:
         apply = jax.vmap(self.value.apply, in_axes=(None, 0, 0, 0))
         return apply(p.shared, p.private, self.tasks, observation)[..., 0]
 
+    def _distribution(self, state: PPOState, observation: Array) -> Any:
+        """The policies' distributions at normalised observations [T, B, obs]."""
+        p = state.params["policy"]
+        view = self._see(state.params["value"], self.tasks, observation)
+        return jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, self.tasks, view)
+
     def _old_distribution(self, state: PPOState, observation: Array) -> Any:
         """Distribution that acted, needed in full only for an exact KL penalty."""
         if not self.config.kl_cost:
             return ()
-        p = state.params["policy"]
-        apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
-        view = self._see(state.params["value"], self.tasks, observation)
-        old = apply(p.shared, p.private, self.tasks, view)
+        old = self._distribution(state, observation)
         widen = jax.vmap(lambda leaf, like: jnp.broadcast_to(leaf, like.shape))
         like = jax.tree.leaves(old)[0]
         return jax.tree.map(lambda leaf: widen(leaf[:, None] if leaf.ndim == 2 else leaf, like), old)
@@ -377,9 +380,7 @@ class _PPO:
 
     def _divergence(self, state: PPOState, minibatch: Minibatch) -> Array:
         """[T] KL divergence of the policies from those that acted (as the metric "kl")."""
-        p = state.params["policy"]
-        view = self._see(state.params["value"], self.tasks, minibatch.observation)
-        distribution = jax.vmap(self.policy.apply, (None, 0, 0, 0))(p.shared, p.private, self.tasks, view)
+        distribution = self._distribution(state, minibatch.observation)
         log_prob = jax.vmap(self.policy.distribution.log_prob)(distribution, self.masks, minibatch.raw_action)
         log_ratio = log_prob - minibatch.log_prob
         return _moments(jnp.exp(log_ratio) - 1.0 - log_ratio, minibatch.weight)[0][:, 0]
@@ -540,11 +541,8 @@ def _mean(x: Array, weight: Array | None) -> Array:
 
 def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
     """Mean and variance [T, 1] of x [T, B], of what has a weight (and 0 where nothing has)."""
-    if weight is None:
-        return x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
-    each = jax.vmap(_mean)
-    mean = each(x, weight)[:, None]
-    return mean, each(jnp.square(x - mean), weight)[:, None]
+    mean, variance, _ = normalization.moments(x, (1,), weight)
+    return mean[:, None], variance[:, None]
 
 
 def split(params: Mapping[str, Parameters]) -> tuple[dict[str, Any], dict[str, Any]]:

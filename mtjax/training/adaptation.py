@@ -278,7 +278,9 @@ class _Protocol:
         @functools.partial(jax.jit, donate_argnums=0)
         def run(carry: Any, keys: Array, first: Array, end: Array) -> Any:
             def of_seed(carry: Any, key: Array) -> Any:
-                once = lambda index, carry: update(carry, jax.random.fold_in(key, index))  # noqa: E731
+                def once(index: Array, carry: Any) -> Any:
+                    return update(carry, jax.random.fold_in(key, index))
+
                 return jax.lax.fori_loop(first, end, once, carry)
 
             return jax.vmap(of_seed)(carry, keys)

@@ -140,8 +140,7 @@ def evaluate(
     trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite))
     step, state, host = saved.restore(run_dir, trainer, checkpoint, to_be="evaluated")
     tasks = config.num_seeds * max(map(len, names.values()), default=1)
-    rounds = 1 if suite.on_device else -(-episodes // max(1, SIMULATORS // tasks))
-    at_once = -(-episodes // rounds)
+    rounds, at_once = (1, episodes) if suite.on_device else _rounds(episodes, tasks)
     evaluator = Evaluator(
         trainer.learner,
         suite,
@@ -174,6 +173,12 @@ def evaluate(
             if video:
                 draw_videos(trainer, suite, state, run_dir, split, results[split])
     return {"step": step, "suite": suite.name, "episodes": rounds * at_once, "results": results}
+
+
+def _rounds(episodes: int, tasks: int) -> tuple[int, int]:
+    """(how often, how many episodes of a task at once) so that no more than ``SIMULATORS`` are there."""
+    rounds = -(-episodes // max(1, SIMULATORS // tasks))
+    return rounds, -(-episodes // rounds)
 
 
 @contextlib.contextmanager
