@@ -82,8 +82,8 @@ PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a wh
 WARM = 0.1  # seconds of calls, one at least, before the one that counts: both threads find a core each
 TORCH_PARTS = ("whole", "solver")
 DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50: in some cells
-HALF = 50  # percent of TorchJD's call, from which its solver dominates it
 TIMES = 5  # faster than TorchJD's, these should be
+MOST = 100 - 100 / TIMES  # percent of its call: if its solver takes so much, a call without any is that much faster
 UPDATE_MINIBATCHES = 4  # of the PPO update in which surgery is measured
 SURGEONS = ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "upgrad", 'gradnorm(surrogate="softplus")')
 
@@ -301,16 +301,17 @@ def promise(rows) -> str:
     asked = [r for r in rows if dominated(r[0], r[3]) and r[7]]
     if not asked:
         return ""
-    most = [r for r in asked if float(r[12]) >= HALF]
-    rest = [r for r in asked if r not in most]
     said = []
-    for where, some, note, ratio in (
-        ("where TorchJD's solver takes half of its call or more, the whole call in", most, WHOLE_BELOW, 7),
-        ("where it takes less, the whole call in", rest, WHOLE_BELOW, 7),
-        ("the solver alone in", asked, SOLVER_BELOW, 11),
+    for where, low, high in (
+        (f"where TorchJD's solver takes {MOST:.0f}% of its call or more, the whole call in", MOST, math.inf),
+        (f"where it takes 50 to {MOST:.0f}%, the whole call in", 50, MOST),
+        ("where it takes less, the whole call in", 0, 50),
     ):
-        below = named(some, note, ratio)
+        some = [r for r in asked if low <= float(r[12]) < high]
+        below = named(some, WHOLE_BELOW, 7)
         said.append(f"{where} {len(some) - len(below)} of {len(some)} cells (below: {count(below)})")
+    below = named(asked, SOLVER_BELOW, 11)
+    said.append(f"the solver alone in {len(asked) - len(below)} of {len(asked)} cells (below: {count(below)})")
     return f"{TIMES} times as fast as TorchJD, of {', '.join(DOMINATED)} with 50 tasks: {'; '.join(said)}."
 
 

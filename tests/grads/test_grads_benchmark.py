@@ -36,7 +36,8 @@ assert row("10", "krum", 1.0, 0.9, 0.2, 0.4, between=(0.7, 1.1))[-1] == "slower"
 values = [0.1 * n for n in range(9)]
 assert benchmark.interval(values) == (values[1], values[7]) and benchmark.interval(values[:5]) == (0.0, values[4])
 text = benchmark.promise(rows)
-assert "the whole call in 1 of 2 cells (below: 1: cagrad (50 × 100,000, iid: 3.0))" in text, text
+assert "80% of its call or more, the whole call in 1 of 1 cells (below: 0)" in text, text
+assert "50 to 80%, the whole call in 0 of 1 cells (below: 1: cagrad (50 × 100,000, iid: 3.0))" in text, text
 assert "where it takes less, the whole call in 0 of 1 cells (below: 1: upgrad (50 × 100,000, iid: 3.0))" in text, text
 assert "the solver alone in 2 of 3 cells (below: 1: upgrad (50 × 100,000, iid: 4.0))" in text, text
 assert benchmark.promise([row("50", "cagrad", 1.0, None, 0.1, None)]) == ""

@@ -15,7 +15,7 @@ import reference
 from faults import fails, gram_of
 
 from mtjax import grads
-from mtjax.grads.methods import graddrop, trimmed_mean
+from mtjax.grads.methods import graddrop, nash_mtl, trimmed_mean
 from mtjax.grads.methods.gradvac import vaccinate
 from mtjax.grads.methods.pcgrad import project
 
@@ -334,3 +334,28 @@ def test_fairgrad_tends_to_the_sum():
         return u / relative * np.exp(-2 * np.log(norm).mean() * alpha / (1 + alpha))
 
     fails(check, bounded)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1])
+def test_fairgrad_of_small_alpha(alpha, monkeypatch):
+    """G w = w^(−1/α) to rounding where a rate is below 1e-30 and norms differ by 10⁴: forty steps fall short of it."""
+    J = np.random.default_rng(0).standard_normal((6, 40))
+    J[0] -= 4.5 * J[1:].mean(axis=0)
+    J *= 10.0 ** np.linspace(2, -2, 6)[:, None]
+    gram = (J @ J.T).astype(np.float32)
+    name = f"fairgrad({alpha})"
+
+    def check(solve):
+        weights = solve(gram, ())[0]
+        w = np.float64(weights)
+        rates = w ** (-1 / alpha)
+        assert (w > 0).all()
+        assert (np.abs(gram @ w - rates) < 3e-6 * (np.abs(gram) @ w)).all()
+        assert rates.min() < 1e-30
+        assert grads.residual(name, gram, weights) < 1e-4
+
+    check(grads.fairgrad(alpha).update)
+    short = functools.partial(nash_mtl.power_newton, cut_steps=40)
+    monkeypatch.setattr(nash_mtl, "power_newton", short)
+    fails(check, grads.fairgrad(alpha).update)
+    assert grads.residual(name, gram, grads.fairgrad(alpha).update(gram, ())[0]) > 0.1

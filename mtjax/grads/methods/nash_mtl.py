@@ -49,7 +49,7 @@ def fairgrad(alpha: Number = 1.0, max_norm: Number | None = None) -> Weighting:
     """FairGrad (Ban and Ji, ICML 2024, arXiv 2402.15638, equation 4 and Algorithm 1).
 
     α-fair utility of the tasks' rates: G w = w^(−1/α), w > 0. α → 0 is the sum, 1 is proportional
-    fairness (Nash-MTL), 2 minimises potential delay, α → ∞ is max-min. Newton as in `nash_mtl`; with α below 0.5 it may
+    fairness (Nash-MTL), 2 minimises potential delay, α → ∞ is max-min. Newton as in `nash_mtl`; with α below 0.03 it may
     stop short of the solution where gradients conflict and their norms differ by orders of magnitude: `residual` says
     how far.
 
@@ -102,15 +102,24 @@ def alpha_fair(gram: Array, power: Number, here: Array) -> Array:
 
 
 def _residual(alpha: Number, max_norm: Number | None):
-    """max |w_i (Gw)_i^α − 1| over the tasks with a gradient; of the rates over their mean where a clip may act."""
+    """max |w_i (Gw)_i^α − 1| over the tasks with a gradient; of the rates over their mean where a clip may act.
+
+    A task whose (Gw)_i is within rounding of what it should be counts as 0: of α = 0.1, that may be 1e-30.
+    """
 
     def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
         norm = norms(gram)
         here = (presence(gram.shape[-1], mask, gram.dtype) > 0) & (norm > 0)
-        image = norm * (cosines(gram) @ (weights * norm))
+        cosine, scaled = cosines(gram), weights * norm
+        image, rounding = norm * (cosine @ scaled), norm * (jnp.abs(cosine) @ jnp.abs(scaled))
+        rounding = 32 * jnp.finfo(gram.dtype).eps * rounding  # the ridge of the solver is half of it
         rates = jnp.where(here, weights * jnp.maximum(image, 0) ** alpha, 0)
-        level = 1.0 if max_norm is None else jnp.sum(rates) / jnp.maximum(jnp.sum(here), 1)
-        return jnp.max(jnp.where(here, jnp.abs(rates / jnp.where(level == 0, 1, level) - 1), 0))
+        clear = here & (image > rounding)
+        level = 1.0 if max_norm is None else jnp.sum(rates * clear) / jnp.maximum(jnp.sum(clear), 1)
+        level = jnp.where(level == 0, 1, level)
+        ought = (level / jnp.where(weights > 0, weights, 1)) ** (1 / alpha)
+        near = (weights > 0) & (jnp.abs(image - ought) <= rounding)
+        return jnp.max(jnp.where(here & ~near, jnp.abs(rates / level - 1), 0))
 
     return residual
 

@@ -9,7 +9,7 @@ from mtjax.grads.gram import constant_like
 from mtjax.grads.solvers.steps import cholesky, longest_step
 
 
-def power_newton(cosine: Array, log_scale: Array, power: Number, *, steps: int = 40) -> Array:
+def power_newton(cosine: Array, log_scale: Array, power: Number, *, steps: int = 40, cut_steps: int = 200) -> Array:
     """Solves C u = κ u^(−p) for u > 0 [T], the stationarity of ½uᵀCu − Σ κ ∫u^(−p).
 
     Primal-dual: C u − z = 0 and log z + p log u = log κ, linearised together, so a step factors
@@ -20,33 +20,39 @@ def power_newton(cosine: Array, log_scale: Array, power: Number, *, steps: int =
       cosine: C [T, T], positive semi-definite with unit diagonal.
       log_scale: log κ [T]; κ itself may be beyond what a number can hold.
       power: p > 0; 1 for Nash-MTL, 1/α for FairGrad.
+      steps: at most; about 10 are needed.
+      cut_steps: at most, if all are cut short: a z falls to a tenth of itself in such a step, to 1e-27 for p = 10.
     """
-    epsilon = float(jnp.finfo(cosine.dtype).eps)
+    epsilon, tiny = float(jnp.finfo(cosine.dtype).eps), float(jnp.finfo(cosine.dtype).tiny)
     matrix = cosine + 16 * epsilon * jnp.eye(cosine.shape[0], dtype=cosine.dtype)
 
     def residuals(u: Array, z: Array) -> tuple[Array, Array]:
-        return matrix @ u - z, jnp.log(z) + power * jnp.log(u) - log_scale
+        product = jnp.log(z) + power * jnp.log(u) - log_scale
+        return matrix @ u - z, jnp.where(z > tiny, product, jnp.minimum(product, 0))  # a smaller z is 0 to rounding
 
     def unfinished(carry: tuple) -> Array:
-        step, u, z = carry
+        spent, u, z = carry
         linear, product = residuals(u, z)
-        terms = jnp.maximum(jnp.maximum(power * jnp.abs(jnp.log(u)), jnp.abs(log_scale)), 1)  # their sum's rounding
-        worst = jnp.maximum(jnp.max(jnp.abs(linear / z)), jnp.max(jnp.abs(product) / terms))
-        return (step < steps) & (worst > 32 * epsilon)
+        sums = 32 * z + jnp.abs(matrix) @ u  # the rounding of `linear`
+        terms = 32 * jnp.maximum(jnp.maximum(power * jnp.abs(jnp.log(u)), jnp.abs(log_scale)), 1)  # and of `product`
+        worst = jnp.maximum(jnp.max(jnp.abs(linear) / sums), jnp.max(jnp.abs(product) / terms))
+        return (spent < 1) & (worst > epsilon)
 
     def advance(carry: tuple) -> tuple:
-        step, u, z = carry
+        spent, u, z = carry
         linear, product = residuals(u, z)
         factor = (cholesky(matrix + jnp.diag(power * z / u)), True)
         du = cho_solve(factor, -linear - z * product)
         dz = -z * product - power * z / u * du
+        dz = jnp.where(z > tiny, dz, jnp.maximum(dz, 0))
         size = jnp.minimum(0.9 * jnp.minimum(longest_step(u, du), longest_step(z, dz)), 1)
-        new_u, new_z = u + size * du, z + size * dz
-        sound = jnp.all(jnp.isfinite(new_u) & jnp.isfinite(new_z) & (new_u > 0) & (new_z > 0))
-        return jnp.where(sound, step + 1, steps), jnp.where(sound, new_u, u), jnp.where(sound, new_z, z)
+        new_u, new_z = u + size * du, jnp.maximum(z + size * dz, tiny)
+        sound = jnp.all(jnp.isfinite(new_u) & jnp.isfinite(new_z) & (new_u > 0))
+        spent += jnp.where(size < 1, 1 / cut_steps, 1 / steps)
+        return jnp.where(sound, spent, 1), jnp.where(sound, new_u, u), jnp.where(sound, new_z, z)
 
     # Exact when all cosines are equal: u = (κ / mean row sum)^(1/(1+p)).
     rows = jnp.maximum(jnp.mean(jnp.sum(cosine, axis=1)), 0.1)
     log_u = (log_scale - jnp.log(rows)) / (1 + power)
-    first = constant_like(rows, 0, jnp.int32)
-    return lax.while_loop(unfinished, advance, (first, jnp.exp(log_u), jnp.exp(log_scale - power * log_u)))[1]
+    start = constant_like(rows, 0, rows.dtype), jnp.exp(log_u), jnp.exp(log_scale - power * log_u)
+    return lax.while_loop(unfinished, advance, start)[1]
