@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtjax.learners import acting
+from mtjax.learners.agent import choose, pooled
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.learners.minibatches import Minibatch, check_minibatches, task_major, time_major
@@ -96,9 +96,9 @@ class _Distral(_PPO):
         """As PPO's; a task that was not trained on is acted for by π₀."""
         if unseen is None:
             return super().evaluation_policy(state, observation, key, deterministic)
-        normalized = self._normalize(acting.pooled(state.observations, len(observation)), observation)
+        normalized = self._normalize(pooled(state.observations, len(observation)), observation)
         prior = jax.vmap(self.prior, in_axes=(None, 0))(state.params["policy"].shared, normalized)
-        return acting.choose(self.policy, prior, unseen.masks, key, deterministic)
+        return choose(self.policy, prior, unseen.masks, key, deterministic)
 
 
 def product(prior: Any, own: Any, alpha: Array | float, beta: Array | float) -> Any:

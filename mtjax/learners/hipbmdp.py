@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from mtjax import grads
-from mtjax.learners import acting, critics
+from mtjax.learners import critics
 from mtjax.learners import world as worlds
+from mtjax.learners.agent import pooled
 from mtjax.learners.base import Adaptation, Learner, TaskSpec, Unseen
 from mtjax.learners.config import HiPBMDPConfig
 from mtjax.learners.sac import _SAC, Batch, Known, SACState
@@ -117,9 +118,9 @@ class _HiPBMDP(_SAC):
 
     # ---------------------------------------------------------------------------------------- acting
 
-    def _see(self, critic: Parameters, tasks: Task, observation: Array) -> Array:
+    def _see(self, teacher: Parameters, tasks: Task, observation: Array) -> Array:
         """[N, B, Z + K] φ(s) and θ, which the policy does not move."""
-        return self._view(critic, self.thetas(critic, tasks), observation)
+        return self._view(teacher, self.thetas(teacher, tasks), observation)
 
     def _view(self, critic: Parameters, thetas: Array, observation: Array) -> Array:
         world = critic.shared["world"]
@@ -130,19 +131,11 @@ class _HiPBMDP(_SAC):
         self, state: SACState, theta: Array, observation: Array, key: Array, deterministic: Array, unseen: Unseen
     ) -> Array:
         """As ``evaluation_policy`` for N tasks that were not trained on, with their θ [N, K]."""
-        critic = state.params["critic"]
-        return acting.act(
-            self.policy,
-            state.params["policy"],
-            state.observations,
-            observation,
-            key,
-            deterministic,
-            spec=self.spec,
-            normalize=self._normalize,
-            unseen=unseen,
-            see=lambda tasks, x: self._view(critic, theta, x),
-        )
+
+        def of_theta(critic: Parameters, tasks: Task, observation: Array) -> Array:
+            return self._view(critic, theta, observation)
+
+        return self.evaluation_policy(state, observation, key, deterministic, unseen, of_theta)
 
     # -------------------------------------------------------------------------------------- learning
 
@@ -231,7 +224,7 @@ class _HiPBMDP(_SAC):
             state: SACState, theta: Array, seen: Any, weight: Array, key: Array | None = None, **settings: Any
         ) -> Array:
             parameters = state.params["critic"].shared["world"]
-            statistics = acting.pooled(state.observations, len(theta))
+            statistics = pooled(state.observations, len(theta))
             steps = Steps(
                 self._normalize(statistics, seen.observation),
                 seen.action,

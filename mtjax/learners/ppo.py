@@ -17,21 +17,19 @@ import jax.numpy as jnp
 import optax
 
 from mtjax import grads, spread
-from mtjax.learners import acting, detours, normalization, popart
-from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen, action_masks
+from mtjax.learners import detours, normalization, popart
+from mtjax.learners.agent import Agent
+from mtjax.learners.base import Learner, TaskSpec, Transitions
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.descent import clipped_adam, combine, of_network, over_steps
-from mtjax.learners.exploration import make_exploration
 from mtjax.learners.minibatches import Minibatch, check_minibatches, pack, shuffled, task_major, time_major
 from mtjax.learners.returns import discounted_sums, generalized_advantages, next_values
 from mtjax.learners.scaling import in_deviations
-from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import OBSERVATIONS, diagnose
-from mtjax.networks.policy import Policy, make_policy
-from mtjax.networks.shared_encoder import behind, make_shared_encoder, own, see, through
-from mtjax.networks.task import Task, training_tasks
+from mtjax.networks.shared_encoder import behind, own, through
+from mtjax.networks.task import Task
 
 Array = jax.Array
 
@@ -75,12 +73,14 @@ class PPOState(NamedTuple):
     exploration: Any = None
 
 
-class _PPO:
+class _PPO(Agent):
     """The pure functions of one configuration. Holds no state.
 
     A learner that differs from PPO in its policy, its reward or a further loss replaces `_make_policy`,
     `_shape_reward` or `_further_loss`.
     """
+
+    teacher = "value"
 
     def __init__(
         self,
@@ -92,49 +92,19 @@ class _PPO:
         num_envs: int,
         num_updates: int,
     ):
-        self.config, self.spec, self.num_envs, self.num_updates = config, spec, num_envs, num_updates
-        self.generalises = network.generalises
-        value = network.of_value()
-        self.encoder = make_shared_encoder(  # of policy and value network, or None
-            network, inputs=spec.observation_size, num_tasks=spec.num_tasks, contexts=spec.context_size
-        )
+        super().__init__(config, network, spec, num_envs=num_envs)
+        self.num_updates = num_updates
         self.both_teach = network.policy_encoder == "both"
-        network, value = behind(self.encoder, network), behind(self.encoder, value)
-        self.policy = self._make_policy(network)
-        self.value: Network = make_network(
-            value,
-            inputs=self.view_size,
-            outputs=1,
-            num_tasks=spec.num_tasks,
-            sizes=value.hidden_sizes,
-            gain=1.0,
-            contexts=spec.context_size,
-        )
+        self.policy = self._make_policy(behind(self.encoder, network))
+        value = behind(self.encoder, network.of_value())
+        self.value: Network = self._make_value(value, inputs=self.view_size, outputs=1)
         if self.encoder:
             self.value = through(self.encoder, self.value)
         if config.return_scaling == "popart":
             self.value = popart.with_unit(self.value, spec.num_tasks)
-        self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
-        self.exploration = make_exploration(config, num_tasks=spec.num_tasks, observation_size=spec.observation_size)
-        self.masks = action_masks(spec)
         self.parts = ("policy", "value") if config.surgery == "separate" else ("all",)
         self.methods = {part: of_network(method, last) for part, last in self._last_shared().items()}
         self.optimizer = clipped_adam(max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon)
-
-    @property
-    def view_size(self) -> int:
-        """Numbers that trunks see: of an observation, or of what the shared encoder makes of it."""
-        return self.encoder.width if self.encoder else self.spec.observation_size
-
-    def _make_policy(self, network: NetworkConfig) -> Policy:
-        spec = self.spec
-        return make_policy(
-            network,
-            inputs=self.view_size,
-            action=spec.action,
-            num_tasks=spec.num_tasks,
-            contexts=spec.context_size,
-        )
 
     def learner(self) -> Learner:
         """These functions as a Learner."""
@@ -176,15 +146,6 @@ class _PPO:
         """The trees that each have a Gram matrix of their own: policy and value, or both as one."""
         return {"all": shared} if self.parts == ("all",) else {part: shared[part] for part in self.parts}
 
-    def _normalize(self, statistics: normalization.Statistics, observation: Array) -> Array:
-        if not self.config.normalize_observations:
-            return observation
-        return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
-
-    def _see(self, value: Parameters, tasks: Task, observation: Array) -> Array:
-        """What the policies of N tasks see of normalised observations [N, B, obs]."""
-        return see(self.encoder, value, tasks, observation)
-
     def _last_shared(self) -> dict[str, tuple[str, ...]]:
         """How the paths of the last shared layers begin, of each of ``_parts``."""
         each = {"policy": self.policy.last_shared, "value": (self.value.last_shared,)}
@@ -199,10 +160,7 @@ class _PPO:
     # ------------------------------------------------------------------------------------------ acting
 
     def act(self, state: PPOState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
-        p = state.params["policy"]
-        view = self._see(state.params["value"], self.tasks, self._normalize(state.observations, observation))
-        apply = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))
-        distribution = apply(p.shared, p.private, self.tasks, view)
+        distribution = self._distribution(state, self._normalize(state.observations, observation))
         family = self.policy.distribution
         keys = jax.random.split(key, self.spec.num_tasks)
         raw = jax.vmap(family.sample)(distribution, self.masks, keys)
@@ -221,22 +179,6 @@ class _PPO:
             longest=self.config.detour_steps,
             length=length,
             num_envs=self.num_envs,
-        )
-
-    def evaluation_policy(
-        self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
-    ) -> Array:
-        return acting.act(
-            self.policy,
-            state.params["policy"],
-            state.observations,
-            observation,
-            key,
-            deterministic,
-            spec=self.spec,
-            normalize=self._normalize,
-            unseen=unseen,
-            see=functools.partial(self._see, state.params["value"]),
         )
 
     # ------------------------------------------------------------------------------------------ learning
@@ -335,12 +277,6 @@ class _PPO:
         """Values [T, B] of normalised observations [T, B, obs]."""
         apply = jax.vmap(self.value.apply, in_axes=(None, 0, 0, 0))
         return apply(p.shared, p.private, self.tasks, observation)[..., 0]
-
-    def _distribution(self, state: PPOState, observation: Array) -> Any:
-        """The policies' distributions at normalised observations [T, B, obs]."""
-        p = state.params["policy"]
-        view = self._see(state.params["value"], self.tasks, observation)
-        return jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, self.tasks, view)
 
     def _old_distribution(self, state: PPOState, observation: Array) -> Any:
         """Distribution that acted, needed in full only for an exact KL penalty."""

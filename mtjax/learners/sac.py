@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax.learners import acting, critics, normalization, paco
-from mtjax.learners.base import Adaptation, Learner, TaskSpec, Transitions, Unseen, action_masks
+from mtjax.learners import critics, normalization, paco
+from mtjax.learners.agent import Agent
+from mtjax.learners.base import Adaptation, Learner, TaskSpec, Transitions
 from mtjax.learners.config import SACConfig
 from mtjax.learners.critics import Candidates
 from mtjax.learners.descent import (
@@ -33,17 +34,14 @@ from mtjax.learners.descent import (
     over_steps,
     polyak,
 )
-from mtjax.learners.exploration import make_exploration
 from mtjax.learners.replay import GIGABYTE, Buffer, Replay, Sample
 from mtjax.learners.scaling import RewardScale, make_reward_scaling
 from mtjax.learners.transfer import fine_tuning
-from mtjax.networks.arrangements import make_network
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.diagnostics import diagnose
-from mtjax.networks.policy import Policy, make_policy
-from mtjax.networks.shared_encoder import behind, make_shared_encoder, see
-from mtjax.networks.task import Task, training_tasks
+from mtjax.networks.shared_encoder import behind
+from mtjax.networks.task import Task
 
 Array = jax.Array
 MANY = 2**31 - 1  # beyond it int32 would be negative, and the random actions of the start would come again
@@ -134,14 +132,16 @@ class Known(NamedTuple):
     key: Array
 
 
-class _SAC:
+class _SAC(Agent):
     """The pure functions of one configuration. Holds no state."""
 
+    teacher = "critic"
+
     def __init__(self, config: SACConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
-        self.config, self.spec, self.generalises = config, spec, network.generalises
+        super().__init__(config, network, spec, num_envs=num_envs)
         self.learns_on = network.generalises and network.of_value().generalises
         arriving = config.rollout_length * num_envs
-        self.num_envs, self.arriving = num_envs, arriving
+        self.arriving = arriving
         self.num_steps = max(1, round(config.update_to_data * arriving))
         self.buffer = Buffer(
             spec,
@@ -152,10 +152,7 @@ class _SAC:
         )
         self._check(config, network)
         network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
-        self.encoder = make_shared_encoder(  # of policy and critics, or None
-            network, inputs=spec.observation_size, num_tasks=spec.num_tasks, contexts=spec.context_size
-        )
-        self.policy: Policy = self._make_policy(network)
+        self.policy = self._make_policy(behind(self.encoder, network))
         self.head = critics.make_head(
             config.critic_head,
             reduction=config.critic_reduction,
@@ -163,15 +160,12 @@ class _SAC:
             value_range=config.value_range,
         )
         self.critic = self._make_critic(network)
-        self.tasks: Task = training_tasks(spec.num_tasks, spec.contexts)
-        self.masks = action_masks(spec)
         explores = config.exploration != "none"
         self.rewards = make_reward_scaling(
             config.return_scaling,
             value_range=config.value_range,
             unscaled=config.exploration_bonus if explores else 0.0,
         )
-        self.exploration = make_exploration(config, num_tasks=spec.num_tasks, observation_size=spec.observation_size)
         adam = optimizer(
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay
         )
@@ -207,34 +201,10 @@ class _SAC:
         if config.paco_threshold and config.critic_head == "categorical":
             raise ValueError("paco_threshold: a categorical critic's loss is a cross-entropy, which does not explode")
 
-    @property
-    def view_size(self) -> int:
-        """Numbers that policies and critics see (see ``_see``)."""
-        return self.encoder.width if self.encoder else self.spec.observation_size
-
-    def _make_policy(self, network: NetworkConfig) -> Policy:
-        spec = self.spec
-        return make_policy(
-            behind(self.encoder, network),
-            inputs=self.view_size,
-            action=spec.action,
-            num_tasks=spec.num_tasks,
-            contexts=spec.context_size,
-        )
-
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         config, spec = self.config, self.spec
         inputs, outputs = critics.inputs_and_outputs(self.view_size, spec.action, self.head)
-        value = network.of_value()
-        body = make_network(
-            behind(self.encoder, value),
-            inputs=inputs,
-            outputs=outputs,
-            num_tasks=spec.num_tasks,
-            sizes=value.hidden_sizes,
-            gain=1.0,
-            contexts=spec.context_size,
-        )
+        body = self._make_value(behind(self.encoder, network.of_value()), inputs=inputs, outputs=outputs)
         critic = critics.ensemble(body, config.num_critics, spec.action, self.head)
         return critics.through(self.encoder, critic, spec.observation_size) if self.encoder else critic
 
@@ -298,15 +268,9 @@ class _SAC:
     def cut(self, state: SACState) -> SACState:
         return state._replace(rewards=self.rewards.cut(state.rewards))
 
-    def _normalize(self, statistics: normalization.Statistics, observation: Array) -> Array:
-        if not self.config.normalize_observations:
-            return observation
-        return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
-
-    def _see(self, critic: Parameters, tasks: Task, observation: Array) -> Array:
-        """What the policies of N tasks see of normalised observations [N, B, obs]: these, or what the critics' encoder
-        makes of them, which the policy does not move."""
-        return jax.lax.stop_gradient(see(self.encoder, critic, tasks, observation))
+    def _see(self, teacher: Parameters, tasks: Task, observation: Array) -> Array:
+        """As any agent's, but that the policy moves no encoder."""
+        return jax.lax.stop_gradient(super()._see(teacher, tasks, observation))
 
     def target_entropy(self, hyper: Hyper) -> Array:
         """[T] the entropy that each task's temperature keeps: −scale · dim(A), or scale · log(choices)."""
@@ -318,9 +282,8 @@ class _SAC:
     # ------------------------------------------------------------------------------------------ acting
 
     def act(self, state: SACState, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
-        p, family = state.params["policy"], self.policy.distribution
-        view = self._see(state.params["critic"], self.tasks, self._normalize(state.observations, observation))
-        distribution = jax.vmap(self.policy.apply, in_axes=(None, 0, 0, 0))(p.shared, p.private, self.tasks, view)
+        family = self.policy.distribution
+        distribution = self._distribution(state, self._normalize(state.observations, observation))
         keys = jax.random.split(key, (2, self.spec.num_tasks))
         drawn = family.to_action(jax.vmap(family.sample)(distribution, self.masks, keys[0]))
         anything = jax.vmap(self._any_action, in_axes=(0, 0, None))(keys[1], self.masks, observation.shape[1])
@@ -338,22 +301,6 @@ class _SAC:
             return jax.random.uniform(key, (number, self.spec.action.size), jnp.float32, -1.0, 1.0) * mask
         logits = jnp.where(mask > 0, 0.0, -jnp.inf)
         return jax.random.categorical(key, logits, shape=(number,)).astype(jnp.int32)
-
-    def evaluation_policy(
-        self, state: SACState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
-    ) -> Array:
-        return acting.act(
-            self.policy,
-            state.params["policy"],
-            state.observations,
-            observation,
-            key,
-            deterministic,
-            spec=self.spec,
-            normalize=self._normalize,
-            unseen=unseen,
-            see=functools.partial(self._see, state.params["critic"]),
-        )
 
     # ------------------------------------------------------------------------------------------ learning
 

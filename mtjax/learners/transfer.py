@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mtjax import grads
-from mtjax.learners import acting
+from mtjax.learners.agent import choose, pooled
 from mtjax.learners.base import FineTuning, Transitions, Unseen
 from mtjax.learners.descent import Descent
 from mtjax.learners.replay import Buffer
@@ -56,8 +56,8 @@ def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
 
     def policy(state: SACState, unseen: Unseen, observation: Array, key: Array, deterministic: Array) -> Array:
         one = told(unseen)
-        view = one._see(state.params["critic"], one.tasks, one._normalize(state.observations, observation))
-        return acting.act_on(one.policy, state.params["policy"], one.tasks, one.masks, view, key, deterministic)
+        distribution = one._distribution(state, one._normalize(state.observations, observation))
+        return choose(one.policy, distribution, one.masks, key, deterministic)
 
     return FineTuning(start, act, update, policy, rollout_length(agent), alone.buffer)
 
@@ -115,7 +115,7 @@ def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
         log_temperature=log_temperature,
         descent=one.start_descent(params, tuple(jax.random.split(key))),
         temperature_optimizer=one.temperature_optimizer.init(log_temperature),
-        observations=acting.pooled(state.observations, 1),
+        observations=pooled(state.observations, 1),
         rewards=rewards,
         replay=one.buffer.init(),
         seen=jnp.ones((), jnp.int32),

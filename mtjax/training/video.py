@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import subprocess
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -92,11 +91,8 @@ def render_tasks(
     *,
     split: str = "train",
     returns: Sequence[float | None] | None = None,
-    max_tasks: int | None = None,
-    columns: int | None = None,
     steps: int | None = None,
     seed: int = 0,
-    max_seconds: float | None = None,
 ) -> list[pathlib.Path]:
     """Play and film one episode of every task.
 
@@ -109,11 +105,8 @@ def render_tasks(
         run_dir: the run's folder.
         split: which tasks.
         returns: [T] of them, e.g. of the last evaluation, to be shown beside the names where they are known.
-        max_tasks: film only the first so many.
-        columns: of the tiles; by default about as many as rows.
         steps: of an episode; the suite's horizon by default.
         seed: of the episodes.
-        max_seconds: start no further task once this much time is spent.
 
     Returns:
         The files written; none, and one warning, if the suite has no picture or the machine cannot draw.
@@ -122,25 +115,20 @@ def render_tasks(
         warnings.warn(f"suite {suite.name} has no picture of itself: no videos", stacklevel=2)
         return []
     infos = suite.splits[split].infos
-    total = min(len(infos), max_tasks or len(infos))
-    columns = columns or math.ceil(math.sqrt(total * 1.2))
+    columns = math.ceil(math.sqrt(len(infos) * 1.2))  # of the tiles: about as many as rows
     folder = pathlib.Path(run_dir) / "videos" / ("" if split == "train" else split)
     films: list[tuple[np.ndarray, float]] = []  # small frames and their rate, of every task
     written: list[pathlib.Path] = []
-    start = time.monotonic()
-    for index in range(total):
-        if max_seconds is not None and films and time.monotonic() - start > max_seconds:
-            warnings.warn(f"filmed {index} of {total} tasks in {max_seconds:.0f} s and stopped", stacklevel=2)
-            break
+    for index, info in enumerate(infos):
         try:
             frames, fps = suite.render(
                 suite.splits[split], index, policy_for_task(index), seed=seed, steps=steps or suite.horizon
             )
-            written.append(write_video(folder / f"{_file_name(infos[index].name)}.mp4", frames, fps))
+            written.append(write_video(folder / f"{_file_name(info.name)}.mp4", frames, fps))
         except Exception as error:  # a driver's, a simulator's: whatever it is, the run is worth more
-            warnings.warn(f"no video of task {infos[index].name}, nor of those after it: {error}", stacklevel=2)
+            warnings.warn(f"no video of task {info.name}, nor of those after it: {error}", stacklevel=2)
             break
-        films.append(_shrunk(frames, fps, total, columns))
+        films.append(_shrunk(frames, fps, len(infos), columns))
     if films:
         names = [info.name for info in infos]
         captions = list(zip(names, returns or [None] * len(names), strict=True))[: len(films)]

@@ -74,7 +74,8 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
     def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         up, down, *leaked = sums
         wide = g[row].astype(dtype) * (1 / power_above(g.shape[0]))
-        rise, fall = jnp.maximum(wide, 0), jnp.minimum(wide, 0)
+        above = wide > 0  # not of a NaN, which falls; a maximum, which looks for them, takes longer
+        rise, fall = jnp.where(above, wide, 0), jnp.where(above, 0, wide)
         if leaked:
             leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]
         return up + rise, down + fall, *leaked
@@ -84,8 +85,8 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
     # A pass for each sum: fused with what follows, each would be taken again wherever it is used.
     up, down, *leaked = map(lax.optimization_barrier, sums)
     size = up - down  # Σ|g|
-    share = 0.5 * (1 + jnp.where(size > 0, (up + down) / jnp.where(size > 0, size, 1), 0))
-    positive = (share if purity is None else purity(share)) > _uniform(key, size.shape, dtype)
+    share = 0.5 * (1 + (up + down) / jnp.where(size == 0, 1, size))
+    positive = (share if purity is None else purity(share)) > _uniform(key, size.shape, dtype)  # not of a NaN
     leaked_up, leaked_down = leaked or (0, 0)
     return jnp.where(positive, up + leaked_down, down + leaked_up)
 
