@@ -18,6 +18,7 @@ import scipy.stats
 
 from mtjax import grads
 from mtjax.grads.gram import _COLUMNS
+from mtjax.grads.methods import graddrop
 from mtjax.grads.methods.gradvac import vaccinate
 from mtjax.grads.methods.pcgrad import project
 
@@ -265,10 +266,9 @@ def test_graddrop(own, num_tasks, dtype):
         def run(J):
             state = tx.init(J[0, 0])
             _, draw = jax.random.split(state.inner)
-            return jax.random.bits(draw, (20,), jnp.uint32), jax.vmap(lambda g: tx.update(g, state)[0])(J)
+            return graddrop._uniform(draw, (40,), jnp.dtype(dtype)), jax.vmap(lambda g: tx.update(g, state)[0])(J)
 
-        words, got = jax.device_get(run(J.astype(dtype)))
-    uniform = (np.concatenate([words // 2**16, words % 2**16]) + 0.5) / 2**16
+        uniform, got = jax.device_get(run(J.astype(dtype)))
     for matrix, direction in zip(J, got, strict=True):
         tolerance = 50 * np.finfo(dtype).eps * np.abs(matrix).sum(0).max()
         np.testing.assert_allclose(direction, reference.graddrop(matrix, uniform, leak), atol=tolerance)
@@ -283,8 +283,21 @@ def test_graddrop_draws_signs_by_their_purity():
     kept = got == 3.0
     assert set(np.unique(got)) == {-1.0, 3.0}
     assert abs(kept.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / size)
-    half = size // 2  # the two halves of one random word
-    assert abs(np.corrcoef(kept[:half], kept[half + 1 :])[0, 1]) < 4 / np.sqrt(half)
+    quarter = -(-size // 4)  # four numbers come from one block of random bits, one in each of the rows here
+    starts = (0, quarter, 2 * quarter - 1, 3 * quarter - 1)
+    length = size - starts[-1]
+    together = np.corrcoef([kept[start : start + length] for start in starts])[np.triu_indices(4, 1)]
+    assert np.abs(together).max() < 4 / np.sqrt(length)
+
+
+def test_what_graddrop_draws_is_uniform():
+    """Of another length, or by a key of another kind, too; and another key draws something else."""
+    for size, key in ((100_001, jax.random.key(0)), (4_000, jax.random.key(1, impl="rbg"))):
+        drawn, other = (np.asarray(graddrop._uniform(k, (size,), jnp.float32)) for k in jax.random.split(key))
+        assert scipy.stats.kstest(drawn, "uniform").pvalue > 1e-3
+        assert 0 < drawn.min() and drawn.max() < 1
+        assert len(np.unique(drawn)) > 0.5 * min(size, 2**16)
+        assert abs(np.corrcoef(drawn, other)[0, 1]) < 4 / np.sqrt(size)
 
 
 def test_graddrop_of_a_purity():

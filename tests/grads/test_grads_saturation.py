@@ -12,6 +12,7 @@ import reference
 
 from mtjax import grads
 from mtjax.grads.gram import _LONG
+from mtjax.grads.methods import graddrop
 
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 SCALE = 2.0**-500  # of the references, in which nothing overflows
@@ -141,12 +142,13 @@ DROPS = [(num_tasks, leak) for num_tasks in (1, 3, 50) for leak in (0.0, 0.5)]
 
 @functools.cache
 def drops(dtype):
-    """GradDrop's random words and its direction, of all sizes and leaks."""
+    """What GradDrop draws and its direction, of all sizes and leaks."""
 
     def one(num_tasks, leak, g):
         tx = grads.aggregate(grads.graddrop(leak), num_tasks=num_tasks, seed=3)
         state = tx.init(g[0])
-        return jax.random.bits(jax.random.split(state.inner)[1], (200,), jnp.uint32), tx.update(g, state)[0]
+        draw = jax.random.split(state.inner)[1]
+        return graddrop._uniform(draw, (400,), jnp.promote_types(dtype, jnp.float32)), tx.update(g, state)[0]
 
     with jax.enable_x64(dtype == "float64"):
         run = quick.jit(lambda given: quick.each(DROPS, lambda case: one(*case, given[case[0]])))
@@ -158,8 +160,7 @@ def drops(dtype):
 def test_graddrop(num_tasks, dtype, leak):
     """It draws a sign by P = ½(1 + Σg/Σ|g|), a ratio of sums that overflow, and keeps a sum that does."""
     g = extreme(num_tasks, 400, dtype)
-    words, got = drops(dtype)[num_tasks, leak]
-    uniform = (np.concatenate([words // 2**16, words % 2**16]) + 0.5) / 2**16
+    uniform, got = drops(dtype)[num_tasks, leak]
     rows = g.astype(float) * SCALE
     saturates(got, reference.graddrop(rows, uniform, leak), np.abs(rows).sum(0), dtype)
 

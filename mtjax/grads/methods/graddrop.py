@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.random import threefry_2x32
 
 from mtjax.grads.base import Array, Transform, check_number, default_float, per_task, presence
 from mtjax.grads.gram import accumulator, constant_like, multiplied, over_rows, power_above
@@ -92,8 +93,12 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """In (0, 1), two numbers of 16 bits a random word: drawing whole ones was half of the time (10 × 1M)."""
+    """In (0, 1), two numbers of 16 bits a random word: drawing whole ones was half of the time (10 × 1M).
+
+    Threefry makes two words at a time, of which `jax.random.bits` makes one.
+    """
     size = math.prod(shape)
-    words = jax.random.bits(key, ((size + 1) // 2,), jnp.uint32)
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    words = threefry_2x32((first, second), jnp.arange((size + 1) // 2, dtype=jnp.uint32))
     halves = jnp.concatenate([words >> 16, words & 0xFFFF])[:size]
     return ((halves.astype(dtype) + 0.5) / 2**16).reshape(shape)
