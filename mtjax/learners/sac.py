@@ -160,11 +160,10 @@ class _SAC(Agent):
             value_range=config.value_range,
         )
         self.critic = self._make_critic(network)
-        explores = config.exploration != "none"
         self.rewards = make_reward_scaling(
             config.return_scaling,
             value_range=config.value_range,
-            unscaled=config.exploration_bonus if explores else 0.0,
+            unscaled=config.exploration_bonus if self.exploration else 0.0,
         )
         adam = optimizer(
             max_grad_norm=config.max_grad_norm, epsilon=config.adam_epsilon, weight_decay=config.weight_decay

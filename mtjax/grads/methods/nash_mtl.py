@@ -50,11 +50,11 @@ def fairgrad(alpha: Number = 1.0, max_norm: Number | None = None) -> Weighting:
 
     α-fair utility of the tasks' rates: G w = w^(−1/α), w > 0. α → 0 is the sum, 1 is proportional
     fairness (Nash-MTL), 2 minimises potential delay, α → ∞ is max-min. Newton as in `nash_mtl`; with α below
-    0.03 it may stop short of the solution where gradients conflict and their norms differ by orders of magnitude:
+    0.05 it may stop short of the solution where gradients conflict and their norms differ by orders of magnitude:
     `residual` says how far.
 
     Properties: never conflicts; permutation equivariant; G → s²G scales w by s^(−2α/(1+α)). Cost:
-    about 10 T×T Cholesky factors.
+    about 10 T×T Cholesky factors, up to 100 for α near 0.05.
 
     Use when: as `nash_mtl`, with a dial between efficiency and fairness.
 
