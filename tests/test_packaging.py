@@ -13,6 +13,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -84,6 +87,19 @@ def test_what_is_installed_is_what_is_pinned():
 
 
 # --- The package ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [32_769, 40_000])
+def test_xla_adds_products_up_rightly(rows):
+    """jaxlib 0.10.2 does not, in the last rows (jax's issue 39103): it is what a simulator's step is made of."""
+    x = jnp.arange(3 * rows, dtype=jnp.float32).reshape(rows, 3) / rows
+    matrix = jnp.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0], [0.5, 0.0, 1.0]])
+
+    def squares(row):
+        return jnp.sum((matrix @ row) ** 2)
+
+    expected = np.sum((np.asarray(x, np.float64) @ np.asarray(matrix, np.float64).T) ** 2, axis=1)
+    np.testing.assert_allclose(jax.jit(jax.vmap(squares))(x), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("target", PROJECT["project"]["scripts"].values())
