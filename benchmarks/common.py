@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import pathlib
 import statistics
 import time
@@ -89,3 +90,11 @@ def take_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
         for name, call in work.items():
             measured[name].append(seconds(call))
     return {name: statistics.median(times) for name, times in measured.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Between which two of the values their median lies, with 95% confidence (by the signs); of five or fewer, all."""
+    ordered, count = sorted(values), len(values)
+    below = [sum(math.comb(count, n) for n in range(rank + 1)) / 2**count for rank in range(count // 2)]
+    outside = sum(chance <= 0.025 for chance in below)  # values at either end that may be left out
+    return ordered[max(outside - 1, 0)], ordered[min(count - outside, count - 1)]

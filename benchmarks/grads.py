@@ -193,20 +193,12 @@ def median(values) -> float | None:
     return None if None in values else 1e3 * statistics.median(values)
 
 
-def interval(values) -> tuple[float, float]:
-    """Between which two of the values their median lies, with 95% confidence (by the signs); of five or fewer, all."""
-    ordered, count = sorted(values), len(values)
-    below = [sum(math.comb(count, n) for n in range(rank + 1)) / 2**count for rank in range(count // 2)]
-    outside = sum(chance <= 0.025 for chance in below)  # values at either end that may be left out
-    return ordered[max(outside - 1, 0)], ordered[min(count - outside, count - 1)]
-
-
 def compare(torch: Torch | None) -> None:
     """Prints the table: milliseconds of ours and theirs, and the ratio."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from common import table
+    from common import interval, table
 
     from mtjax import grads
     from mtjax.grads.base import Transform

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import re
@@ -20,10 +19,8 @@ from typing import NoReturn
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
-# Of XLA's CPU. Before jaxlib 0.11 a fusion pass makes deep MJX body chains up to 1,000 times slower. Since then sums go
-# to a library, each in a call of its own, and MJX is made of small ones: without, training on hidden-hopper is 1.2 times
-# faster, and nothing is slower by more than a twentieth.
-OLD_FLAG, FLAG = "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+# jaxlib < 0.11 on CPU: a fusion pass makes deep MJX body chains up to 1,000 times slower.
+SLOW_FUSION = "--xla_cpu_use_fusion_emitters"
 
 # Of matrix products of float32. On NVIDIA GPUs since Ampere jax's own choice is TensorFloat-32, which keeps about
 # three decimal digits: too few for physics (mujoco_playground's issue 86).
@@ -42,10 +39,8 @@ BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set what must be set before jax and mujoco are imported. A value that the user has set is kept."""
-    flag, given = OLD_FLAG if jaxlib_version() < (0, 11) else FLAG, environ.get("XLA_FLAGS", "")
-    # A TPU's compiler is another release of XLA, and an unknown flag ends the process.
-    if flag.split("=")[0] not in given and not importlib.util.find_spec("libtpu"):
-        environ["XLA_FLAGS"] = f"{given} {flag}".strip()
+    if jaxlib_version() < (0, 11) and SLOW_FUSION not in environ.get("XLA_FLAGS", ""):
+        environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {SLOW_FUSION}=false".strip()
     if sys.platform == "linux" and "MUJOCO_GL" not in environ and _has_egl():
         environ["MUJOCO_GL"] = "egl"  # pictures without a display
     for name, value in {**QUIET, **BLAS}.items():

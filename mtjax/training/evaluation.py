@@ -16,7 +16,7 @@ from mtjax.learners.base import Learner, Unseen, masks_of
 from mtjax.suites.base import Suite
 from mtjax.training import simulators
 from mtjax.training.meshes import Placement
-from mtjax.training.rollout import over_seeds, traceable
+from mtjax.training.rollout import compiler_options, over_seeds, traceable
 
 
 class Evaluator:
@@ -51,7 +51,7 @@ class Evaluator:
         self.episodes, self.num_seeds, self.seed = episodes, num_seeds, seed
         self._envs: dict[str, VectorEnv] = {}
         self._programs: dict[Any, Callable] = {}
-        self._run = self.placement.jit(self._evaluate, gives=self.placement.everywhere)
+        self._run = self.placement.jit(self._evaluate, gives=self.placement.everywhere, options=compiler_options())
 
     def __call__(
         self, states: Any, *, split: str = "train", deterministic: bool = True, key: Array, rounds: int = 1

@@ -9,7 +9,7 @@ numbers are those of one device, within rounding.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +119,10 @@ class Placement:
     def _sharding(self, *axes: str | None) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
 
-    def jit(self, function: Callable, *, takes: Any = None, gives: Any, donate: int | tuple[int, ...] = ()) -> Callable:
+    def jit(
+        self, function: Callable, *, takes: Any = None, gives: Any, donate: int | tuple[int, ...] = (),
+        options: Mapping[str, str] | None = None,
+    ) -> Callable:  # fmt: skip
         """``jax.jit`` with shardings.
 
         Args:
@@ -127,9 +130,10 @@ class Placement:
             takes: shardings of its arguments; None leaves them to the arguments.
             gives: shardings of its results.
             donate: indices of the arguments that are donated.
+            options: of XLA's compiler.
         """
         if self.mesh is None:
-            return jax.jit(function, donate_argnums=donate)
+            return jax.jit(function, donate_argnums=donate, compiler_options=options)
 
         @functools.wraps(function)
         def traced(*arguments: Any) -> Any:
@@ -137,7 +141,7 @@ class Placement:
                 return function(*arguments)
 
         shardings = {"out_shardings": gives} | ({} if takes is None else {"in_shardings": takes})
-        return jax.jit(traced, donate_argnums=donate, **shardings)
+        return jax.jit(traced, donate_argnums=donate, compiler_options=options, **shardings)
 
     def place(self, tree: Any, shardings: Any) -> Any:
         """The tree where ``shardings``, a tree or the beginning of one, say."""

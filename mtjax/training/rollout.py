@@ -31,6 +31,18 @@ class Finished(NamedTuple):
     success_last: Array
 
 
+def compiler_options() -> Mapping[str, str] | None:
+    """XLA's options for a program that steps simulators; None for XLA's own.
+
+    Since jaxlib 0.11 XLA's CPU hands sums to a library, each in a call of its own, and MJX is made of small ones
+    (benchmarks/small_sums.py). Here only products still go there. Long sums are better off in the library, which reads
+    what it adds up while that is made: learners keep XLA's own.
+    """
+    return (
+        {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"} if jax.default_backend() == "cpu" else None
+    )
+
+
 def init_running(shape: tuple[int, ...]) -> Running:
     """Nothing has happened yet. ``shape`` is (S, T, E)."""
     # No array twice: a state that is donated may not hold one buffer under two names.

@@ -20,7 +20,16 @@ from mtjax.suites import descriptions
 from mtjax.suites.base import Suite
 from mtjax.training import meshes, packing
 from mtjax.training.config import RunConfig
-from mtjax.training.rollout import Carry, averages, collect, init_finished, init_running, over_seeds, traceable
+from mtjax.training.rollout import (
+    Carry,
+    averages,
+    collect,
+    compiler_options,
+    init_finished,
+    init_running,
+    over_seeds,
+    traceable,
+)
 
 # Of the metrics: what tells whether a seed, and which of its tasks, is still finite, and after how many updates.
 FLAGS = ("finite", "finite_state", "updates")
@@ -112,7 +121,13 @@ class Trainer:
         self.env: VectorEnv = place.place(traceable(env), place.everywhere)
         self.shardings = TrainState(learner=place.seeds, carry=place.envs, keys=place.seeds, updates=place.seeds)
         state, rollout, metrics = self.shardings, place.rollout, place.everywhere
-        self.collect = place.jit(self._collect, takes=(place.everywhere, state), gives=(state, rollout), donate=1)
+        self.collect = place.jit(
+            self._collect,
+            takes=(place.everywhere, state),
+            gives=(state, rollout),
+            donate=1,
+            options=compiler_options(),
+        )
         self.update = place.jit(self._update, takes=(state, rollout), gives=(state, metrics), donate=0)
         self.train = place.jit(
             self._train,

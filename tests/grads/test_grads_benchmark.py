@@ -34,7 +34,8 @@ assert [r[-1] for r in rows] == [
 assert [r[-3] for r in rows] == ["67", "97", "", "", "13"] and rows[2][-2] == "0.70 to 0.90"
 assert row("10", "krum", 1.0, 0.9, 0.2, 0.4, between=(0.7, 1.1))[-1] == "slower"
 values = [0.1 * n for n in range(9)]
-assert benchmark.interval(values) == (values[1], values[7]) and benchmark.interval(values[:5]) == (0.0, values[4])
+from common import interval
+assert interval(values) == (values[1], values[7]) and interval(values[:5]) == (0.0, values[4])
 text = benchmark.promise(rows)
 assert "80% of its call or more, the whole call in 1 of 1 cells (below: 0)" in text, text
 assert "50 to 80%, the whole call in 0 of 1 cells (below: 1: cagrad (50 × 100,000, iid: 3.0))" in text, text
