@@ -194,6 +194,9 @@ def _leaf_gram(a: Array, b: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
+    if a.shape[0] == b.shape[0] == 1:  # XLA's CPU may add up such a product number by number, which rounds as often
+        dtype = accumulator(a, b)
+        return jnp.sum(a.astype(dtype) * b.astype(dtype), axis=1, keepdims=True)
     return jnp.einsum("tp,sp->ts", a, b, precision="highest", preferred_element_type=accumulator(a, b))
 
 

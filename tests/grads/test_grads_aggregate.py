@@ -136,6 +136,7 @@ def test_bfloat16_is_rounded_once(name):
     np.testing.assert_allclose(got.astype(np.float32), want, rtol=0.01, atol=0.003 * np.abs(want).max())
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="XLA's CPU stores what long sums are of until jaxlib 0.11")
 @pytest.mark.parametrize("name", ROWS_APART)
 def test_nothing_of_the_jacobians_size_is_stored_twice(name):
     """Temporaries of [T, P] made ExcessMTL four times slower (10 × 1M): their pages are new at every call."""
