@@ -19,7 +19,7 @@ from common import Loop, header, table, take_turns
 from mtjax import suites
 from mtjax.launch import presets
 from mtjax.training.config import RunConfig
-from mtjax.training.rollout import over_seeds
+from mtjax.training.rollout import compiler_options, over_seeds
 from mtjax.training.trainer import Trainer
 
 SUITES = ("gridworld-two-rooms", "hidden-hopper", "metaworld-mt10")
@@ -39,7 +39,10 @@ def simulator(trainer: Trainer, length: int):
         state, result = step(state, actions, jax.random.split(key, 1))
         return state, (result.reward.mean(), result.observation.mean())  # what nobody reads, XLA does not compute
 
-    run = jax.jit(lambda state, key: jax.lax.scan(advance, state, jax.random.split(key, length)))
+    run = jax.jit(
+        lambda state, key: jax.lax.scan(advance, state, jax.random.split(key, length)),
+        compiler_options=compiler_options(),
+    )
     state = jax.jit(reset)(jax.random.split(jax.random.key(0), 1))[0]
 
     def work():

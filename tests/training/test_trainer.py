@@ -15,8 +15,11 @@ from mtjax.envs.host import HostVectorEnv, PoolStep
 from mtjax.learners.config import PPOConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.suites.bodies import combine
+from mtjax.training import evaluation
+from mtjax.training import trainer as trainer_module
 from mtjax.training.config import RunConfig
 from mtjax.training.evaluation import Evaluator
+from mtjax.training.rollout import compiler_options
 from mtjax.training.trainer import Part, Trainer, training_env
 
 CONFIG = RunConfig(
@@ -283,3 +286,33 @@ def test_simulators_of_several_suites_are_staggered_and_named_too():
         ends.append(step.truncated.sum(axis=-1))
     np.testing.assert_array_equal(ends, [[0] * 4, *[[1] * 4] * 4])
     assert not any(group.stagger for group in suite.vector_env(4).groups)  # an evaluation's: whole episodes
+
+
+def test_what_steps_simulators_keeps_its_small_sums():
+    """XLA hands them to a library, each in a call of its own, and MJX is made of them. Products go there still."""
+    x = jnp.ones((300, 500))
+    text = [jax.jit(f, compiler_options=compiler_options()).lower(x).compile().as_text() for f in (_squares, _product)]
+    assert ["ynn" in t for t in text] == [False, jax.__version_info__ >= (0, 11)]
+
+
+def _squares(x):
+    return jnp.sum(x * x, axis=0)
+
+
+def _product(x):
+    return x @ x.T
+
+
+@pytest.mark.parametrize("of", [trainer_module, evaluation])
+def test_rollouts_and_evaluations_are_compiled_with_these_options(monkeypatch, of):
+    monkeypatch.setattr(of, "compiler_options", lambda: {"no_such_option": "1"})
+    trainer = Trainer(CONFIG, _suite())
+    state = trainer.init()
+    evaluator = Evaluator(trainer.learner, trainer.suite, episodes=1, num_seeds=1, seed=0)
+    for module, run in [
+        (trainer_module, lambda: trainer.collect(trainer.env, state)),
+        (evaluation, lambda: evaluator(state.learner, key=jax.random.key(0))),
+    ]:
+        if module is of:
+            with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+                run()
