@@ -38,9 +38,9 @@ def compiler_options() -> Mapping[str, str] | None:
     (benchmarks/small_sums.py). Here only products still go there. Long sums are better off in the library, which reads
     what it adds up while that is made: learners keep XLA's own.
     """
-    return (
-        {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"} if jax.default_backend() == "cpu" else None
-    )
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 def init_running(shape: tuple[int, ...]) -> Running:
