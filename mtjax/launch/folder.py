@@ -13,7 +13,7 @@ from typing import Any
 
 from mtjax import options
 from mtjax.launch import resolve
-from mtjax.training import lock
+from mtjax.training import files, lock
 from mtjax.training.config import CONFIG, RunConfig, resumed
 
 RUNS = Path("runs")
@@ -119,8 +119,6 @@ def opened(plan: Plan) -> Iterator[None]:
         ValueError: another process is at work in the folder, or has left a run there since the plan was made.
             Nothing of it is touched.
     """
-    from mtjax.training import versions
-
     with lock.lock(plan.run_dir, "run"):
         if not (plan.resume or plan.replace) and resolve.is_run(plan.run_dir):
             raise ValueError(
@@ -129,8 +127,8 @@ def opened(plan: Plan) -> Iterator[None]:
         if plan.replace:
             _empty(plan.run_dir)
         config = plan.resolved.config
-        versions.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
-        versions.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
+        files.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
+        files.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
         yield
 
 

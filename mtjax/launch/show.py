@@ -14,7 +14,7 @@ from mtjax.options import as_text
 from mtjax.sweeps.ledger import FAILED, State
 from mtjax.sweeps.plan import Plan as Sweep
 from mtjax.sweeps.plan import swept_values
-from mtjax.training.config import RunConfig
+from mtjax.training.config import METRICS, SUMMARY, RunConfig
 
 STATISTICS = ("mean", "median", "worst", "iqm")
 
@@ -158,8 +158,8 @@ def summary(result: Mapping[str, Any], run_dir: Path) -> str:
 
 
 FOLDERS = {
-    "summary.json": "summary",
-    "metrics.jsonl": "metrics",
+    SUMMARY: "summary",
+    METRICS: "metrics",
     "plots": "plots",
     "videos": "videos",
 }

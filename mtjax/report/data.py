@@ -15,22 +15,11 @@ from mtjax import options
 from mtjax.report.folder import SWEEP, kind_of
 from mtjax.sweeps import ledger, plan
 from mtjax.training import packing, record, series
-from mtjax.training.config import RunConfig, load_config
-from mtjax.training.results import SUITE
+from mtjax.training.config import OPERATIONAL, PER_ROW, SUITE, SUMMARY, RunConfig, load_config
 from mtjax.training.series import Run, Series
 
 # Options that do not make another method: who was drawn, and how often somebody looked.
-NOT_A_METHOD = (
-    *plan.PER_ROW,
-    "log_every",
-    "evaluate_every",
-    "evaluation_splits",
-    "evaluation_modes",
-    "evaluation_episodes",
-    "final_evaluation_episodes",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
+NOT_A_METHOD = (*PER_ROW, *OPERATIONAL)
 SHORT = {"grads": "", "learning_rate": "lr", "arrangement": ""}  # how options are named in labels
 
 
@@ -153,7 +142,7 @@ def _version(entry: Entry, others: Iterable[str]) -> str:
 
 def of_run(folder: pathlib.Path) -> Entry:
     """The entry of a run's folder."""
-    state = "done" if (folder / "summary.json").is_file() else "unfinished"
+    state = "done" if (folder / SUMMARY).is_file() else "unfinished"
     return Entry(folder.name, load_config(folder), state, None, _record(folder), folder)
 
 

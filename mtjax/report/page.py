@@ -18,6 +18,7 @@ from mtjax import options
 from mtjax.report import charts, data, measures, svg
 from mtjax.report.data import Suite
 from mtjax.training import statistics
+from mtjax.training.files import write_atomically
 
 HERE = pathlib.Path(__file__).parent
 MEGABYTE = 2**20
@@ -41,8 +42,6 @@ def write(
     Raises:
         ValueError: a folder is neither a run nor a sweep, or nothing has been measured yet.
     """
-    from mtjax.training.versions import write_atomically
-
     suites = data.gather(folders)
     if not any(suite.methods for suite in suites):
         raise ValueError(f"nothing has been measured yet in {', '.join(map(str, folders))}")

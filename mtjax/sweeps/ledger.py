@@ -15,7 +15,6 @@ left, which a launcher that comes later still owes it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import time as clock
@@ -23,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtjax.sweeps.plan import Plan
+from mtjax.training import files
 
 FILE = "ledger.jsonl"
 WAITING, RUNNING, STOPPED, DONE, FAILED, DIVERGED = "waiting", "running", "stopped", "done", "failed", "diverged"
@@ -39,16 +39,12 @@ class Ledger:
     def __init__(self, folder: str | os.PathLike):
         path = pathlib.Path(folder) / FILE
         if path.exists():
-            content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(path, whole)
+            files.drop_torn_line(path)
         self._file = path.open("ab")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one line and make it durable."""
-        line = {"time": round(clock.time(), 3), "event": event, **fields}
-        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.write(files.json_line({"time": round(clock.time(), 3), "event": event, **fields}))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -66,17 +62,7 @@ def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
         ValueError: a line other than the last is broken; the message has its number.
     """
     path = pathlib.Path(folder) / FILE
-    content = path.read_bytes() if path.exists() else b""
-    events = []
-    for number, text in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
-        try:
-            event = json.loads(text)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict) or not {"time", "event"} <= event.keys():
-            raise ValueError(f"line {number} of {path} is broken: {text[:60]!r}")
-        events.append(event)
-    return events
+    return files.parse_lines(path, {"time", "event"}) if path.exists() else []
 
 
 @dataclasses.dataclass

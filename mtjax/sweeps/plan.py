@@ -18,10 +18,10 @@ from typing import Any
 
 from mtjax import options
 from mtjax.sweeps.space import Changes
-from mtjax.training.config import RunConfig
+from mtjax.training import files
+from mtjax.training.config import PER_ROW, RunConfig
 
 MANIFEST, TRIALS, PROGRAMS = "sweep.json", "trials", "programs"
-PER_ROW = ("seed", "num_seeds")  # as in training.packing, which imports jax
 LONGEST_NAME = 96  # of a trial's folder
 
 
@@ -252,14 +252,12 @@ def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
 
 def save(plan: Plan, folder: str | os.PathLike) -> None:
     """Write ``sweep.json``, whole or not at all."""
-    from mtjax.training.versions import write_json
-
     trials = {
         name: {"id": t.id, "changes": t.changes, "steps": t.steps, "config": dataclasses.asdict(t.config)}
         for name, t in plan.trials.items()
     }
     programs = {name: list(program.trials) for name, program in plan.programs.items()}
-    write_json(
+    files.write_json(
         pathlib.Path(folder) / MANIFEST,
         {
             "name": plan.name,

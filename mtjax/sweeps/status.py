@@ -15,6 +15,7 @@ from mtjax.sweeps import ledger, plan
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, WAITING, State
 from mtjax.sweeps.plan import Plan
 from mtjax.training import lock
+from mtjax.training.config import METRICS
 
 TAIL = 2**18  # bytes of a record that are looked at first; a line of many tasks is long
 ORDER = (RUNNING, STOPPED, FAILED, DIVERGED, WAITING, DONE)
@@ -85,7 +86,7 @@ def look(folder: str | os.PathLike, now: float | None = None) -> Status:
             part = slice(start, start + config.num_seeds) if program.packed else slice(None)
             start += config.num_seeds
             record = own if program.packed else plan.trial_dir(folder, name)
-            lines = {} if progress.state == WAITING else _newest(record / "metrics.jsonl")
+            lines = {} if progress.state == WAITING else _newest(record / METRICS)
             rows.append(_row(made, program.name, name, progress, lines, part))
     rows.sort(key=lambda row: ORDER.index(row.state))
     times = [event["time"] for event in events if event["event"] == "started"]

@@ -16,6 +16,7 @@ from mtjax.sweeps import plan
 from mtjax.sweeps.ledger import DIVERGED, DONE, State
 from mtjax.sweeps.plan import Plan
 from mtjax.sweeps.space import Axis, Changes
+from mtjax.training.config import SUMMARY
 
 Tried = tuple[Changes, float | None]  # what was tried, and how good it was
 STARTUP = 8  # trials drawn at random before any is learnt from
@@ -108,7 +109,7 @@ def tried(folder: str | os.PathLike, made: Plan, state: State) -> list[Tried]:
 def value_of(folder: str | os.PathLike, trial: str) -> float | None:
     """How good a finished trial is: mean success of the training tasks, or return where there is no success."""
     try:
-        summary = json.loads((plan.trial_dir(folder, trial) / "summary.json").read_text())
+        summary = json.loads((plan.trial_dir(folder, trial) / SUMMARY).read_text())
     except (OSError, ValueError):
         return None
     measures: Mapping[str, Any] = summary["results"]["train"]["deterministic"]

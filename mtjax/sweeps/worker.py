@@ -13,6 +13,7 @@ from typing import Any
 from mtjax.sweeps import plan
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, STOPPED
 from mtjax.training import lock
+from mtjax.training.files import write_json
 
 OUTCOME, LOG = "outcome.json", "log.txt"
 PATIENCE = 120.0  # seconds to wait for a worker of a killed launcher, which is saving
@@ -49,8 +50,6 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
     Raises:
         ValueError: there is no such program.
     """
-    from mtjax.training.versions import write_json
-
     made = plan.load(folder)
     if name not in made.programs:
         raise ValueError(f"{folder} has no program {name!r}")

@@ -28,7 +28,7 @@ from mtjax.learners import replay
 from mtjax.learners.base import Learner, Transitions, Unseen
 from mtjax.learners.replay import Sample, size_text
 from mtjax.suites.base import Suite
-from mtjax.training import adaptation_plot, saved, statistics, versions
+from mtjax.training import adaptation_plot, files, saved, statistics
 from mtjax.training.config import load_config
 from mtjax.training.evaluation import Evaluator, unseen_tasks
 from mtjax.training.trainer import Trainer
@@ -353,7 +353,7 @@ def measure_run(
 def _write(run_dir: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Numbers and picture, if the folder can be written."""
     try:
-        versions.write_json(run_dir / "adaptation.json", found)
+        files.write_json(run_dir / "adaptation.json", found)
         (run_dir / "plots").mkdir(exist_ok=True)
         adaptation_plot.draw(found, run_dir / "plots" / "adaptation.png")
     except OSError as error:

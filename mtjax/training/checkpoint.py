@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from mtjax.training import lock
-from mtjax.training.versions import write_json
+from mtjax.training.files import write_json
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"

@@ -14,9 +14,11 @@ from mtjax.learners.registry import LEARNERS
 from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
 
-CONFIG = "config.json"  # in a run's folder
+CONFIG, SUITE, METRICS, SUMMARY = "config.json", "suite.json", "metrics.jsonl", "summary.json"  # in a run's folder
 SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, which imports jax
 MODES = ("deterministic", "stochastic")
+
+PER_ROW = ("seed", "num_seeds")  # may always differ between the trials of a program: each row has its own key
 
 # May change when a run is resumed: they decide what is looked at, not what is learnt.
 OPERATIONAL = (

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtjax import options, suites
-from mtjax.training import lock, memory, packing, record, run, versions
+from mtjax.training import files, lock, memory, packing, record, run
 from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig, refuse_changes
@@ -75,7 +75,7 @@ def train_packed(
         for name in trials:
             with _alone(trials_dir / name):  # else it is said now, not after hours of training
                 pass
-        versions.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
+        files.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
         with run.at_work(trainer, program_dir, resume=resume, progress=progress, tensorboard=False) as session:
             seconds, measured = 0.0, None
             with contextlib.suppress(run.Diverged):  # no trial is left; each has its message
@@ -92,7 +92,7 @@ def train_packed(
                 with _alone(trials_dir / name):
                     shutil.rmtree(trials_dir / name, ignore_errors=True)
                     os.replace(folder, trials_dir / name)
-            versions.sync_folder(trials_dir)
+            files.sync_folder(trials_dir)
         return _finish(session, program_dir, trials_dir)
 
 
@@ -112,7 +112,7 @@ def _alone(place: pathlib.Path) -> contextlib.AbstractContextManager[None]:
 def _finish(session: run.Session, program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:
     """Note that every trial has its folder, with its rows of the last checkpoint, and delete the program's."""
     states = {name: session.lost.get(name, {}).get("message") for name in session.trainer.rows.trials}
-    versions.write_json(program_dir / FINISHED, states)
+    files.write_json(program_dir / FINISHED, states)
     shutil.rmtree(program_dir / CHECKPOINTS, ignore_errors=True)
     return _finished(program_dir, trials_dir)
 

@@ -24,10 +24,9 @@ import numpy as np
 from mtjax import options
 from mtjax.grads import constants
 from mtjax.training import record
-from mtjax.training.config import RunConfig
+from mtjax.training.config import PER_ROW, RunConfig
 
 PROGRAM = "program.json"  # in the folder of a program, where a run has its config.json
-PER_ROW = ("seed", "num_seeds")  # may always differ: every row has a key of its own
 METHODS = ("grads", "critic_grads")  # name methods of mtjax.grads: their constants are leaves, the rest is code
 
 

@@ -15,7 +15,6 @@ they are large.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import socket
@@ -26,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from mtjax.training import statistics
-from mtjax.training.versions import write_atomically
+from mtjax.training import files, statistics
+from mtjax.training.config import METRICS
 
-FILE = "metrics.jsonl"
+FILE = METRICS
+REQUIRED = {"kind", "step"}  # keys of every line
 MEASURES = ("return", "length", "success", "success_any", "success_last")  # shown per task and in aggregate
 SYNC_SECONDS = 5.0  # a power cut loses at most this much
 FLUSH_SECONDS = 10.0  # that TensorBoard may be behind
@@ -68,8 +68,8 @@ class Recorder:
     def _open_existing(self, alone: bool) -> int | None:
         """Drop a torn tail, check the tasks. Returns the newest step, or None if nothing is recorded."""
         if alone:
-            _drop_torn_tail(self.path)
-        lines = _parse(self.path)
+            files.drop_torn_line(self.path)
+        lines = files.parse_lines(self.path, REQUIRED)
         named = next((tuple(line["tasks"]) for line in lines if line["kind"] == "tasks"), None)
         if named is not None and named != self.task_names:
             ours = list(self.task_names)
@@ -149,8 +149,7 @@ class Recorder:
         self.close()
 
     def _write(self, line: Mapping[str, Any], sync: bool = False) -> None:
-        line = {k: _plain(v) for k, v in line.items()}
-        rest = memoryview(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        rest = memoryview(files.json_line({k: _plain(v) for k, v in line.items()}))
         with self._named():
             self._follow()
             while rest:
@@ -198,7 +197,7 @@ def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
         FileNotFoundError: the folder has no record.
         ValueError: a line other than the last is broken; the message has its number.
     """
-    lines = _parse(pathlib.Path(run_dir) / FILE)
+    lines = files.parse_lines(pathlib.Path(run_dir) / FILE, REQUIRED)
     for line in lines:
         if "values" in line:
             line["values"] = {k: np.array(v, dtype=float) for k, v in line["values"].items()}
@@ -223,45 +222,21 @@ def truncate_after(run_dir: str | os.PathLike, step: int, *, ends: bool = True) 
         FileNotFoundError, ValueError: as :func:`read`.
     """
     path = pathlib.Path(run_dir) / FILE
-    raw = _whole_lines(path.read_bytes())
-    lines = zip(raw, _parse(path), strict=True)
+    raw = files.whole_lines(path)
+    lines = zip(raw, files.parse_lines(path, REQUIRED), strict=True)
     keep = []
     for text, line in lines:
         if line["step"] < step or (line["step"] == step and not line.get("final")):
-            keep.append(text)
+            keep.append(text + b"\n")
         elif line["step"] == step and not ends:
-            keep.append(json.dumps({**line, "final": False}, allow_nan=False, separators=(",", ":")).encode())
-    write_atomically(path, b"".join(text + b"\n" for text in keep))
+            keep.append(files.json_line({**line, "final": False}))
+    files.write_atomically(path, b"".join(keep))
     return len(raw) - len(keep)
 
 
 def task_names(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The training tasks' names, of what :func:`read` returned; empty if the record does not say."""
     return next((tuple(line["tasks"]) for line in lines if line["kind"] == "tasks"), ())
-
-
-def _whole_lines(content: bytes) -> list[bytes]:
-    return content[: content.rfind(b"\n") + 1].splitlines()
-
-
-def _drop_torn_tail(path: pathlib.Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-
-
-def _parse(path: pathlib.Path) -> list[dict[str, Any]]:
-    lines = []
-    for number, text in enumerate(_whole_lines(path.read_bytes()), start=1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict) or not {"kind", "step"} <= line.keys():
-            raise ValueError(f"line {number} of {path} is broken: {text[:60]!r}")
-        lines.append(line)
-    return lines
 
 
 def _plain(value: Any) -> Any:

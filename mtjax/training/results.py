@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from mtjax.suites.base import Suite
-from mtjax.training import policy, statistics, versions, video
-from mtjax.training.config import CONFIG, RunConfig
+from mtjax.training import files, policy, statistics, versions, video
+from mtjax.training.config import CONFIG, SUITE, RunConfig
 from mtjax.training.trainer import Trainer, TrainState
 
-SUITE, SUMMARY = "suite.json", "summary.json"
 VIDEO_STEPS = 250  # of an episode are drawn: drawing without a GPU is slow
 
 
@@ -40,11 +39,11 @@ def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str])
 def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
     """Write what the run is: configuration, versions, and the suite with its tasks."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    versions.write_json(run_dir / CONFIG, dataclasses.asdict(config))
+    files.write_json(run_dir / CONFIG, dataclasses.asdict(config))
     versions.write(run_dir)
     tasks = {split: [dataclasses.asdict(info) for info in part.infos] for split, part in suite.splits.items()}
     description = {"name": suite.name, "version": dataclasses.asdict(suite.version), "tasks": tasks}
-    versions.write_json(run_dir / SUITE, description)
+    files.write_json(run_dir / SUITE, description)
 
 
 def draw_videos(

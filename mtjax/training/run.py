@@ -21,9 +21,9 @@ import numpy as np
 from mtjax import options, suites
 from mtjax.training import lock, memory, meshes, processes, record, saved, simulators
 from mtjax.training.checkpoint import newest_step
-from mtjax.training.config import CONFIG, MODES, RunConfig, load_config, resumed
+from mtjax.training.config import CONFIG, MODES, SUMMARY, RunConfig, load_config, resumed
 from mtjax.training.evaluation import Evaluator
-from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation, write_description
+from mtjax.training.results import draw_videos, summarize_evaluation, write_description
 from mtjax.training.session import Diverged, Interrupted, Session, at_work, stop_signals
 from mtjax.training.simulators import SimulatorFailed
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer

@@ -18,13 +18,13 @@ import numpy as np
 from mtjax.learners import replay
 from mtjax.learners.replay import free_memory
 from mtjax.suites.base import Suite
-from mtjax.training import memory, plots, processes, record, simulators, versions
+from mtjax.training import files, memory, plots, processes, record, simulators
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import MODES, RunConfig
+from mtjax.training.config import MODES, SUMMARY, RunConfig
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.program import Program
 from mtjax.training.progress import Progress
-from mtjax.training.results import SUMMARY, draw_videos, summarize_evaluation
+from mtjax.training.results import draw_videos, summarize_evaluation
 from mtjax.training.trainer import FLAGS, STREAM_EVALUATION, Trainer, TrainState
 
 CALL_SECONDS = 1.0  # that a call of the program may take: for so long a signal waits
@@ -383,7 +383,7 @@ class Session:
             "steps_per_second": round(self.step * config.num_seeds / seconds, 1),
             "results": results,
         }
-        versions.write_json(folder / SUMMARY, summary)
+        files.write_json(folder / SUMMARY, summary)
         self._stop_if_asked()
         plots.plot_run(folder)
         if draw:

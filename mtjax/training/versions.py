@@ -1,19 +1,18 @@
-"""What a run ran on, and the writing of JSON files that are whole or absent."""
+"""What a run ran on: libraries, devices, commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from typing import Any
 
 import jax
 
 import mtjax
+from mtjax.training.files import write_json
 
 DISTRIBUTIONS = {
     "jax": "jax",
@@ -58,51 +57,6 @@ def write(run_dir: str | os.PathLike) -> dict[str, Any]:
     found = versions()
     write_json(pathlib.Path(run_dir) / "versions.json", found)
     return found
-
-
-def write_json(path: str | os.PathLike, value: Any) -> pathlib.Path:
-    """Write JSON so that a reader sees the old file or the new one, whole, whenever the writer dies.
-
-    Args:
-        path: the file; its folder is made if it is not there.
-        value: anything JSON can say. NaN and infinities are refused: say None.
-
-    Raises:
-        ValueError, TypeError: JSON cannot say ``value``; the old file stays.
-        OSError: the disk is full or read-only; the old file stays.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    return write_atomically(path, text.encode())
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> pathlib.Path:
-    """Write to a temporary file beside ``path``, make it durable, and rename it over ``path``."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would lock colleagues out of a shared run
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-    return path
-
-
-def sync_folder(folder: str | os.PathLike) -> None:
-    """Make a rename within ``folder`` survive a power cut. File systems that cannot are left alone."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems refuse to sync a folder
-    finally:
-        os.close(descriptor)
 
 
 def _installed(package: str) -> str | None:

@@ -18,7 +18,7 @@ from mtjax.learners import replay
 from mtjax.learners.config import HiPBMDPConfig, PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.suites import base
-from mtjax.training import adaptation, versions
+from mtjax.training import adaptation, files
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig
 from mtjax.training.trainer import Trainer
@@ -61,7 +61,7 @@ def saved(monkeypatch):
     def save(learner, hyper, arrangement="none", of_critics="same", *, checkpoints=(16,)):
         network = NetworkConfig(arrangement=arrangement, value_arrangement=of_critics, hidden_sizes=(4,), scale="state")
         config = RunConfig("push", learner, "mean", num_envs=2, num_seeds=2, hyper=hyper, network=network)
-        versions.write_json("run/config.json", dataclasses.asdict(config))
+        files.write_json("run/config.json", dataclasses.asdict(config))
         if checkpoints:
             trainer = Trainer(config, suite)
             state = trainer.saved(trainer.init())

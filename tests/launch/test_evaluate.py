@@ -62,11 +62,11 @@ def test_a_table_of_tasks_and_aggregates(evaluated):
 
 def test_what_is_not_finite_is_a_dash(tmp_path):
     """One seed whose last episodes overflowed: the run still has a summary, the others' numbers and a table."""
-    from mtjax.training import results, versions
+    from mtjax.training import files, results
 
     values = {"return": np.array([[1.0, 2.0], [3.0, np.nan]]), "length": np.array([[1.0, np.inf], [1.0, 1.0]])}
     measures = results.summarize_evaluation(values, ("task_0", "task_1"))
-    versions.write_json(tmp_path / "summary.json", measures)  # which takes no NaN
+    files.write_json(tmp_path / "summary.json", measures)  # which takes no NaN
     assert json.loads((tmp_path / "summary.json").read_text())["return"]["tasks"] == {"task_0": 2.0, "task_1": None}
     found = {"step": 1, "episodes": 1, "results": {"train": {"deterministic": measures}}}
     words = [line.split() for line in show.evaluation(found).splitlines()]

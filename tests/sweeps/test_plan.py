@@ -132,7 +132,6 @@ def test_the_id_is_of_everything_that_decides_the_result():
 
 def test_rows_of_a_plan_are_rows_of_training():
     """The planner imports no jax; it must agree with the module that does the packing."""
-    assert plan.PER_ROW == packing.PER_ROW
     made = make(*RATES)
     for program in made.programs.values():
         packing.pack({name: made.trials[name].config for name in program.trials}, VMAPPED)

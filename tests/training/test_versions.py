@@ -1,12 +1,9 @@
-"""Versions and whole JSON files: a result without them cannot be compared or trusted."""
+"""Versions: a result without them cannot be compared or trusted."""
 
 import json
-import os
-import stat
 import subprocess
 
 import jax
-import pytest
 
 from mtjax.training import versions
 
@@ -41,22 +38,3 @@ def test_git_says_commit_and_dirt(tmp_path):
     assert versions._git(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (package / "__init__.py").write_text("x = 1\n")
     assert versions._git(package)["dirty"] is True
-
-
-def test_write_json_is_whole_or_absent(tmp_path, monkeypatch):
-    path = versions.write_json(tmp_path / "deep" / "a.json", {"a": [1, None]})
-    assert json.loads(path.read_text()) == {"a": [1, None]}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    with pytest.raises(ValueError):
-        versions.write_json(path, {"a": float("nan")})
-    with pytest.raises(TypeError):
-        versions.write_json(path, {"a": object()})
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        versions.write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": [1, None]}
-    assert os.listdir(path.parent) == ["a.json"]
