@@ -14,6 +14,7 @@ from mtjax.sweeps import ledger, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, Ledger, State
 from mtjax.sweeps.plan import Plan, Program, halved, save
 from mtjax.training import lock
+from mtjax.training.signals import handled
 
 POLL_SECONDS = 0.5
 MOST_INTERRUPTIONS = 100  # attempts at one program, after which its machine's interruptions are failures
@@ -109,7 +110,8 @@ def run(
         ValueError: another launcher is at work on the sweep.
         Stopped: a signal came.
     """
-    with lock.lock(folder, "sweep"), Ledger(folder) as book, _Signals() as signals:
+    signals, both = _Signals(), (signal.SIGINT, signal.SIGTERM)
+    with lock.lock(folder, "sweep"), Ledger(folder) as book, handled(both, signals.handle):
         book.write("opened", launcher=launcher.name, host=socket.gethostname(), pid=os.getpid())
         while True:
             schedule = _Schedule(folder, plan, launcher, policy, book, report)
@@ -275,18 +277,6 @@ class _Signals:
         self._event.wait(seconds)
         self._event.clear()
 
-    def __enter__(self) -> _Signals:
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # None stands for a handler that is not Python's, which cannot be put back.
-                self._before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
-        return self
-
-    def _handle(self, number, frame) -> None:
+    def handle(self, number, frame) -> None:
         self.count += 1
         self._event.set()
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

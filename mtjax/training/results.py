@@ -11,7 +11,7 @@ import numpy as np
 
 from mtjax.suites.base import Suite
 from mtjax.training import files, policy, statistics, versions, video
-from mtjax.training.config import CONFIG, SUITE, RunConfig
+from mtjax.training.config import CONFIG, SUITE, SUMMARY, RunConfig
 from mtjax.training.trainer import Trainer, TrainState
 
 VIDEO_STEPS = 250  # of an episode are drawn: drawing without a GPU is slow
@@ -34,6 +34,51 @@ def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str])
         return {name: float(mean) if np.isfinite(mean) else None for name, mean in means}
 
     return {measure: {**statistics.summarize(value), "tasks": of_tasks(value)} for measure, value in values.items()}
+
+
+def final_rounds(config: RunConfig) -> int:
+    """How many times ``evaluation_episodes`` are played to reach ``final_evaluation_episodes``."""
+    return -(-config.final_evaluation_episodes // config.evaluation_episodes)
+
+
+def write_summary(
+    run_dir: pathlib.Path,
+    config: RunConfig,
+    suite: Suite,
+    measured: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    *,
+    step: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write ``summary.json`` of a finished run, and return what it holds.
+
+    Args:
+        run_dir: the run's folder.
+        config: of the run, or of a trial.
+        suite: the run's.
+        measured: of the final evaluation, {split: {mode: {measure: [S, N]}}}.
+        step: environment steps of each seed.
+        seconds: of training.
+    """
+    results = {
+        split: {
+            mode: summarize_evaluation(values, [info.name for info in suite.splits[split].infos])
+            for mode, values in modes.items()
+        }
+        for split, modes in measured.items()
+    }
+    summary = {
+        "suite": suite.name,
+        "version": dataclasses.asdict(suite.version),
+        "step": step,
+        "seeds": config.num_seeds,
+        "episodes": final_rounds(config) * config.evaluation_episodes,
+        "seconds_of_training": round(seconds, 1),
+        "steps_per_second": round(step * config.num_seeds / seconds, 1),
+        "results": results,
+    }
+    files.write_json(run_dir / SUMMARY, summary)
+    return summary
 
 
 def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import signal
 import threading
@@ -18,13 +17,13 @@ import numpy as np
 from mtjax.learners import replay
 from mtjax.learners.replay import free_memory
 from mtjax.suites.base import Suite
-from mtjax.training import files, memory, plots, processes, record, simulators
+from mtjax.training import memory, plots, processes, record, signals, simulators
 from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import MODES, SUMMARY, RunConfig
 from mtjax.training.evaluation import Evaluator
 from mtjax.training.program import Program
 from mtjax.training.progress import Progress
-from mtjax.training.results import draw_videos, summarize_evaluation
+from mtjax.training.results import draw_videos, final_rounds, write_summary
 from mtjax.training.trainer import FLAGS, STREAM_EVALUATION, Trainer, TrainState
 
 CALL_SECONDS = 1.0  # that a call of the program may take: for so long a signal waits
@@ -332,7 +331,7 @@ class Session:
 
     def measure(self) -> dict[str, dict[str, Mapping[str, np.ndarray]]]:
         """The final evaluation on every split: {split: {mode: {measure: [S, N]}}}."""
-        rounds = -(-self.config.final_evaluation_episodes // self.config.evaluation_episodes)
+        rounds = final_rounds(self.config)
         measured: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
         for split, tasks in self.suite.splits.items():
             if not len(tasks) or not self._has_policy(split):
@@ -365,29 +364,11 @@ class Session:
             seconds: of training.
             draw: videos, too.
         """
-        rounds = -(-config.final_evaluation_episodes // config.evaluation_episodes)
-        results = {
-            split: {
-                mode: summarize_evaluation(values, [info.name for info in self.suite.splits[split].infos])
-                for mode, values in modes.items()
-            }
-            for split, modes in measured.items()
-        }
-        summary = {
-            "suite": self.suite.name,
-            "version": dataclasses.asdict(self.suite.version),
-            "step": self.step,
-            "seeds": config.num_seeds,
-            "episodes": rounds * config.evaluation_episodes,
-            "seconds_of_training": round(seconds, 1),
-            "steps_per_second": round(self.step * config.num_seeds / seconds, 1),
-            "results": results,
-        }
-        files.write_json(folder / SUMMARY, summary)
+        summary = write_summary(folder, config, self.suite, measured, step=self.step, seconds=seconds)
         self._stop_if_asked()
         plots.plot_run(folder)
         if draw:
-            draw_videos(self.trainer, self.suite, state, folder, "train", results["train"])
+            draw_videos(self.trainer, self.suite, state, folder, "train", summary["results"]["train"])
         return summary
 
 
@@ -418,9 +399,6 @@ def at_work(
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM, SIGUSR2 and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
 
     def handle(number, frame):
         if number == signal.SIGINT and event.is_set():
@@ -428,10 +406,5 @@ def stop_signals() -> Iterator[threading.Event]:
         event.set()
 
     numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else [])]
-    # None stands for a handler that is not Python's, which cannot be put back.
-    before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in numbers}
-    try:
+    with signals.handled(numbers, handle):
         yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
