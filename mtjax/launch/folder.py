@@ -47,11 +47,13 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
         ValueError: the folder is in use or cannot be made.
     """
     if run_dir is None:
-        return Plan(resolved, _fresh(resolved.config.suite))
+        run_dir = unused(RUNS, resolved.config.suite)
+        _require_writable(run_dir)
+        return Plan(resolved, run_dir)
     folder = Path(run_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--run_dir={run_dir} is a file, not a folder")
-    used = _used(folder)
+    used = in_use(folder)
     if used and not resolve.is_run(folder):
         raise ValueError(f"--run_dir={run_dir} is not empty and is not a run; choose another folder")
     if used and not overwrite:
@@ -132,8 +134,8 @@ def opened(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _used(folder: Path) -> bool:
-    """True if the folder holds more than a run that was killed before its first file was whole: hidden files."""
+def in_use(folder: Path) -> bool:
+    """True if the folder holds any file that is not hidden: a process killed early leaves only hidden ones."""
     return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
 
 
@@ -149,10 +151,9 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _fresh(suite: str) -> Path:
-    """A folder name that nobody uses yet."""
-    stem = RUNS / f"{suite}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    _require_writable(stem)
+def unused(parent: Path, suite: str) -> Path:
+    """A path under ``parent`` that does not exist yet, named after the suite and the time."""
+    stem = parent / f"{suite}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder, number = stem, 2
     while folder.exists():
         folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1

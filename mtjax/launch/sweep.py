@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import os
 import re
@@ -17,6 +16,7 @@ from absl import flags as absl_flags
 
 from mtjax import options
 from mtjax.launch import command, environment, flags, presets, resolve, show
+from mtjax.launch.folder import in_use, unused
 from mtjax.options import option
 from mtjax.sweeps import ledger, plan, schedule, space, suggest
 from mtjax.training import lock
@@ -328,17 +328,12 @@ def choose_folder(name: str, suite: str) -> Path:
         folder = SWEEPS / name
         require_free(folder)
         return folder
-    stem = SWEEPS / f"{suite}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder, number = stem, 2
-    while folder.exists():
-        folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
-    return folder
+    return unused(SWEEPS, suite)
 
 
 def require_free(folder: Path) -> None:
     """Raise ValueError if there is something in the folder of a new sweep."""
-    # A process that was killed while it wrote its first file leaves a hidden one.
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if in_use(folder):
         remedy = f"--resume={folder}, or choose" if (folder / plan.MANIFEST).is_file() else "choose"
         raise ValueError(f"--name={folder.name}: {folder} is not empty; {remedy} another name")
 
