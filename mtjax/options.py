@@ -1,4 +1,4 @@
-"""Options: one dataclass field with its default, help and bounds. Flags and validation are made from it."""
+"""Options: one dataclass field with its default, help and bounds. Flags and validation derive from it."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ def option(
     """A dataclass field that documents and bounds itself.
 
     Args:
-        default: the value if nobody says otherwise; its type is the option's type. Tuples are written on the
-            command line as "256,256"; those of strings have a default that is not empty.
+        default: the default value; its type is the option's type. Tuples are written as "256,256" on the command
+            line. A tuple of strings needs a non-empty default, from which its element type is inferred.
         help: one sentence; becomes the flag's help.
         low: smallest value allowed.
         above: the value must be greater than this.
         high: largest value allowed.
-        choices: the only strings allowed, of a tuple for each element, as they are when a value is checked.
-        fewest: elements that a tuple must have.
+        choices: the strings allowed (for a tuple, as elements). The collection is read when a value is checked,
+            so it may still grow after this call.
+        fewest: minimum number of elements of a tuple.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "choices": choices, "fewest": fewest}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def part(by: str, kinds: Mapping[str, type]) -> Any:
-    """A dataclass field that holds one of several configuration dataclasses; an option says which.
+    """A dataclass field that holds one of several configuration dataclasses, selected by an option.
 
     A dataclass with such a field calls ``fill(self)`` in its ``__post_init__``.
 
     Args:
-        by: name of the option, of the same dataclass, that chooses.
-        kinds: the dataclasses by the option's value. Options of equal name must have one type.
+        by: name of the selecting option, in the same dataclass.
+        kinds: the dataclass for each value of that option. Options that share a name must share a type.
     """
     return dataclasses.field(default=None, metadata={"by": by, "kinds": kinds})
 
 
 def fill(config: Any) -> None:
-    """Put the defaults of the chosen kind into the parts of a new configuration that were left out."""
+    """Fill the parts left out of a new configuration with the defaults of the selected kind."""
     for field in dataclasses.fields(config):
         if "by" in field.metadata and getattr(config, field.name) is None:
             kind = field.metadata["kinds"].get(getattr(config, field.metadata["by"]))
-            if kind is not None:  # else the choice itself is wrong, and validate says so
+            if kind is not None:  # otherwise the selecting option is invalid, which validate reports
                 object.__setattr__(config, field.name, kind())
 
 
@@ -81,10 +82,10 @@ def validate(config: Any) -> None:
 
 
 class Unused(ValueError):
-    """An option was set that nothing reads.
+    """An option was set that has no effect.
 
     Attributes:
-        option: its name.
+        option: the option's name.
     """
 
     def __init__(self, option: str, message: str):
@@ -93,12 +94,12 @@ class Unused(ValueError):
 
 
 def refuse_unused(config: Any, used: Mapping[str, tuple[Any, str]], beside: str = "") -> None:
-    """Refuse options that were set and change nothing: a misunderstanding.
+    """Raise if an option was set that has no effect: the user must have misunderstood it.
 
     Args:
         config: a configuration dataclass.
-        used: by option, whether something reads it, and what would.
-        beside: for the message, the choice for which nothing reads it, e.g. "with arrangement 'one_hot'".
+        used: for each option, whether anything reads it, and what would read it.
+        beside: the setting under which the option has no effect, for the message, e.g. "with arrangement 'one_hot'".
 
     Raises:
         Unused: one line with the option, its value and where it belongs.
@@ -136,7 +137,7 @@ def explain(field: dataclasses.Field, value: Any) -> str | None:
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Every option of a configuration and of its parts, by name: ``{"suite": …, "learning_rate": …}``.
+    """Every option of a configuration and its parts, by name: ``{"suite": …, "learning_rate": …}``.
 
     Names are unique over all parts, so that flags and presets need no prefixes.
     """
@@ -152,16 +153,16 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def replace(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a configuration with some options changed, whichever part they are of.
+    """A copy of a configuration with some options changed, whichever parts they belong to.
 
     Args:
         config: a configuration dataclass, perhaps with parts that are dataclasses.
-        changes: option name to value, flat as in ``flatten``. Lists become tuples and whole numbers floats
-            where the option is one. An option that chooses another kind of part brings that kind's defaults.
+        changes: option name to value, flat as in ``flatten``. Lists are converted to tuples and integers to
+            floats where the option has that type. Selecting another kind of part starts from its defaults.
 
     Raises:
-        ValueError: an unknown option, with the nearest one; an option of a kind that is not chosen; or a
-            value of another type.
+        ValueError: an unknown option (the message names the nearest one), an option of a kind that is not
+            selected, or a value of another type.
     """
     config = _chosen(config, changes)
     known = flatten(config)
@@ -183,14 +184,14 @@ def replace(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def from_dict(default: Any, values: Mapping[str, Any]) -> Any:
-    """Rebuild a configuration of what ``dataclasses.asdict`` made of it, e.g. of a run's config.json.
+    """Rebuild a configuration from the output of ``dataclasses.asdict``, e.g. from a run's config.json.
 
     Args:
-        default: what holds for options that ``values`` does not name (a run of an older version).
+        default: supplies the options that ``values`` does not name (as in a run of an older version).
         values: nested like the configuration.
 
     Raises:
-        ValueError: an unknown key, with the nearest one; or a value of another type.
+        ValueError: an unknown key (the message names the nearest one), or a value of another type.
     """
     default = _chosen(default, values)
     names = [field.name for field in dataclasses.fields(default)]
@@ -209,7 +210,7 @@ def from_dict(default: Any, values: Mapping[str, Any]) -> Any:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest ones if any is near, else all of them."""
+    """The error message for an unknown name: it lists the nearest names, or all of them if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
@@ -217,7 +218,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _chosen(config: Any, changes: Mapping[str, Any]) -> Any:
-    """The configuration with the kinds of parts that ``changes`` choose, new ones with their defaults."""
+    """The configuration with the kinds of parts that ``changes`` selects; a new part has its defaults."""
     for field in dataclasses.fields(config):
         by, kinds = field.metadata.get("by"), field.metadata.get("kinds")
         if by in changes and changes[by] != getattr(config, by):
@@ -228,7 +229,7 @@ def _chosen(config: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _not_chosen(config: Any, name: str) -> str | None:
-    """The message for an option of a kind of part that is not the chosen one; None if it is of no kind."""
+    """The error message for an option of a kind of part that is not selected; None if no kind has the option."""
     for field in dataclasses.fields(config):
         kinds, by = field.metadata.get("kinds", {}), field.metadata.get("by")
         owners = [kind for kind, part in kinds.items() if name in {f.name for f in dataclasses.fields(part)}]
@@ -238,7 +239,7 @@ def _not_chosen(config: Any, name: str) -> str | None:
 
 
 def _convert(name: str, old: Any, new: Any) -> Any:
-    """``new`` as the type of ``old``, where nothing is lost by it."""
+    """Convert ``new`` to the type of ``old``, or raise ValueError if that would lose information."""
     if isinstance(old, tuple) and isinstance(new, (list, tuple)):
         if all(type(part) is element_type(old) for part in new):
             return tuple(new)
@@ -250,12 +251,12 @@ def _convert(name: str, old: Any, new: Any) -> Any:
 
 
 def element_type(value: tuple) -> type:
-    """The type of a tuple's elements: int or str; of an empty one it is int."""
+    """The type of a tuple's elements: int or str; int for an empty tuple."""
     return type(value[0]) if value else int
 
 
 def as_text(value: Any) -> str:
-    """A value as it is written on the command line, such that it reads back equal."""
+    """Format a value for the command line, such that parsing the text gives an equal value."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,9 +1,9 @@
-"""What the devices of a mesh may divide among themselves.
+"""Sharding annotations: which computations and array axes may be split across the devices of a mesh.
 
-Whoever traces a program says which mesh is meant (:func:`over`). Environments say that they know nothing of each other
-(:func:`apart`). A learner says which axis of an array holds environments or transitions, and may be divided, and what
-every device must have in whole; these are hints to XLA, which inserts the communication that they take. The numbers are
-those of one device, within rounding. Without a mesh all this does nothing.
+The code that traces a program sets its mesh (:func:`over`). Environments declare that they are independent of each
+other (:func:`apart`). A learner marks the axis of an array that holds environments or transitions and may be sharded
+(:func:`divided`), and the arrays that every device needs in full (:func:`whole`); these are hints to XLA, which inserts
+the necessary communication. Results equal those of one device, up to rounding. Without a mesh, all this does nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Array = jax.Array
-SEED, ENV = AXES = ("seed", "env")  # of a mesh
+SEED, ENV = AXES = ("seed", "env")  # axis names of a mesh
 
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
 def over(mesh: Mesh | None) -> Iterator[None]:
-    """What is traced inside is meant for this mesh."""
+    """Context manager: programs traced inside are annotated for this mesh."""
     token = _MESH.set(mesh)
     try:
         yield
@@ -33,19 +33,19 @@ def over(mesh: Mesh | None) -> Iterator[None]:
 
 
 def seed_axis() -> str | None:
-    """What a vmap over seeds takes as its ``spmd_axis_name``."""
+    """The ``spmd_axis_name`` of a vmap over seeds; None without a mesh."""
     return None if _MESH.get() is None else SEED
 
 
 def apart(function: Callable) -> Callable:
-    """The function, with no communication between environments.
+    """Shard ``function`` over environments, without communication between devices.
 
-    XLA alone would let all devices wait for each other wherever environments loop until the last of them is done, as
-    those with contacts do.
+    Left to itself, XLA would make all devices wait for each other in every loop that runs until the last environment
+    is done, such as the contact solver's.
 
     Args:
-        function: (tasks [T, ...], anything [T, E, ...] …) → anything [T, E, ...], each environment by itself. To be
-            called under the vmap over seeds.
+        function: (tasks [T, ...], any arrays [T, E, ...] …) → arrays [T, E, ...]; it must treat every environment
+            independently. Call the result under the vmap over seeds.
     """
     mesh = _MESH.get()
     if mesh is None:
@@ -61,7 +61,7 @@ def apart(function: Callable) -> Callable:
 
 
 def divided(x: Array, axis: int) -> Array:
-    """``x``, each device along "env" with its share of ``axis``; in whole where they do not divide it."""
+    """Shard ``axis`` of ``x`` over the mesh's "env" axis; ``x`` is unchanged if its size is not divisible."""
     mesh = _MESH.get()
     if mesh is None or mesh.shape[ENV] == 1 or x.shape[axis] % mesh.shape[ENV]:
         return x
@@ -71,7 +71,7 @@ def divided(x: Array, axis: int) -> Array:
 
 
 def whole(x: Array) -> Array:
-    """``x`` of one seed, in whole on every device along "env". To be called under the vmap over seeds."""
+    """Replicate ``x`` (of one seed) on every device along "env". Call this under the vmap over seeds."""
     mesh = _MESH.get()
     if mesh is None or mesh.shape[ENV] == 1:
         return x

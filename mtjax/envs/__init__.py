@@ -1,4 +1,4 @@
-"""Environments: simulators, one family a file; the task is data (a pytree), never code."""
+"""Environments: simulators, one family per file; the task is data (a pytree), never code."""
 
 from mtjax.envs.base import ActionSpec, Env, Step, VectorEnv, continuous, discrete
 from mtjax.envs.vectorize import Vectorized, vectorize

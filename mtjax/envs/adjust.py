@@ -1,4 +1,4 @@
-"""An environment with other attributes: those of its simulators on the host, the length of its episodes."""
+"""Copies of an environment with other attributes: those of its host simulators, or the episode length."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mtjax.envs.padding import Grouped
 
 
 def on_host(env: VectorEnv, task_names: Sequence[str] = (), **changes: Any) -> VectorEnv:
-    """The environment with other attributes of its simulators on the host; one on the device stays as it is.
+    """A copy with other attributes of its host simulators; an environment without any is returned as it is.
 
     Args:
-        env: a HostVectorEnv, groups of such, or anything else.
-        task_names: of its T tasks, for messages; none: as they are.
-        changes: further attributes of :class:`~mtjax.envs.host.HostVectorEnv`, e.g. ``stagger=True``.
+        env: a HostVectorEnv, a Grouped of them, or any other environment.
+        task_names: names of its T tasks, for error messages; if empty, the old names are kept.
+        changes: other attributes of :class:`~mtjax.envs.host.HostVectorEnv`, e.g. ``stagger=True``.
     """
     if isinstance(env, HostVectorEnv):
         return dataclasses.replace(env, task_names=tuple(task_names) or env.task_names, **changes)
@@ -30,10 +30,10 @@ def on_host(env: VectorEnv, task_names: Sequence[str] = (), **changes: Any) -> V
 
 
 def cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
-    """The environment with episodes of at most ``horizon`` steps, truncated there.
+    """A copy whose episodes are truncated after at most ``horizon`` steps.
 
     Raises:
-        ValueError: it is of a kind that has no ``horizon`` to change, or no episode is longer.
+        ValueError: the environment has no ``horizon`` to change, or none of its episodes is longer.
     """
     longest = longest_episode(env)
     if horizon >= longest:
@@ -42,7 +42,7 @@ def cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
 
 
 def longest_episode(env: VectorEnv) -> int:
-    """Steps after which the last of its episodes is truncated. Raises ValueError if that is not for us to know."""
+    """Steps after which the longest episode is truncated. Raises ValueError if the environment has no ``horizon``."""
     if isinstance(env, Grouped):
         return max(map(longest_episode, env.groups))
     if not (dataclasses.is_dataclass(env) and hasattr(env, "horizon")):

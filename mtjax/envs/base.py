@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import jax
 
 Array = jax.Array
-Task = Any  # a pytree of arrays: the parameters of one task, or [T, ...] of many
+Task = Any  # a pytree of arrays: the parameters of one task, or of T tasks with leaves [T, ...]
 State = Any  # a pytree of arrays: whatever an environment remembers between steps
 
 
@@ -44,18 +44,18 @@ def discrete(size: int) -> ActionSpec:
 
 
 class Step(NamedTuple):
-    """What one environment step returns. Shapes are of one environment; a VectorEnv leads with [T, E].
+    """The result of one environment step. Shapes are those of one environment; a VectorEnv prepends [T, E].
 
     Attributes:
-        observation: [obs] the observation to act on next. In an auto-resetting VectorEnv it is the first
-            one of the new episode where the old one has just ended.
+        observation: [obs] the observation to act on next. In an auto-resetting VectorEnv, it is the first
+            observation of the new episode if the old one has just ended.
         reward: [] float32.
-        terminated: [] bool, the episode ended in a terminal state: nothing to bootstrap from.
-        truncated: [] bool, the episode was cut (time limit): bootstrap from ``final_observation``.
+        terminated: [] bool, the episode ended in a terminal state: do not bootstrap.
+        truncated: [] bool, the episode was cut off (time limit): bootstrap from ``final_observation``.
         final_observation: [obs] the observation BEFORE any reset; equals ``observation`` within an episode.
         info: arrays by name, the same names at every step; "success" ([] float32, 0 or 1) where the suite
-            defines success; "whole" ([] bool) where first episodes may be shortened to spread their ends: False in
-            one that is, which is no measure of anything.
+            defines success; "whole" ([] bool) where first episodes may be shortened to stagger their ends: False
+            within a shortened episode, whose return and success must not be counted.
     """
 
     observation: Array
@@ -70,8 +70,8 @@ class Step(NamedTuple):
 class Env(Protocol):
     """An unbatched, pure environment: what a user writes to add a simulator.
 
-    ``task`` is the pytree of one task's parameters. ``step`` leaves ``observation`` and
-    ``final_observation`` the same and never resets; :func:`mtjax.envs.vectorize` does.
+    ``task`` is the pytree of one task's parameters. ``step`` never resets, so its ``observation`` equals
+    ``final_observation``; :func:`mtjax.envs.vectorize` adds the resets.
     """
 
     observation_size: int
@@ -92,11 +92,11 @@ class VectorEnv(Protocol):
 
     Attributes:
         num_tasks: T.
-        num_envs: E, environments of one task.
+        num_envs: E, environments per task.
         observation_size: numbers in one observation.
         action: the space of one action.
-        on_device: True if pure JAX (may be vmapped over seeds); False if a host simulator answers through
-            a callback. A host environment takes leading seed axes itself: [S, T, E, ...].
+        on_device: True if pure JAX (may be vmapped over seeds); False if a host simulator is called through
+            a callback. A host environment handles leading seed axes itself: [S, T, E, ...].
     """
 
     num_tasks: int

@@ -1,4 +1,4 @@
-"""Environments of Brax as an :class:`~mtjax.envs.base.Env`: what of their system differs from task to task is data."""
+"""Brax environments as an :class:`~mtjax.envs.base.Env`: the system parameters that differ between tasks are data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mtjax.envs.base import ActionSpec, Array, Step, continuous
 
 
 def in_system(env: Any, task: Any) -> Any:
-    """The environment with other numbers in its system.
+    """A copy of the environment with other values in its system.
 
     Args:
-        env: of Brax.
-        task: path in ``env.sys`` -> value, e.g. ``{"opt.gravity": [3], "geom_friction": [geoms, 3]}``. What Brax or
-            MuJoCo derived from a number when the model was compiled does not follow it: a mass changes no inertia.
+        env: a Brax environment.
+        task: path in ``env.sys`` -> value, e.g. ``{"opt.gravity": [3], "geom_friction": [geoms, 3]}``. Quantities that
+            Brax or MuJoCo derived when compiling the model are not updated: changing a mass leaves inertias unchanged.
     """
     changed = copy.copy(env)
     changed.sys = env.sys.tree_replace(dict(task))
@@ -26,20 +26,20 @@ def in_system(env: Any, task: Any) -> Any:
 
 
 class BraxEnv:
-    """A Brax environment, as it is without Brax's wrappers: mtjax restarts and cuts its episodes.
+    """A Brax environment without Brax's wrappers: mtjax resets it and truncates its episodes.
 
     ``BraxEnv(brax.envs.get_environment("ant"))`` is what :func:`mtjax.suites.from_env` takes.
 
     Args:
         env: a ``brax.envs.Env``, or anything with its ``reset(key)``, ``step(state, action)`` and ``action_size``.
-        change: (env, task) -> the environment of this task. It is traced: it may not change ``env`` itself.
+        change: (env, task) -> that task's environment. The function is traced, so it must not modify ``env``.
 
     Raises:
-        ValueError: its observation is not one vector.
+        ValueError: the observation is not a single vector.
     """
 
     def __init__(self, env: Any, change: Callable[[Any, Any], Any] = in_system):
-        # Brax's own `observation_size` resets the environment, operation by operation: seconds.
+        # Brax's own `observation_size` resets the environment outside jit, which takes seconds.
         observation = jax.eval_shape(env.reset, jax.random.key(0)).obs
         if getattr(observation, "ndim", None) != 1:
             shapes = jax.tree.map(jnp.shape, observation)
@@ -54,8 +54,8 @@ class BraxEnv:
         return state, state.obs
 
     def step(self, task: Any, state: Any, action: Array, key: Array) -> tuple[Any, Step]:
-        """Advance by one step. ``done`` is a terminal state; a "success" among Brax's metrics is passed on."""
-        del key  # Brax's steps draw nothing, or carry keys of their own
+        """Advance by one step. Brax's ``done`` means termination; a "success" metric becomes info."""
+        del key  # Brax's steps are deterministic or carry their own keys in the state
         state = self.change(self.env, task).step(state, jnp.clip(action, -1.0, 1.0))
         success = {name: value for name, value in state.metrics.items() if name == "success"}
         return state, Step(

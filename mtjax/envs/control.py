@@ -1,8 +1,8 @@
 """Classic control in pure JAX with hidden physical parameters: CartPole, Acrobot and Pendulum.
 
-The parameters are the task's data, never part of the observation. At their defaults the dynamics, rewards,
-starts and ends are those of gymnasium's CartPole-v1, Acrobot-v1 and Pendulum-v1. A negative ``force`` or
-``torque`` turns every action round.
+The parameters are the task's data, never part of the observation. At their defaults, the dynamics, rewards,
+initial states and terminations are those of gymnasium's CartPole-v1, Acrobot-v1 and Pendulum-v1. A negative
+``force`` or ``torque`` reverses every action.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class CartPoleTask(NamedTuple):
     cart_mass: Array | float = 1.0  # kg
     pole_mass: Array | float = 0.1  # kg
     half_length: Array | float = 0.5  # m, from the joint to the pole's centre of mass
-    force: Array | float = 10.0  # N, of a full action to the right
+    force: Array | float = 10.0  # N, applied by a full action to the right
 
 
 @dataclasses.dataclass(frozen=True)
 class CartPole:
-    """Keep a pole upright on a cart: reward 1 a step, until the pole leans 12° or the cart is 2.4 m off.
+    """Keep a pole upright on a cart: reward 1 per step until the pole leans over 12° or the cart leaves ±2.4 m.
 
     Observation: position, velocity, angle, angular velocity. Actions: push left or right with full force, or
-    (continuous) with any share of it.
+    (continuous) with any fraction of it.
     """
 
     kind: Kind = "discrete"
@@ -49,7 +49,7 @@ class CartPole:
         return discrete(2) if self.kind == "discrete" else continuous(1)
 
     def reset(self, task: CartPoleTask, key: Array) -> tuple[Array, Array]:
-        """All four numbers uniform in [-0.05, 0.05]. The state is the observation, [4]."""
+        """Draw all four numbers uniformly from [-0.05, 0.05]. The state is the observation, [4]."""
         state = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
         return state, state
 
@@ -64,7 +64,7 @@ class CartPole:
         return state, Step(state, jnp.ones(()), fallen, jnp.zeros((), bool), state, {})
 
     def _accelerations(self, task, angle, spin, force):
-        """Of cart and pole: Florian, Correct equations for the dynamics of the cart-pole system."""
+        """Accelerations of cart and pole (Florian, Correct equations for the dynamics of the cart-pole system)."""
         total, moment = task.cart_mass + task.pole_mass, task.pole_mass * task.half_length
         sin, cos = jnp.sin(angle), jnp.cos(angle)
         pull = (force + moment * spin**2 * sin) / total
@@ -76,8 +76,8 @@ class CartPole:
 class AcrobotTask(NamedTuple):
     """Parameters of two links that hang from a pivot; each is a float32 scalar, or [T].
 
-    A link's centre of mass is at half its length, and its moment of inertia grows as mass · length² from
-    1 kg m² at the default.
+    A link's centre of mass is at half its length, and its moment of inertia is mass · length², which is
+    1 kg m² at the defaults.
     """
 
     gravity: Array | float = 9.8  # m/s²
@@ -85,15 +85,15 @@ class AcrobotTask(NamedTuple):
     mass_2: Array | float = 1.0
     length_1: Array | float = 1.0  # m
     length_2: Array | float = 1.0
-    torque: Array | float = 1.0  # N m, of a full action, at the joint between the links
+    torque: Array | float = 1.0  # N m, applied by a full action at the joint between the links
 
 
 @dataclasses.dataclass(frozen=True)
 class Acrobot:
-    """Swing the tip up to one (first) link's length above the pivot: reward -1 a step until there, then 0.
+    """Swing the tip up to the first link's length above the pivot: reward -1 per step, 0 for reaching it.
 
-    Observation: cosine and sine of both angles, both angular velocities. Actions: negative, no or positive
-    full torque, or (continuous) any share of it. ``info["success"]`` is 1 when the tip is up.
+    Observation: cosine and sine of both angles, both angular velocities. Actions: full negative, zero or full
+    positive torque, or (continuous) any fraction of it. ``info["success"]`` is 1 when the tip is up.
     """
 
     kind: Kind = "discrete"
@@ -107,7 +107,7 @@ class Acrobot:
         return discrete(3) if self.kind == "discrete" else continuous(1)
 
     def reset(self, task: AcrobotTask, key: Array) -> tuple[Array, Array]:
-        """Both angles and velocities uniform in [-0.1, 0.1]: hanging. The state is these, [4]."""
+        """Draw both angles and velocities, the state [4], uniformly from [-0.1, 0.1]: both links hang down."""
         state = jax.random.uniform(key, (4,), minval=-0.1, maxval=0.1)
         return state, self._observe(state)
 
@@ -137,7 +137,7 @@ class Acrobot:
         return state + step / 6 * (slope_1 + 2 * slope_2 + 2 * slope_3 + slope_4)
 
     def _derivative(self, task, state, torque):
-        """Sutton and Barto, Reinforcement Learning, section 11.3 of the first edition."""
+        """Equations of motion (Sutton and Barto, Reinforcement Learning, section 11.3 of the first edition)."""
         angle_1, angle_2, spin_1, spin_2 = state
         m1, m2, l1 = task.mass_1, task.mass_2, task.length_1
         c1, c2 = task.length_1 / 2, task.length_2 / 2  # centres of mass
@@ -160,14 +160,15 @@ class PendulumTask(NamedTuple):
     gravity: Array | float = 10.0  # m/s²
     mass: Array | float = 1.0  # kg
     length: Array | float = 1.0  # m
-    torque: Array | float = 2.0  # N m, of a full action
+    torque: Array | float = 2.0  # N m, applied by a full action
 
 
 @dataclasses.dataclass(frozen=True)
 class Pendulum:
-    """Swing a rod up and hold it there; the torque is too weak to lift it at once. Never terminates.
+    """Swing a rod up and hold it there; the torque is too weak to lift it directly. Never terminates.
 
-    Reward: -(angle² + 0.1 spin² + 0.001 torque²), the angle from upright. Observation: cosine, sine, spin.
+    Reward: -(angle² + 0.1 spin² + 0.001 torque²), with the angle measured from upright. Observation: cosine,
+    sine, spin.
     """
 
     observation_size: ClassVar[int] = 3
@@ -176,7 +177,7 @@ class Pendulum:
     fastest: ClassVar[float] = 8.0  # rad/s
 
     def reset(self, task: PendulumTask, key: Array) -> tuple[Array, Array]:
-        """Angle uniform in [-π, π], spin in [-1, 1]. The state is these, [2]."""
+        """Draw the state [2] uniformly: the angle from [-π, π], the spin from [-1, 1]."""
         high = jnp.asarray([math.pi, 1.0], jnp.float32)
         state = jax.random.uniform(key, (2,), minval=-high, maxval=high)
         return state, self._observe(state)
@@ -198,5 +199,5 @@ class Pendulum:
 
 
 def _wrap(angle: Array) -> Array:
-    """The same angle in [-π, π)."""
+    """Wrap an angle to [-π, π)."""
     return (angle + math.pi) % (2 * math.pi) - math.pi

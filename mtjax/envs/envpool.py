@@ -19,18 +19,18 @@ import numpy as np
 from mtjax.envs.host import PoolStep
 from mtjax.envs.spaces import native_action
 
-_NO_LIMIT = 2**30  # steps; the horizon is counted by HostVectorEnv
+_NO_LIMIT = 2**30  # steps; HostVectorEnv enforces the horizon
 
 
 class EnvPool:
-    """N environments of one EnvPool task, without EnvPool's own time limit: HostVectorEnv counts the horizon.
+    """N environments of one EnvPool task, without EnvPool's own time limit: HostVectorEnv enforces the horizon.
 
     Args:
-        task_id: EnvPool's name of the task, e.g. "HalfCheetah-v5".
+        task_id: EnvPool's name for the task, e.g. "HalfCheetah-v5".
         num_envs: N.
-        seed: the environments draw from seeds derived from it, of which more environments change none.
+        seed: the environments' seeds derive from it; each is independent of ``num_envs``.
         num_threads: threads of this pool.
-        info_names: mtjax's name of an entry of info -> EnvPool's, e.g. {"success": "is_success"}.
+        info_names: mtjax's name of an info entry -> EnvPool's name, e.g. {"success": "is_success"}.
         options: further options of ``envpool.make``.
     """
 
@@ -56,7 +56,7 @@ class EnvPool:
                 **(options or {}),
             )
             self._space = self.pool.action_space
-            self.pool.observation_space  # noqa: B018  (EnvPool makes it, with warnings, when first asked)
+            self.pool.observation_space  # noqa: B018  (EnvPool builds it on first access, with warnings)
         self._info_names = info_names or {}
 
     def send(self, actions: np.ndarray) -> None:
@@ -73,7 +73,7 @@ class EnvPool:
         )
 
     def send_reset(self, indices: np.ndarray) -> None:
-        # Not `reset`, which waits for this pool: those of the other tasks should work at the same time.
+        # Not `reset`, which blocks until this pool is done: the pools of all tasks should work concurrently.
         self.pool._reset(indices)
 
     def receive_reset(self) -> np.ndarray:
@@ -81,10 +81,10 @@ class EnvPool:
 
 
 class FreshEnvPool:
-    """N environments of one EnvPool task whose reset is wrong: every episode gets a newly made simulator.
+    """N environments of one EnvPool task whose reset is faulty: every episode gets a new simulator.
 
-    A new one is right, and takes some 25 ms of one core (Meta-World), of which nothing overlaps with the
-    other tasks. The arguments are those of :class:`EnvPool`; every environment has a thread of its own.
+    A new simulator starts correctly, but making one takes about 25 ms of one core (Meta-World), none of which
+    overlaps with the other tasks. The arguments are those of :class:`EnvPool`; every environment has its own thread.
     """
 
     def __init__(self, task_id: str, num_envs: int, *, seed: int | Sequence[int], num_threads: int, **options):
@@ -121,11 +121,11 @@ def flatten(observation: np.ndarray | Mapping[str, Any]) -> np.ndarray:
 
 
 def threads_per_pool(num_tasks: int) -> int:
-    """Threads for each of ``num_tasks`` pools on this process's cores.
+    """Number of threads for each of ``num_tasks`` pools, given the cores of this process.
 
-    Twice the cores in all, and two a pool (if there are two cores): tasks differ in their time a step, and
-    with one thread a pool the slowest task keeps one core busy while the others wait. Measured on MT10 with
-    2 cores: 8,500 environment steps/s with two threads a pool against 4,900 with one.
+    Twice as many threads as cores in total, and at least two per pool (if there are two cores): step times differ
+    between tasks, and with one thread per pool the slowest task keeps one core busy while the others idle. Measured
+    on MT10 with 2 cores: 8,500 environment steps/s with two threads per pool, against 4,900 with one.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, max(2, math.ceil(2 * cores / num_tasks)))
@@ -147,10 +147,10 @@ def require_envpool():
 
 @functools.cache
 def opengl_loaded() -> bool:
-    """Load OpenGL for EnvPool's pictures, the first time before EnvPool itself.
+    """Load OpenGL for EnvPool's renderer; False if EnvPool cannot draw.
 
-    EnvPool 1.2.5 looks for OpenGL when it is imported, and ends the whole process if it is asked to draw and
-    had not found it; so ask here before drawing.
+    Call this before EnvPool is first imported, and check the result before drawing: EnvPool 1.2.5 looks for OpenGL
+    on import, and if it found none, a request to draw kills the whole process.
     """
     if sys.platform != "linux":
         return True
@@ -164,10 +164,10 @@ def opengl_loaded() -> bool:
 
 
 def require_opengl(what: str) -> None:
-    """Refuse to draw where EnvPool could not.
+    """Raise if EnvPool cannot draw.
 
     Raises:
-        RuntimeError: OpenGL is not installed, or came too late for EnvPool 1.2.5.
+        RuntimeError: OpenGL is not installed, or was loaded too late for EnvPool 1.2.5.
     """
     if not opengl_loaded():
         raise RuntimeError(
@@ -178,7 +178,7 @@ def require_opengl(what: str) -> None:
 
 @contextlib.contextmanager
 def quiet():
-    """Hold back gymnasium's warnings about the precision of EnvPool's spaces: nothing a user could change."""
+    """Suppress gymnasium's warnings about the precision of EnvPool's spaces, which users cannot act on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting", category=UserWarning)
         yield

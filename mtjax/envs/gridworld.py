@@ -1,7 +1,7 @@
 """Grid worlds in pure JAX: map, starts, goal and rewards are the task's data.
 
-A map is written as text, ``#`` for a wall and ``.`` for a floor cell, walled all round. Cells are numbered
-row by row. The table of a task, for tabular methods, comes from the very function that steps it:
+A map is written as text, ``#`` for a wall and ``.`` for a floor cell, with walls along the border. Cells are
+numbered row by row. A task's transition table, for tabular methods, comes from the function that steps the task:
 
 >>> from mtjax.envs import gridworld
 >>> task = gridworld.make_task(["#####", "#...#", "#####"], goal=(1, 3))
@@ -30,14 +30,14 @@ _VIEW = 2  # the window of walls reaches this far from the agent
 
 
 class GridTask(NamedTuple):
-    """One grid world. Leaves lead with [T] for a batch of tasks.
+    """One grid world. In a batch of tasks, every leaf has a leading [T] axis.
 
     Attributes:
         walls: [H, W] bool; the border is always wall.
         goal: [] int32, the goal's cell.
-        starts: [H * W] int32, of which the first ``num_starts`` are the cells an episode may start in.
+        starts: [H * W] int32; the first ``num_starts`` entries are the cells in which an episode may start.
         num_starts: [] int32.
-        rewards: [3] float32: of reaching the goal, of any other step, added when the step hits a wall.
+        rewards: [3] float32: for reaching the goal, for any other step, and what hitting a wall adds to the latter.
     """
 
     walls: Array
@@ -48,7 +48,7 @@ class GridTask(NamedTuple):
 
 
 class GridState(NamedTuple):
-    """Where the agent is, its previous action (4: none yet) and its previous reward."""
+    """The agent's cell, its previous action (4: none yet) and its previous reward."""
 
     cell: Array
     previous_action: Array
@@ -61,9 +61,9 @@ class TransitionTable(NamedTuple):
     Attributes:
         next_state: [S, A] int32; moves are deterministic.
         reward: [S, A] float32.
-        terminal: [S] bool: the goal, and the walls (never entered). There all rewards are 0 and
-            every action stays.
-        start: [S] float32, the distribution of the first cell.
+        terminal: [S] bool: the goal and the walls (which are never entered). In these states all rewards are 0
+            and every action stays in place.
+        start: [S] float32, the distribution of the start cell.
     """
 
     next_state: Array
@@ -81,14 +81,14 @@ class TransitionTable(NamedTuple):
 class Gridworld:
     """An :class:`~mtjax.envs.base.Env` of grid worlds of one size.
 
-    Actions are up, right, down, left. Reaching the goal terminates, with ``info["success"]`` 1. Moving into a
-    wall stays. The goal is seen only if "goal" is among the features.
+    Actions are up, right, down, left. Reaching the goal terminates the episode, with ``info["success"]`` 1. Moving
+    into a wall leaves the agent in place. The goal is observed only if "goal" is among the features.
 
     Attributes:
         height, width: of the map, border included.
-        features: what the observation shows, in this order: "position" (one-hot, [H * W]), "coordinates" (row
-            and column in [-1, 1]), "goal" (its coordinates), "walls" (the 24 cells around, 1 for a wall),
-            "previous" (the last action one-hot, zeros at the start, and the last reward: [5]).
+        features: the parts of the observation, in the given order: "position" (one-hot, [H * W]), "coordinates"
+            (row and column in [-1, 1]), "goal" (its coordinates), "walls" (the 24 surrounding cells, 1 for a wall),
+            "previous" (the previous action, one-hot or zeros at the start, and the previous reward: [5]).
     """
 
     height: int
@@ -116,7 +116,7 @@ class Gridworld:
         return discrete(len(ACTIONS))
 
     def reset(self, task: GridTask, key: Array) -> tuple[GridState, Array]:
-        """Start in one of the task's start cells, each as likely."""
+        """Start in one of the task's start cells, chosen uniformly."""
         number = task.num_starts
         index = jnp.floor(jax.random.uniform(key) * number.astype(jnp.float32)).astype(jnp.int32)
         cell = task.starts[jnp.minimum(index, number - 1)]
@@ -146,9 +146,10 @@ class Gridworld:
         return 2.0 * place / jnp.asarray([self.height - 1, self.width - 1], jnp.float32) - 1.0
 
     def _view(self, task: GridTask, cell: Array) -> Array:
-        """The 5 × 5 cells around, without the agent's own: [24]. Beyond the map is wall.
+        """Walls among the 5 × 5 cells around the agent, without its own: [24]. Cells off the map count as walls.
 
-        One step past an edge the cell numbers wrap onto the border of the next row, which is wall too.
+        One step past the left or right edge, the cell number wraps around to the border of an adjacent row,
+        which is also wall; numbers past the top or bottom are clipped to a corner.
         """
         span = np.arange(-_VIEW, _VIEW + 1)
         offsets = np.delete((span[:, None] * self.width + span).ravel(), 12)
@@ -166,10 +167,10 @@ def move(task: GridTask, cell: Array, action: Array) -> tuple[Array, Array]:
 
 
 def transition_table(task: GridTask) -> TransitionTable:
-    """The table of one task: of S = H * W cells, numbered row by row, and 4 actions.
+    """The transition table of one task: S = H * W cells, numbered row by row, and 4 actions.
 
-    A discounted solution of it solves the environment, whose state differs only in what is remembered
-    (previous action and reward) without effect.
+    Its discounted solution also solves the environment, whose state only adds the previous action and reward,
+    which have no effect on the dynamics.
     """
     task = jax.tree.map(jnp.asarray, task)
     cells = jnp.arange(task.walls.size, dtype=jnp.int32)
@@ -190,7 +191,7 @@ def transition_table(task: GridTask) -> TransitionTable:
 
 
 def parse_map(rows: Sequence[str]) -> np.ndarray:
-    """Text to walls [H, W] bool: ``#`` is a wall, anything else floor.
+    """Parse text into walls [H, W] bool: ``#`` is a wall, anything else floor.
 
     Raises:
         ValueError: the rows differ in length, or the border is not wall.
@@ -213,13 +214,13 @@ def make_task(
     """One task, as NumPy arrays.
 
     Args:
-        walls: text rows, or [H, W] bool.
+        walls: rows of text, or [H, W] bool.
         goal: (row, column).
-        starts: cells (row, column) an episode may start in; every floor cell but the goal if None.
-        rewards: of the goal, of any other step, and added when it hits a wall.
+        starts: cells (row, column) in which an episode may start. None: every floor cell but the goal.
+        rewards: for reaching the goal, for any other step, and what hitting a wall adds to the latter.
 
     Raises:
-        ValueError: goal or a start is not a floor cell, or the goal cannot be reached from a start.
+        ValueError: the goal is not a floor cell, there is no start, or a start is the goal or cannot reach it.
     """
     walls = walls if isinstance(walls, np.ndarray) else parse_map(walls)
     distance = distances(walls, goal)
@@ -242,7 +243,7 @@ def make_task(
 
 
 def stack_tasks(tasks: Sequence[GridTask]) -> GridTask:
-    """T tasks of one size as a batch: leaves [T, ...]."""
+    """Stack T tasks with maps of one size into a batch: leaves [T, ...]."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)
 
 
@@ -252,7 +253,7 @@ def floor_cells(walls: np.ndarray) -> list[tuple[int, int]]:
 
 
 def distances(walls: np.ndarray, goal: tuple[int, int]) -> np.ndarray:
-    """Steps from every cell to the goal, [H, W] int; -1 for walls and where there is no way.
+    """Steps from every cell to the goal, [H, W] int; -1 for walls and unreachable cells.
 
     Raises:
         ValueError: the goal is not a floor cell.

@@ -22,10 +22,10 @@ class GymnasiumPool:
     one-hot.
 
     Args:
-        make: makes one environment, or its registered id.
+        make: a function that makes one environment, or a registered id.
         num_envs: N.
-        seed: the first episodes are seeded from it, of which more environments change none.
-        info_names: mtjax's name of an entry of info -> the environment's, e.g. {"success": "is_success"};
+        seed: the seeds of the first episodes derive from it; each is independent of ``num_envs``.
+        info_names: mtjax's name of an info entry -> the environment's name, e.g. {"success": "is_success"};
             an entry that is missing from a step counts as 0.
     """
 
@@ -46,7 +46,7 @@ class GymnasiumPool:
         self._actions = native_action(self.envs[0].action_space, actions)
 
     def close(self) -> None:
-        """Close the environments, all of them, and whatever they draw with."""
+        """Close every environment, even if closing another one fails, and with it its renderer."""
         with contextlib.ExitStack() as stack:
             for env in self.envs:
                 stack.callback(env.close)
@@ -76,20 +76,20 @@ class GymnasiumPool:
 
 
 def make_env(make: str | Callable[..., Any], **options: Any):
-    """One gymnasium environment from its registered id or from a function that makes it.
+    """Make one gymnasium environment from its registered id or from a function.
 
     Args:
         make: the id or the function.
-        options: passed on, e.g. ``render_mode``.
+        options: keyword arguments that are passed on, e.g. ``render_mode``.
     """
     return require_gymnasium().make(make, **options) if isinstance(make, str) else make(**options)
 
 
 def draws(env: Any, make: str | Callable[..., Any]) -> bool:
-    """True if ``make_env(make, render_mode="rgb_array")`` gives such an environment with pictures.
+    """True if ``make_env(make, render_mode="rgb_array")`` makes an environment that returns pictures.
 
     Args:
-        env: one that ``make`` has made.
+        env: an environment made by ``make``.
         make: a registered id; or a function, which must take ``render_mode``.
     """
     modes = (env.metadata or {}).get("render_modes") or ()
@@ -97,10 +97,10 @@ def draws(env: Any, make: str | Callable[..., Any]) -> bool:
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:
-    """True if the function can be given the argument by name."""
+    """True if the function accepts a keyword argument of this name."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some that are written in C do not say
+    except (TypeError, ValueError):  # some C functions have no signature
         return False
     named = name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
     return named or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

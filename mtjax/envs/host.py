@@ -1,6 +1,6 @@
-"""Simulators that live on the host (EnvPool, gymnasium) as a :class:`~mtjax.envs.base.VectorEnv`.
+"""Simulators that run on the host (EnvPool, gymnasium) as a :class:`~mtjax.envs.base.VectorEnv`.
 
-One ordered ``io_callback`` a step sends the actions to every task's pool, then receives from each, so the
+One ordered ``io_callback`` per step sends the actions to every task's pool, then receives from each, so that the
 simulators' threads work on all tasks at once and XLA can neither reorder nor drop a step.
 """
 
@@ -29,13 +29,13 @@ _shapes_only = contextvars.ContextVar("shapes_only", default=False)
 
 
 class PoolStep(NamedTuple):
-    """What a pool answers to one step; nothing has been reset yet.
+    """A pool's result of one step, before any reset.
 
     Attributes:
         observation: [N, obs].
         reward: [N].
-        terminated, truncated: [N] bool, as the simulator says; the horizon is not its concern.
-        info: [N] numbers by name.
+        terminated, truncated: [N] bool, as the simulator reports them; the horizon is enforced elsewhere.
+        info: arrays [N] by name.
     """
 
     observation: np.ndarray
@@ -46,11 +46,11 @@ class PoolStep(NamedTuple):
 
 
 class Pool(Protocol):
-    """N environments of ONE task on the host: what a simulator has to offer to become a VectorEnv.
+    """N environments of ONE task on the host: the interface that a simulator must offer to become a VectorEnv.
 
-    Sending is apart from receiving, so that the pools of all tasks can work at the same time. An
-    environment that has ended is not stepped again before it has been reset. A pool may have a method ``close``,
-    too, which is called when nobody needs it any more.
+    Sending and receiving are separate, so that the pools of all tasks can work at the same time. An environment
+    whose episode has ended is always reset before it is stepped again. A pool may also have a method ``close``,
+    which is called when the pool is no longer needed.
     """
 
     def send(self, actions: np.ndarray) -> None:
@@ -58,7 +58,7 @@ class Pool(Protocol):
         ...
 
     def receive(self) -> PoolStep:
-        """Wait for that step."""
+        """Wait for the step that ``send`` began."""
         ...
 
     def send_reset(self, indices: np.ndarray) -> None:
@@ -66,25 +66,25 @@ class Pool(Protocol):
         ...
 
     def receive_reset(self) -> np.ndarray:
-        """Wait for that reset. Returns the first observations [n, obs] in the order of ``indices``."""
+        """Wait for that reset. Returns the initial observations [n, obs] in the order of ``indices``."""
         ...
 
 
 class SimulatorError(RuntimeError):
-    """A simulator raised, or its process died. The message: a line that names the task, then the traceback."""
+    """A simulator raised, or its process died. The message is a line that names the task, then the traceback."""
 
 
 def failure(error: BaseException) -> str | None:
-    """The first line of the SimulatorError that a jax error is about; None if it is about something else.
+    """The first line of the SimulatorError that caused a jax error; None if the cause was another one.
 
-    Out of a callback comes a ``JaxRuntimeError``, which holds of the exception its text alone.
+    An exception in a callback surfaces as a ``JaxRuntimeError``, which keeps only the exception's text.
     """
     found = re.findall(rf"{SimulatorError.__name__}: (.*)", str(error))
     return found[-1] if found else None
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for jax's own log of a SimulatorError, which says the same as the exception that follows."""
+    """False for jax's own log record of a SimulatorError, which repeats the exception that follows."""
     return not (record.exc_info and isinstance(record.exc_info[1], SimulatorError))
 
 
@@ -94,11 +94,11 @@ MakePool = Callable[[int], Pool]  # number of environments N -> their pool
 
 
 class HostState(NamedTuple):
-    """What the device remembers of the simulators, which keep their own state on the host.
+    """The state on the device; the simulators keep their own state on the host.
 
     Attributes:
-        clock: [S...] int32, counts the calls. A simulator cannot be rewound: the clock lets it refuse a
-            state that is not its newest (from a checkpoint, say) instead of answering wrongly.
+        clock: [S...] int32, counts the calls. A simulator cannot be rewound: the clock lets it reject a
+            state that is not the newest (e.g. from a checkpoint) instead of returning a wrong result.
     """
 
     clock: Array
@@ -106,25 +106,25 @@ class HostState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostVectorEnv:
-    """T pools of E environments behind one callback a step; satisfies VectorEnv with ``on_device=False``.
+    """T pools of E environments behind one callback per step; satisfies VectorEnv with ``on_device=False``.
 
-    Call ``reset`` and ``step`` under ``jax.jit`` and ``lax.scan`` as you like, but not under ``vmap``: for S
-    seeds pass keys [S] and actions [S, T, E, ...] and get every output with the same leading axes. The
-    pools (of S·E environments a task) are made when ``reset`` is first traced for that S.
+    ``reset`` and ``step`` may be called under ``jax.jit`` and ``lax.scan``, but not under ``vmap``: for S seeds,
+    pass keys [S] and actions [S, T, E, ...]; every output has the same leading axes. The pools (of S·E
+    environments per task) are made when ``reset`` is first traced for that S.
 
-    Randomness comes from ``seed`` at construction of the pools: keys only give the leading axes, and a
+    Randomness comes from the ``seed`` with which the pools are made: keys only determine the leading axes, and a
     second ``reset`` starts new episodes rather than repeating the first ones.
 
     Attributes:
-        make_pools: for each of T tasks, a function of the number of environments that makes its pool.
-        num_envs: E, environments of one task (and seed).
-        observation_size, action: the spaces all tasks share.
-        horizon: steps after which an episode is truncated; counted here, not by the simulator.
+        make_pools: for each of the T tasks, a function from the number of environments to its pool.
+        num_envs: E, environments per task (and seed).
+        observation_size, action: the spaces that all tasks share.
+        horizon: steps after which an episode is truncated; enforced here, not by the simulator.
         info_names: the entries of ``PoolStep.info`` that become ``Step.info``.
         stagger: shorten the first episode of environment e to ``horizon·(1 − e/E)`` steps, so that from
             then on the episodes of a task end at different times and a short rollout sees all phases of
-            an episode. ``Step.info`` then has "whole". For training; evaluation wants whole episodes.
-        task_names: T names, for messages.
+            an episode. ``Step.info`` then has "whole". For training only; evaluation needs whole episodes.
+        task_names: names of the T tasks, for error messages.
     """
 
     make_pools: tuple[MakePool, ...]
@@ -150,7 +150,7 @@ class HostVectorEnv:
         return len(self.make_pools)
 
     def reset(self, key: Array) -> tuple[HostState, Array]:
-        """Start new episodes everywhere.
+        """Start a new episode in every environment.
 
         Args:
             key: [S...] PRNG keys; only their leading axes matter.
@@ -176,7 +176,7 @@ class HostVectorEnv:
             (state, Step with [S..., T, E, ...] in every field).
 
         Raises:
-            ValueError: the actions have another shape. At run time, if ``state`` is not the newest.
+            ValueError: the actions have the wrong shape. At run time, if ``state`` is not the newest.
             JaxRuntimeError: at run time, if a simulator fails; see :func:`failure`.
         """
         del key
@@ -197,7 +197,7 @@ class HostVectorEnv:
         return io_callback(callback, shapes, state.clock, actions.astype(dtype), ordered=True)
 
     def close(self) -> None:
-        """Close and free the pools and their threads; the next ``reset`` makes new ones if traced anew."""
+        """Close and free the pools and their threads; the next ``reset`` makes new ones."""
         for host in self._hosts.values():
             host.close()
         self._hosts.clear()
@@ -206,7 +206,7 @@ class HostVectorEnv:
         return _shape((*lead, self.num_tasks, self.num_envs, self.observation_size), jnp.float32)
 
     def _open(self, lead: tuple[int, ...]) -> None:
-        """While the program is traced: a simulator that cannot be made says so before anything is compiled."""
+        """Make the pools while tracing, so that a simulator that cannot be made fails before compilation."""
         if not _shapes_only.get():
             self._host(lead)
 
@@ -234,7 +234,7 @@ class HostVectorEnv:
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Within it, tracing a reset or a step makes no simulators: for those who only look at shapes."""
+    """Context manager in which tracing a reset or step makes no simulators, for callers that only need shapes."""
     token = _shapes_only.set(True)
     try:
         yield
@@ -243,11 +243,11 @@ def shapes_only() -> Iterator[None]:
 
 
 class _Host:
-    """The simulators' side: T pools of S·E environments, their episode counters and the clock.
+    """The host side: T pools of S·E environments, their episode counters and the clock.
 
     Attributes:
-        steps: [S, T, E] counted towards the horizon, of each running episode.
-        whole: [S, T, E] False for one whose count did not begin at 0.
+        steps: [S, T, E] steps of the running episodes, counted towards the horizon.
+        whole: [S, T, E] False for an episode whose count did not begin at 0.
     """
 
     def __init__(self, env: HostVectorEnv, num_seeds: int):
@@ -269,7 +269,7 @@ class _Host:
         return observation
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all, actions [S, T, E, ...], and restart the episodes that ended. Step of [S, T, E, ...]."""
+        """Apply actions [S, T, E, ...] and restart the episodes that ended. Returns a Step of [S, T, E, ...]."""
         for task, pool in enumerate(self.pools):
             with self._of(task):
                 pool.send(np.ascontiguousarray(actions[:, task]).reshape(-1, *self.env.action.shape))
@@ -298,7 +298,7 @@ class _Host:
         return Step(observation, reward, terminated, truncated, final, info)
 
     def close(self) -> None:
-        """Close the pools that can be. What one of them raises is a warning: it may be why all are closed."""
+        """Close every pool that has a ``close``. Its errors become warnings: they may be why all pools are closed."""
         for task, pool in enumerate(self.pools):
             try:
                 with self._of(task):
@@ -307,7 +307,7 @@ class _Host:
                 warnings.warn(f"while closing: {str(error).splitlines()[0]}", stacklevel=3)
 
     def _restart(self, done: np.ndarray, observation: np.ndarray) -> None:
-        """Start new episodes where ``done`` [S, T, E]; their first observations go into ``observation``."""
+        """Start new episodes where ``done`` [S, T, E]; write their initial observations into ``observation``."""
         chosen = [np.flatnonzero(done[:, task]).astype(np.int32) for task in range(len(self.pools))]
         for task, (pool, indices) in enumerate(zip(self.pools, chosen, strict=True)):
             if indices.size:
@@ -322,13 +322,13 @@ class _Host:
 
     @contextlib.contextmanager
     def _of(self, task: int) -> Iterator[None]:
-        """Name the task whose simulator fails."""
+        """Context manager that turns an exception into a SimulatorError naming the task."""
         try:
             yield
         except Exception as error:
             name = self.env.task_names[task] if self.env.task_names else task
             why = f"{type(error).__name__}: {'; '.join(str(error).splitlines())}"
-            # jax passes on the text of this exception, not what it came from.
+            # jax passes on only the text of this exception, not its cause, so the text includes the traceback.
             trace = traceback.format_exc()
             raise SimulatorError(f"the simulator of task {name!r} failed: {why}\n\n{trace}") from error
 
@@ -338,5 +338,5 @@ def _shape(shape, dtype) -> jax.ShapeDtypeStruct:
 
 
 def _unfold(array: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
-    """[S, ...] with the leading axes folded into one -> [*lead, ...]."""
+    """Unfold the first axis into the leading axes: [S, ...] -> [*lead, ...]."""
     return array.reshape(*lead, *array.shape[1:])

@@ -18,15 +18,16 @@ _TASKS_OF_VECTOR, _TASKS_OF_SCALAR = -3, -2  # [..., T, E, n] and [..., T, E]
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grouped:
-    """Groups of tasks side by side on the task axis; satisfies :class:`~mtjax.envs.base.VectorEnv`.
+    """Groups of tasks concatenated along the task axis; satisfies :class:`~mtjax.envs.base.VectorEnv`.
 
-    Each group is traced once, in a Python loop: compile time grows with the groups, not with their tasks. The
-    state is the tuple of the groups' states. Observations are padded with zeros at their end to the largest;
-    of a padded action a group takes its own first entries, and choices beyond a group's last mean the last.
-    Only the ``info`` that all groups have is passed on. Groups may differ in their horizons.
+    A Python loop traces each group once: compile time grows with the number of groups, not of tasks. The state is
+    the tuple of the groups' states. Observations are padded with zeros at the end to the largest size. A group uses
+    the first entries of a padded action; a discrete choice beyond the group's last one counts as the last one.
+    Only ``info`` entries that all groups have are passed on. Groups may differ in their horizons.
 
     Attributes:
-        groups: VectorEnvs with the same number of environments a task and one kind of action.
+        groups: VectorEnvs with the same number of environments per task and the same kind of action, all on the
+            device or all on the host.
     """
 
     groups: tuple[VectorEnv, ...]
@@ -36,7 +37,7 @@ class Grouped:
         if not self.groups:
             raise ValueError("Grouped needs at least one group")
         if not all(hasattr(group, "num_envs") for group in self.groups):
-            return  # jax rebuilds pytrees with placeholders
+            return  # jax also rebuilds pytrees with placeholder leaves
         for what, values in (
             ("number of environments a task", [group.num_envs for group in self.groups]),
             ("kind of action", [group.action.kind for group in self.groups]),
@@ -46,7 +47,7 @@ class Grouped:
                 raise ValueError(f"groups must share their {what}; got {values}")
 
     def tree_flatten(self):
-        """Device groups are data (their tasks are arrays); host simulators are not."""
+        """Device groups are pytree children (their tasks are arrays); host simulators are static."""
         return (self.groups, None) if self.on_device else ((), _Constant(self.groups))
 
     @classmethod
@@ -75,7 +76,7 @@ class Grouped:
 
     @property
     def action_sizes(self) -> tuple[int, ...]:
-        """[T] real entries (or choices) of each task's action."""
+        """[T] number of real entries (or choices) of each task's action."""
         return tuple(group.action.size for group in self.groups for _ in range(group.num_tasks))
 
     def reset(self, key: Array) -> tuple[tuple, Array]:
@@ -124,7 +125,7 @@ class Grouped:
 
 
 def pad_observation(observation: Array, size: int) -> Array:
-    """[..., n] to [..., size] with zeros at the end."""
+    """Pad [..., n] with zeros at the end to [..., size]."""
     widths = [(0, 0)] * (jnp.ndim(observation) - 1) + [(0, size - jnp.shape(observation)[-1])]
     return jnp.pad(observation, widths)
 
@@ -132,7 +133,7 @@ def pad_observation(observation: Array, size: int) -> Array:
 def fit_action(action: Array, spec: ActionSpec) -> Array:
     """The real part of a padded action: the first ``spec.size`` of [..., A] numbers, or the choice [...].
 
-    A choice beyond the real ones is the last of them.
+    A choice beyond the last real one becomes the last real one.
     """
     if spec.kind == "continuous":
         return action[..., : spec.size]
@@ -140,7 +141,7 @@ def fit_action(action: Array, spec: ActionSpec) -> Array:
 
 
 class _Constant:
-    """Host simulators as a constant of a traced function, equal only to themselves."""
+    """Host simulators as static pytree data, compared by identity."""
 
     def __init__(self, value: tuple):
         self.value = value

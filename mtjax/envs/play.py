@@ -14,23 +14,23 @@ _PROGRAMS: collections.OrderedDict[int, tuple[Env, Callable, Callable]] = collec
 
 
 def play(env: Env, task: Task, policy: Callable, *, seed: int, steps: int) -> list[Any]:
-    """The states of one episode, on the CPU.
+    """Play one episode on the CPU and return its states.
 
     Args:
-        env: the environment. Its two programs are compiled once, whatever the number of tasks.
+        env: the environment. Its ``reset`` and ``step`` are compiled once for all tasks.
         task: one task's parameters.
-        policy: from (observation [obs], key) to an action.
+        policy: a function from (observation [obs], key) to an action.
         seed: of the episode.
-        steps: at most so many.
+        steps: the maximum number of steps.
 
     Returns:
-        The first state, then one a step, until the episode ends; arrays are NumPy's.
+        The initial state, then one state per step until the episode ends, as NumPy arrays.
     """
     cpu = jax.devices("cpu")[0]
     reset, step = _programs(env)
     with jax.default_device(cpu):
         task = jax.device_put(task, cpu)
-        key = jax.device_put(jax.random.key(seed), cpu)  # states lie where actions do, or the step compiles twice
+        key = jax.device_put(jax.random.key(seed), cpu)  # states and actions share a device, else step compiles twice
         state, observation = reset(task, jax.random.fold_in(key, 0))
         states = [jax.device_get(state)]
         for time in range(1, steps + 1):
@@ -45,7 +45,7 @@ def play(env: Env, task: Task, policy: Callable, *, seed: int, steps: int) -> li
 
 
 def _programs(env: Env) -> tuple[Callable, Callable]:
-    """The jitted reset and step of an environment (which need not be hashable), of the last few."""
+    """The jitted reset and step of an environment (which need not be hashable), cached for the last 4 of them."""
     if id(env) not in _PROGRAMS:
         _PROGRAMS[id(env)] = env, jax.jit(env.reset), jax.jit(env.step)
         while len(_PROGRAMS) > 4:

@@ -1,12 +1,12 @@
-"""Probe environments: tiny problems whose optimal values are known exactly, to test learners with.
+"""Probe environments: tiny problems with exactly known optimal values, for testing learners.
 
-A learner that fails a probe has one named fault: values (:class:`ConstantReward`), the policy gradient
+Failing a probe points to one specific fault: values (:class:`ConstantReward`), the policy gradient
 (:class:`ActionReward`), the use of observations (:class:`ObservationAction`), discounting
 (:class:`TwoStep`), credit over time (:class:`Credit`), bootstrapping (:class:`Endless`).
 
-Every probe takes ``kind="discrete"`` (2 choices) or ``"continuous"`` (1 number), and reads its task's
-numbers, so T tasks have T different answers: ``probe.tasks(rewards, targets)`` makes the batch. The exact
-answers come from ``probe.optimal(task, discount)``:
+Every probe takes ``kind="discrete"`` (2 choices) or ``"continuous"`` (1 number) and is parametrised by its
+task, so T tasks have T different solutions. ``probe.tasks(rewards, targets)`` makes a batch of tasks, and
+a probe's ``optimal(task, discount)`` returns the exact solution:
 
 >>> import jax
 >>> from mtjax.envs import probe
@@ -31,11 +31,11 @@ from mtjax.envs.vectorize import Vectorized, vectorize
 
 
 class ProbeTask(NamedTuple):
-    """One task of a probe. Each is a float32 scalar, or [T] for a batch of tasks.
+    """One task of a probe. Each field is a float32 scalar, or [T] for a batch of tasks.
 
     Attributes:
-        reward: what the best action earns, r.
-        target: the best action, g: -0.5 (choice 0) or 0.5 (choice 1); any number in [-1, 1] if continuous.
+        reward: r, the reward of the best action.
+        target: g, the best action: -0.5 (choice 0) or 0.5 (choice 1); any number in [-1, 1] if continuous.
         terminates: 1 if :class:`Endless` ends in a terminal state, 0 if it is only ever truncated.
     """
 
@@ -45,13 +45,13 @@ class ProbeTask(NamedTuple):
 
 
 class Optimal(NamedTuple):
-    """The exact answers of one task: N observations, their values and the best actions there.
+    """The exact solution of one task: N observations, their values and the best actions.
 
     Attributes:
         observations: [N, obs].
         values: [N] value of the optimal policy (of every policy where the action has no effect).
-        actions: [N] the best action as a number, g; NaN where every action is as good. For a discrete probe
-            it stands for choice ``actions > 0``.
+        actions: [N] the best action as a number; NaN where all actions are equally good. The best choice of a
+            discrete probe is ``actions > 0``.
     """
 
     observations: Array
@@ -71,7 +71,7 @@ def tasks(
 
 @dataclasses.dataclass(frozen=True)
 class _Probe:
-    """What the probes share: spaces, the action as a number, and ``vector_env``."""
+    """Base of the probes: spaces, the action as a number, and ``vector_env``."""
 
     kind: Literal["discrete", "continuous"] = "discrete"
 
@@ -94,7 +94,7 @@ class _Probe:
 
 
 class ConstantReward(_Probe):
-    """One step, reward r, whatever is done. V = r. Fails: the value loss or its target is wrong."""
+    """One step, reward r for any action. V = r. Fails if the value loss or its target is wrong."""
 
     def reset(self, task, key):
         return jnp.zeros((), jnp.int32), jnp.ones(1)
@@ -108,7 +108,7 @@ class ConstantReward(_Probe):
 
 
 class ActionReward(_Probe):
-    """One step, reward r - (a - g)². The best action is g, V = r. Fails: the policy gradient is wrong."""
+    """One step, reward r - (a - g)². The best action is g, V = r. Fails if the policy gradient is wrong."""
 
     def reset(self, task, key):
         return jnp.zeros((), jnp.int32), jnp.ones(1)
@@ -124,7 +124,7 @@ class ActionReward(_Probe):
 class ObservationAction(_Probe):
     """One step, observation s = ±1 at random, reward r - (a - s·g)². The best action is s·g, V = r.
 
-    Fails: the policy does not use what it sees, or rows of the batch are mixed up.
+    Fails if the policy ignores its observation, or rows of the batch are mixed up.
     """
 
     def reset(self, task, key):
@@ -141,7 +141,7 @@ class ObservationAction(_Probe):
 
 
 class TwoStep(_Probe):
-    """Two steps, observations 0 then 1, rewards 0 then r. V(0) = γ r, V(1) = r. Fails: the discount."""
+    """Two steps, observations 0 then 1, rewards 0 then r. V(0) = γ r, V(1) = r. Fails if discounting is wrong."""
 
     def reset(self, task, key):
         return jnp.zeros((), jnp.int32), jnp.zeros(1)
@@ -156,10 +156,10 @@ class TwoStep(_Probe):
 
 
 class Credit(_Probe):
-    """Two steps; the first action a decides the second reward r - (a - g)², the second does nothing.
+    """Two steps; the first action a determines the second reward r - (a - g)², the second action has no effect.
 
     Observations [0, 0], then [1, a]. The best first action is g; V(start) = γ r, V([1, a]) = r - (a - g)².
-    Fails: advantages do not reach back in time.
+    Fails if advantages do not propagate back in time.
     """
 
     observation_size: ClassVar[int] = 2
@@ -181,17 +181,17 @@ class Credit(_Probe):
 
 @dataclasses.dataclass(frozen=True)
 class Endless(_Probe):
-    """Truncation against termination: 5 steps an episode, reward 0 at the first, r at each of the others.
+    """Truncation versus termination: 5 steps per episode, reward 0 for the first and r for each of the others.
 
-    The observation is a one-hot vector of 5. Where ``task.terminates`` is 0 the process enters its second
-    state and stays there for ever, and is cut after 5 steps: V(0) = γ r / (1-γ) and V(1) = r / (1-γ). Where
-    it is 1 the states are 0, 1, 2, 3, 4 and the last step ends: V(t) = r (1-γ^(5-t)) / (1-γ), V(0) = γ V(1).
+    The observation is a one-hot vector [5]. If ``task.terminates`` is 0, the process moves to its second state and
+    stays there for ever, but is truncated after 5 steps: V(0) = γ r / (1-γ) and V(1) = r / (1-γ). If it is 1, the
+    states are 0, 1, 2, 3, 4 and the last step terminates: V(t) = r (1-γ^(5-t)) / (1-γ) for t > 0, V(0) = γ V(1).
 
-    Fails: truncation is treated as terminal (V(1) too low), or bootstraps from the observation after the
-    reset instead of ``final_observation`` (V(1) = r / (1-γ) only with the right one).
+    Fails if truncation is treated as termination (V(1) is too low), or if the learner bootstraps from the observation
+    after the reset instead of ``final_observation`` (only the latter gives V(1) = r / (1-γ)).
 
     Attributes:
-        truncates_itself: the environment sets ``truncated``, rather than the horizon of ``vectorize``.
+        truncates_itself: the environment itself sets ``truncated``, rather than the horizon of ``vectorize``.
     """
 
     truncates_itself: bool = False
@@ -214,7 +214,7 @@ class Endless(_Probe):
         return state + 1, step
 
     def optimal(self, task: ProbeTask, discount: float) -> Optimal:
-        """The 5 values where the task terminates; else 2 values, and NaN for the 3 states never visited."""
+        """All 5 values if the task terminates; else 2 values, and NaN for the 3 states that are never visited."""
         time = jnp.arange(5)
         ends = (1 - discount ** (5.0 - time)) / (1 - discount)
         endless = jnp.where(time <= 1, 1 / (1 - discount), jnp.nan)
@@ -242,6 +242,6 @@ def _step(observation: Array, reward: Array, terminated: Array | bool) -> Step:
 
 
 def _optimal(*rows: tuple) -> Optimal:
-    """Rows of (observation, value, action), as one Optimal."""
+    """Stack rows of (observation, value, action) into one Optimal."""
     observations, values, actions = zip(*rows, strict=True)
     return Optimal(*(jnp.asarray(column, jnp.float32) for column in (observations, values, actions)))

@@ -1,10 +1,10 @@
-"""Rich observations: environments whose state is hidden behind many numbers, of which some mean nothing.
+"""Rich observations: environments whose state is hidden in high-dimensional, partly irrelevant observations.
 
-A block MDP (arXiv 1901.09018) emits observations from which the state can be told, in a way that must be learnt. Two
-emissions are here, and neither is a camera:
+In a block MDP (arXiv 1901.09018), the state can be decoded from the observation, but the decoder must be learnt. This
+module has two emission functions, neither of which is a camera:
 
-* :class:`Projected`: state and distractors, mixed by a FIXED random network that can be inverted. It is as hard to
-  undo as a random two-layer perceptron, without the structure of pictures (no neighbouring pixels, no objects).
+* :class:`Projected`: state and distractors, mixed by a FIXED, invertible random network. Decoding is as hard as
+  inverting a random two-layer perceptron, without the structure of pictures (neighbouring pixels, objects).
 * :class:`Pictured`: a grid world drawn as a small picture, cell by cell, in colours that change with every episode.
 """
 
@@ -22,7 +22,7 @@ from mtjax.envs.gridworld import GridState, GridTask, Gridworld
 
 
 class RichState(NamedTuple):
-    """The state of the environment inside, and what distracts from it."""
+    """The state of the inner environment, and the distractors (for :class:`Pictured`, the colour shifts)."""
 
     env: Any
     distractors: Array
@@ -30,23 +30,23 @@ class RichState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Projected:
-    """An environment seen through a fixed random network, together with distractors.
+    """An environment observed through a fixed random network, together with distractors.
 
-    y = tanh(2 W₂ tanh(g W₁ [x, d])), where x is the observation of the environment inside, d are ``distractors``
-    first-order autoregressive processes of variance 1, which neither actions nor tasks influence, and g is ``gain``.
-    W₁ and W₂ have orthonormal columns and are drawn from ``seed``, on every machine alike: so x can be told from y, up
-    to what tanh saturates. Dynamics and rewards are those inside.
+    y = tanh(2 W₂ tanh(g W₁ [x, d])), where x is the inner environment's observation, d are ``distractors``
+    first-order autoregressive processes of variance 1 that depend on neither actions nor tasks, and g is ``gain``.
+    W₁ and W₂ have orthonormal columns and are drawn from ``seed``, identically on every machine. Hence x can be
+    recovered from y, except where tanh saturates. Dynamics and rewards are those of the inner environment.
 
     Attributes:
-        env: the environment inside.
-        size: numbers in an observation; at least those of x and d together.
-        distractors: D.
-        memory: correlation of a distractor with itself one step before.
-        gain: factor of W₁; a larger one makes the projection less linear.
+        env: the inner environment.
+        size: numbers in an observation; at least as many as in x and d together.
+        distractors: number of distractors.
+        memory: correlation of a distractor with its value one step earlier.
+        gain: factor g of W₁; a larger one makes the projection less linear.
         seed: of the projection.
 
     Raises:
-        ValueError: ``size`` is too small to tell x from y.
+        ValueError: ``size`` is too small to recover x from y.
     """
 
     env: Env
@@ -83,7 +83,7 @@ class Projected:
         return state, self._emit(state, observation)
 
     def step(self, task: Any, state: RichState, action: Array, key: Array) -> tuple[RichState, Step]:
-        """Step the environment inside, and the distractors beside it."""
+        """Step the inner environment and the distractors."""
         env_key, key = jax.random.split(key)
         inside, step = self.env.step(task, state.env, action, env_key)
         noise = jax.random.normal(key, (self.distractors,), jnp.float32)
@@ -103,15 +103,15 @@ _WALL, _FLOOR, _AGENT, _GOAL = np.asarray([[0.2, 0.2, 0.3], [0.9, 0.9, 0.9], [0.
 
 @dataclasses.dataclass(frozen=True)
 class Pictured:
-    """A grid world drawn as a picture of ``height · scale`` × ``width · scale`` × 3 numbers in [0, 1], laid out flat.
+    """A grid world drawn as a picture of ``height · scale`` × ``width · scale`` × 3 numbers in [0, 1], flattened.
 
-    Walls, floor and agent, and the goal where it is to be seen. In every episode floor and walls have colours of their
-    own, ``tint`` away from the usual: one state has many pictures, and no picture two states.
+    The picture shows walls, floor and agent, and the goal if ``show_goal``. In every episode, the colours of floor and
+    walls are shifted by up to ``tint``: a state has many pictures, but a picture belongs to one state only.
 
     Attributes:
-        env: the grid world inside; its own features are not shown.
-        scale: pixels of a cell, each way.
-        tint: how far a colour may be off; at most 0.2 keeps all apart.
+        env: the inner grid world; its own features are not used.
+        scale: side of a cell in pixels.
+        tint: largest shift of a colour channel; up to 0.2, all colours stay distinct.
         show_goal: draw the goal.
     """
 

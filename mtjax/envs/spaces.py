@@ -14,10 +14,10 @@ def action_spec(space: Any, task: str) -> ActionSpec:
 
     Args:
         space: a one-dimensional ``Box`` with finite bounds, or a ``Discrete``.
-        task: its name, for the message.
+        task: the task's name, for the error message.
 
     Raises:
-        ValueError: another kind of space.
+        ValueError: the space is of another kind.
     """
     if hasattr(space, "n") and np.ndim(space.n) == 0 and not space.shape:  # MultiBinary has an n, too
         return discrete(int(space.n))
@@ -30,7 +30,7 @@ def action_spec(space: Any, task: str) -> ActionSpec:
 
 
 def native_action(space: Any, actions: np.ndarray) -> np.ndarray:
-    """Turn mtjax actions [N, size] in [-1, 1] (clipped) or [N] choices into those of ``space``."""
+    """Convert mtjax actions, [N, size] in [-1, 1] (clipped) or [N] choices, to those of ``space``."""
     if hasattr(space, "n"):
         return (actions + getattr(space, "start", 0)).astype(space.dtype)
     middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2

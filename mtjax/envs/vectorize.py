@@ -25,7 +25,7 @@ class VectorState(NamedTuple):
 
 
 class _Static:
-    """What of a Vectorized is code; equal if the environment is the same object (it need not be hashable)."""
+    """The static part of a Vectorized pytree; the environment is compared by identity (it need not be hashable)."""
 
     def __init__(self, env: Env, sizes: tuple[int, int, int]):
         self.env, self.sizes = env, sizes
@@ -71,7 +71,7 @@ class Vectorized:
         return VectorState(env_state, jnp.zeros((self.num_tasks, self.num_envs), jnp.int32)), observation
 
     def step(self, state: VectorState, actions: Array, key: Array) -> tuple[VectorState, Step]:
-        """Advance every environment; where an episode ends, start the next with a fresh draw."""
+        """Advance every environment; where an episode ends, start the next from a fresh reset."""
         step_key, reset_key = jax.random.split(key)
         over_envs = jax.vmap(self.env.step, in_axes=(None, 0, 0, 0))
         over_tasks = spread.apart(jax.vmap(over_envs))
@@ -96,7 +96,7 @@ class Vectorized:
         return jax.tree.map(_strong, state), observation.astype(jnp.float32)
 
     def _checked(self, step: Step) -> Step:
-        """The step with the contract's dtypes; a wrong shape is named while tracing, before compiling."""
+        """Cast the step to the contract's dtypes; a wrong shape raises while tracing, before compilation."""
         self._check("step's observation", step.observation, (self.observation_size,))
         for field in ("reward", "terminated", "truncated"):
             self._check(f"step's {field}", getattr(step, field), ())
@@ -118,20 +118,20 @@ class Vectorized:
 
 
 def vectorize(env: Env, tasks: Task, num_envs: int, *, horizon: int) -> Vectorized:
-    """Step T tasks × ``num_envs`` environments of ``env`` at once, restarting each when it ends.
+    """Step T tasks × ``num_envs`` environments of ``env`` at once, resetting each when its episode ends.
 
     Args:
         env: a pure, unbatched environment.
         tasks: pytree of task parameters, every leaf [T, ...].
-        num_envs: E, environments of one task.
+        num_envs: E, environments per task.
         horizon: steps after which an episode is truncated.
 
     Returns:
         A VectorEnv with observations [T, E, obs].
 
     Raises:
-        ValueError: the leaves of ``tasks`` do not share a leading axis, or a number is not positive; and
-            when first traced: ``env`` returns a wrong shape, or states of two kinds.
+        ValueError: the leaves of ``tasks`` do not share a leading axis, or a number is not positive. When first
+            traced: ``env`` returns a wrong shape, or its ``reset`` and ``step`` return different kinds of state.
     """
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
     if len(lengths) != 1 or () in lengths or (0,) in lengths:
@@ -143,13 +143,13 @@ def vectorize(env: Env, tasks: Task, num_envs: int, *, horizon: int) -> Vectoriz
 
 
 def _strong(value: Array) -> Array:
-    """The same array without a weak type, which would make ``jit`` compile the second step again."""
+    """The same array without a weak type, which would make ``jit`` recompile at the second step."""
     is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     return value if is_key else jax.lax.convert_element_type(value, value.dtype)
 
 
 def _select_state(done: Array, fresh: Any, running: Any) -> Any:
-    """The fresh state where an episode is over. Both must have one structure, shapes and dtypes."""
+    """Select the fresh state where an episode is over. Both states must agree in structure, shapes and dtypes."""
     kinds = [_kind(fresh), _kind(running)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"reset and step must return states of one kind, not {kinds[0]} and {kinds[1]}")
@@ -157,7 +157,7 @@ def _select_state(done: Array, fresh: Any, running: Any) -> Any:
 
 
 def _kind(state: Any) -> tuple:
-    """Shape and dtype of every leaf of one environment's state, and the tree that holds them."""
+    """Shape and dtype of every leaf of one environment's state, and the tree structure."""
     leaves, tree = jax.tree.flatten(state)
     return [f"{leaf.dtype}{list(leaf.shape[2:])}" for leaf in leaves], tree
 

@@ -18,7 +18,7 @@ from mtjax.suites.base import (
 )
 from mtjax.suites.host import from_envpool, from_gymnasium
 
-OWN = "MTJAX_SUITES"  # an environment variable: modules, separated by commas, that register suites of one's own
+OWN = "MTJAX_SUITES"  # environment variable: comma-separated modules that register the user's own suites
 
 __all__ = [
     "SPLITS",
@@ -37,12 +37,12 @@ __all__ = [
 
 
 def _import_own() -> None:
-    """Import the modules that MTJAX_SUITES names. Raises ValueError if there is no such module."""
+    """Import the modules named in MTJAX_SUITES. Raises ValueError if one of them does not exist."""
     for module in filter(None, os.environ.get(OWN, "").split(",")):
         try:
             importlib.import_module(module.strip())
         except ModuleNotFoundError as error:
-            if not f"{module.strip()}.".startswith(f"{error.name}."):  # something that it imports is missing
+            if not f"{module.strip()}.".startswith(f"{error.name}."):  # one of its imports is missing
                 raise
             raise ValueError(f"{OWN}={module}: there is no such module in PYTHONPATH") from None
 

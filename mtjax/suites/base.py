@@ -1,4 +1,4 @@
-"""A suite: a named set of tasks with its splits, metadata and version stamp; and the registry of suites."""
+"""Suites, i.e. named sets of tasks with splits, metadata and version stamp; and the registry of suites."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SPLITS = ("train", "interpolation", "extrapolation")
 
 @dataclasses.dataclass(frozen=True)
 class TaskInfo:
-    """What is known of one task besides its dynamics.
+    """Metadata of one task.
 
     Attributes:
         name: unique within the suite, e.g. "mass_0.50".
-        description: one sentence about the task (case V of the talk: metadata).
-        parameters: the numbers that set it apart, by name, for tables and plots.
+        description: one sentence about the task, which policies may be conditioned on.
+        parameters: the numbers that distinguish it from other tasks, by name, for tables and plots.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Split:
     """The tasks of one split.
 
     Attributes:
-        infos: T of them, in task order.
-        tasks: pytree with leaves [T, ...] for device suites; whatever the maker of the host
-            environments needs (e.g. task names) otherwise.
-        action_sizes: [T] as :attr:`Suite.action_sizes`, of the tasks of this split. None: all are real.
+        infos: metadata of the T tasks, in task order.
+        tasks: pytree with leaves [T, ...] for device suites; otherwise whatever ``make_vector_env`` needs
+            (e.g. task names).
+        action_sizes: [T] like :attr:`Suite.action_sizes`, for the tasks of this split. None: all are real.
     """
 
     infos: tuple[TaskInfo, ...]
@@ -54,16 +54,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """The stamp that goes into every result, so that numbers are only compared within one protocol.
+    """The stamp stored with every result, so that only results of the same protocol are compared.
 
     Attributes:
-        suite: revision of the suite's own definition, raised when its results change.
-        simulator: name and version of what computes the physics, e.g. "mujoco-mjx 3.17.0".
+        suite: revision of the suite's own definition, incremented when its results change.
+        simulator: name and version of the physics simulator, e.g. "mujoco-mjx 3.17.0".
         reward: version of the reward function, e.g. "v2".
-        horizon: steps of an episode.
+        horizon: steps per episode.
         goals: "fixed", "redrawn each episode", "none" …
-        success: the rule that says an episode succeeded, or "none".
-        warnings: what a user must know (e.g. tasks that the installed simulator has wrong).
+        success: the criterion for the success of an episode, or "none".
+        warnings: what a user must know (e.g. tasks that the installed simulator gets wrong).
     """
 
     suite: str
@@ -82,8 +82,8 @@ class MakeVectorEnv(Protocol):
 class Render(Protocol):
     """Draws one episode of one task on the host.
 
-    ``policy(observation [obs], key) -> action`` is the deterministic or stochastic policy of that task.
-    Returns RGB frames [N, height, width, 3] uint8 and the frames per second of real time.
+    ``policy(observation [obs], key) -> action`` is the (deterministic or stochastic) policy for that task.
+    Returns RGB frames [N, height, width, 3] uint8 and the number of frames per second for playback in real time.
     """
 
     def __call__(
@@ -104,9 +104,9 @@ class Suite:
         make_vector_env: makes the VectorEnv of a split.
         has_success: True if Step.info has "success".
         on_device: True if the environments are pure JAX.
-        render: draws an episode, or None if the suite has no picture.
+        render: draws an episode; None if the suite cannot be drawn.
         action_sizes: [T] for suites of different bodies: the first ``action_sizes[t]`` entries (or
-            choices) of task t's padded action are real. None: all are.
+            choices) of task t's padded action are real. None: all are real.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Suite:
         return self.splits["train"].infos
 
     def split(self, name: str) -> Split:
-        """A split that has tasks.
+        """Look up a split, which must have tasks.
 
         Raises:
             ValueError: the suite has no such split, or it is empty.
@@ -143,12 +143,12 @@ class Suite:
         return self.splits[name]
 
     def vector_env(self, num_envs: int, *, split: str = "train", seed: int = 0) -> VectorEnv:
-        """T × ``num_envs`` environments of a split.
+        """Make T × ``num_envs`` environments of a split.
 
         Args:
-            num_envs: environments of one task, E.
-            split: which tasks.
-            seed: only host simulators use it; device suites take their randomness from keys.
+            num_envs: E, environments per task.
+            split: name of the split.
+            seed: used only by host simulators; device suites take their randomness from keys.
 
         Raises:
             ValueError: the suite has no such split, or it is empty.
@@ -167,19 +167,19 @@ def from_env(
     has_success: bool = False,
     render: Render | None = None,
 ) -> Suite:
-    """Make a suite of a pure environment and batches of its task parameters.
+    """Make a suite from a pure environment and batches of its task parameters.
 
     Args:
         name: the suite's name.
-        env: the environment; every task is one of its parameter pytrees.
-        splits: by name; each Split's ``tasks`` has leaves [T, ...] and one info a task.
-        version: the stamp; its ``horizon`` is the episode's length.
+        env: the environment; every task is one pytree of its parameters.
+        splits: by name; each Split's ``tasks`` has leaves [T, ...], and its ``infos`` one entry per task.
+        version: the stamp; its ``horizon`` is the episode length.
 
     Returns:
         The suite, ready for ``suite.vector_env(num_envs)``.
 
     Raises:
-        ValueError: there is no "train" split, infos and tasks of a split disagree in number, or names repeat.
+        ValueError: there is no "train" split, infos and tasks of a split differ in number, or a task name repeats.
     """
     if "train" not in splits:
         raise ValueError(f"suite {name!r} has no split 'train', only {sorted(splits)}")
@@ -217,11 +217,11 @@ _REGISTRY: dict[str, Callable[[], Suite]] = {}
 
 
 def register(name: str, *, replace: bool = False) -> Callable:
-    """Decorator: ``@register("my-suite") def _() -> Suite``. The function runs when the suite is asked for.
+    """Decorator: ``@register("my-suite") def _() -> Suite``. The function is called whenever the suite is made.
 
     Args:
-        name: what ``--suite`` and :func:`make` take; the suite must bear it too.
-        replace: take the place of a suite of that name (e.g. when a notebook's cell runs again).
+        name: what ``--suite`` and :func:`make` take; the suite must have the same name.
+        replace: replace an already registered suite of that name (e.g. when a notebook cell is run again).
 
     Raises:
         ValueError: the name is taken and ``replace`` is False.
@@ -245,7 +245,7 @@ def make(name: str) -> Suite:
     """Build the suite of that name.
 
     Raises:
-        ValueError: no such suite; the message names the nearest. Or the suite bears another name.
+        ValueError: no such suite (the message names the nearest ones), or the suite itself has another name.
     """
     if name not in _REGISTRY:
         typed = name.lower()
@@ -261,7 +261,7 @@ def make(name: str) -> Suite:
 
 
 def _listing() -> str:
-    """The known names in one line; a family of more than 8 (e.g. metaworld-mt1-*) as one entry."""
+    """The known names in one line; a family of more than 8 (e.g. metaworld-mt1-*) is one entry."""
     families: dict[str, list[str]] = {}
     for name in names():
         families.setdefault("-".join(name.split("-")[:2]), []).append(name)
@@ -275,7 +275,7 @@ def stack(parameters: Sequence[Mapping[str, Any]]) -> dict[str, jax.Array]:
     """Turn T dicts of numbers into one pytree of tasks with leaves [T, ...] float32.
 
     Raises:
-        ValueError: there is no dict, or they do not name the same numbers.
+        ValueError: ``parameters`` is empty, or the dicts have different keys.
     """
     if not parameters:
         raise ValueError("stack needs at least one task")

@@ -1,7 +1,7 @@
-"""The bodies suites (case I of the talk): different bodies with different spaces, side by side.
+"""The bodies suites: different bodies with different observation and action spaces in one suite.
 
-Give each its own agent, or one shared policy by padding: observations end in zeros, and
-``Suite.action_sizes`` says how much of each task's action is real.
+The bodies can have one agent each, or share one policy through padding: observations are padded with zeros
+at the end, and ``Suite.action_sizes`` says how many entries of each task's action are real.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mtjax.suites.base import SPLITS, Render, Split, Suite, TaskInfo, Version, r
 
 
 def combine(name: str, suites: Sequence[Suite], *, tasks_per_suite: int | None = None) -> Suite:
-    """One suite of the tasks of several, one after another; their spaces and horizons may differ.
+    """Concatenate the tasks of several suites into one; their spaces and horizons may differ.
 
     Args:
         name: the new suite's name.
-        suites: those to put together: all on the device or all on the host, with one kind of action.
-        tasks_per_suite: take only the first so many tasks of each split of each suite. None: all.
+        suites: the suites to combine: all on the device or all on the host, with the same kind of action.
+        tasks_per_suite: take only this many tasks, the first ones, of each split of each suite. None: all.
 
     Returns:
-        A suite with the splits that all of them have. Tasks are named ``suite/task``. It has success if all
-        have it, its horizon is the longest, and an episode of each task lasts as long as in its own suite.
+        A suite with the splits that all suites have. Tasks are named ``suite/task``. It defines success if all
+        suites do, its horizon is the longest one, and each task's episodes last as long as in its own suite.
 
     Raises:
-        ValueError: no suite is given, a name repeats, or they cannot be put together; the message says why.
+        ValueError: no suite is given, a name repeats, or the suites cannot be combined; the message says why.
     """
     suites = tuple(suites)
     suite_names = [suite.name for suite in suites]
@@ -72,11 +72,11 @@ def combine(name: str, suites: Sequence[Suite], *, tasks_per_suite: int | None =
 
 
 def _join_splits(suites: Sequence[Suite], label: str, limit: int | None) -> Split:
-    """The split whose ``tasks`` is the tuple of the suites' own splits, each cut to ``limit`` tasks."""
+    """A split whose ``tasks`` is the tuple of the suites' own splits, each cut to ``limit`` tasks."""
     parts = tuple(_first(suite.splits[label], limit) for suite in suites)
     infos, sizes = [], []
     for suite, part in zip(suites, parts, strict=True):
-        for info in part.infos:  # one body's gravity is another quantity than another's
+        for info in part.infos:  # parameters get a prefix: gravity of one body is not comparable to another's
             parameters = {f"{suite.name}/{name}": value for name, value in info.parameters.items()}
             infos.append(TaskInfo(f"{suite.name}/{info.name}", info.description, parameters))
         own = part.action_sizes or (suite.action.size,) * len(part)
@@ -112,7 +112,7 @@ def _join_versions(versions: Sequence[Version]) -> Version:
 
 
 def _renderer(suites: Sequence[Suite]) -> Render:
-    """Draws a task by its own suite, showing the policy padded observations and cutting its actions."""
+    """Draw each task with its own suite, padding the policy's observations and cutting its actions to size."""
     size = max(suite.observation_size for suite in suites)
 
     def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps: int):

@@ -1,7 +1,7 @@
-"""The control suites: CartPole, Acrobot and Pendulum whose hidden parameters are the tasks.
+"""The control suites: CartPole, Acrobot and Pendulum, with tasks that differ in hidden physical parameters.
 
-The parameters are those of MTEnv (gravity, masses, lengths, force, and the sign of force or torque), one of
-them changed in each task. Train: within MTEnv's ranges. Interpolation: between the values trained on.
+The parameters are those of MTEnv (gravity, masses, lengths, force, and the sign of force or torque). Every task
+but the default changes one of them. Train: within MTEnv's ranges. Interpolation: between the training values.
 Extrapolation: beyond them.
 """
 
@@ -19,7 +19,7 @@ from mtjax.suites import pictures
 from mtjax.suites.base import Split, Suite, TaskInfo, Version, from_env, register
 from mtjax.suites.render import renderer
 
-_Values = Sequence[tuple[str, float]]  # one (parameter, value) a task
+_Values = Sequence[tuple[str, float]]  # one (parameter, value) per task
 
 _CARTPOLE: dict[str, _Values] = {
     "train": [
@@ -111,7 +111,7 @@ def _describe(goal: str, name: str, value: float, usual: float) -> str:
 
 
 def _split(default: NamedTuple, goal: str, values: _Values, *, with_default: bool) -> Split:
-    """One task a value, each changing one parameter of ``default``; the default itself first if asked."""
+    """One task per value, changing one parameter of ``default``; ``with_default`` adds the default as first task."""
     tasks = [default._replace(**{name: value}) for name, value in values]
     names = [f"{name}_{value:g}" for name, value in values]
     sentences = [_describe(goal, name, value, getattr(default, name)) for name, value in values]
@@ -161,31 +161,31 @@ def _acrobot(name: str, kind: control.Kind) -> Suite:
 
 @register("control-cartpole")
 def cartpole() -> Suite:
-    """CartPole, two choices, 12 training tasks; horizon 500."""
+    """CartPole with two discrete actions, 12 training tasks; horizon 500."""
     return _cartpole("control-cartpole", "discrete")
 
 
 @register("control-cartpole-continuous")
 def cartpole_continuous() -> Suite:
-    """CartPole, any share of the force, 12 training tasks; horizon 500."""
+    """CartPole with continuous actions, 12 training tasks; horizon 500."""
     return _cartpole("control-cartpole-continuous", "continuous")
 
 
 @register("control-acrobot")
 def acrobot() -> Suite:
-    """Acrobot, three choices, 12 training tasks; horizon 500."""
+    """Acrobot with three discrete actions, 12 training tasks; horizon 500."""
     return _acrobot("control-acrobot", "discrete")
 
 
 @register("control-acrobot-continuous")
 def acrobot_continuous() -> Suite:
-    """Acrobot, any share of the torque, 12 training tasks; horizon 500."""
+    """Acrobot with continuous actions, 12 training tasks; horizon 500."""
     return _acrobot("control-acrobot-continuous", "continuous")
 
 
 @register("control-pendulum")
 def pendulum() -> Suite:
-    """Pendulum swing-up, continuous, 9 training tasks; horizon 200."""
+    """Pendulum swing-up with continuous actions, 9 training tasks; horizon 200."""
     return _suite(
         "control-pendulum",
         control.Pendulum(),

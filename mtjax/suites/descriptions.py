@@ -1,9 +1,9 @@
-"""What the tasks' descriptions say, as vectors: the context that networks are conditioned on.
+"""Embeddings of the tasks' descriptions: the context vectors that networks are conditioned on.
 
-The vectors of the suites that come with mtjax are in ``descriptions.npz``, by sentence; ``embed_descriptions.py`` made
-them. Sentence embeddings of one suite are much alike (they are about one robot) and are only useful centred: the mean
-of the training tasks is taken off every vector. Numbers hardly show in them at all, so that the numbers that set
-tasks apart (``TaskInfo.parameters``) are appended, standardised: a task of gravity 0.8 lies between 0.7 and 0.9.
+The vectors for mtjax's own suites are stored by sentence in ``descriptions.npz``, which ``embed_descriptions.py`` made.
+Sentence embeddings within one suite are very similar (they describe one robot) and only useful when centred: the mean
+over the training tasks is subtracted from every vector. They hardly reflect numbers, so the numbers that distinguish
+tasks (``TaskInfo.parameters``) are appended, standardised: a task with gravity 0.8 lies between 0.7 and 0.9.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ FILE = pathlib.Path(__file__).with_name("descriptions.npz")
 
 
 def contexts(suite: Suite, source: str = SHIPPED) -> dict[str, np.ndarray]:
-    """The tasks' contexts by split.
+    """The tasks' context vectors by split.
 
     Args:
-        suite: whose tasks.
-        source: "shipped", or the path of an .npz file with one vector for the name of every task.
+        suite: the suite.
+        source: "shipped", or the path of an .npz file with one vector under each task's name.
 
     Returns:
-        [N, D] float32 by split: the embedding, then the tasks' numbers if they have any. Both are centred on the
-        training tasks and scaled alike for all tasks, so that entries have a mean square of 1 over the training
-        tasks (and the numbers together weigh as much as the embedding).
+        [N, D] float32 by split: the embedding, then the tasks' parameters if they have any. Both are centred on the
+        training tasks and scaled by factors common to all tasks, such that entries have a mean square of 1 over the
+        training tasks and the parameters together carry as much weight as the embedding.
 
     Raises:
-        ValueError: the file cannot be read; a task has no vector in it; vectors differ in size.
+        ValueError: the file cannot be read, a task has no vector, or vectors differ in size or are not finite.
     """
     find = _shipped if source == SHIPPED else functools.partial(_of_file, path=source)
     vectors = {label: find(suite.name, split.infos) for label, split in suite.splits.items() if len(split)}
@@ -48,7 +48,7 @@ def contexts(suite: Suite, source: str = SHIPPED) -> dict[str, np.ndarray]:
 
 
 def _centred(vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Take the training tasks' mean off, and scale to a mean square of 1 over them (one task alone stays 0)."""
+    """Subtract the training tasks' mean and scale to a mean square of 1 over them (a single task stays 0)."""
     train = vectors["train"]
     mean = train.mean(axis=0)
     scale = np.sqrt(np.mean((train - mean) ** 2))
@@ -56,7 +56,7 @@ def _centred(vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _numbers(infos: Mapping[str, Sequence[TaskInfo]]) -> dict[str, np.ndarray]:
-    """The tasks' parameters [N, P], every column standardised over the training tasks; 0 where a task has none."""
+    """The tasks' parameters [N, P], every column standardised over the training tasks; 0 where a task lacks one."""
     columns: dict[str, list[float]] = {}
     for info in infos["train"]:
         for name, value in info.parameters.items():
@@ -64,7 +64,7 @@ def _numbers(infos: Mapping[str, Sequence[TaskInfo]]) -> dict[str, np.ndarray]:
     statistics = {
         name: (np.mean(values), np.std(values))
         for name, values in columns.items()
-        if np.std(values) > 1e-6 * max(np.abs(values))  # else it is one number, up to rounding
+        if np.std(values) > 1e-6 * max(np.abs(values))  # else the column is constant, up to rounding
     }
 
     def row(info: TaskInfo) -> list[float]:
@@ -84,7 +84,7 @@ def _numbers(infos: Mapping[str, Sequence[TaskInfo]]) -> dict[str, np.ndarray]:
 
 @functools.cache
 def shipped() -> dict[str, np.ndarray]:
-    """The vectors that come with mtjax, [384] float32 by sentence."""
+    """The vectors shipped with mtjax, [384] float32 by sentence."""
     with np.load(FILE) as file:
         return dict(zip(file["sentences"].tolist(), file["vectors"].astype(np.float32), strict=True))
 
@@ -110,7 +110,7 @@ def _of_file(suite: str, infos: Sequence[TaskInfo], *, path: str) -> np.ndarray:
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
-    """Vectors [D] float32 by name, all of one size and finite."""
+    """Read vectors [D] float32 by name; raises ValueError unless all are finite and of one size."""
     try:
         with np.load(path) as file:
             vectors = {name: np.asarray(file[name], np.float32) for name in file.files}

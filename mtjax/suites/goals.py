@@ -1,6 +1,6 @@
-"""``goals-*``: one body, and tasks that differ in the reward. The goal is not observed.
+"""``goals-*``: suites of one body, whose tasks differ in the reward. The goal is not observed.
 
-Extrapolation goals lie beyond the training goals (directions: in the half-plane that training never asks for).
+Extrapolation goals lie beyond the training goals (for directions: in the half-plane that training never covers).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _cheetah_velocity() -> Suite:
     )
 
 
-# There are two directions. What lies between and beyond is how much getting there counts against the effort.
+# There are only two directions, so the held-out tasks differ in the weight of the velocity relative to the effort.
 CHEETAH_DIRECTIONS = {"train": (1.0, -1.0), "interpolation": (0.5, -0.5), "extrapolation": (2.0, -2.0)}
 CHEETAH_EFFORT = {
     0.5: ", where effort costs twice as much",

@@ -1,7 +1,7 @@
 """The gridworld suites: two rooms with a corridor, four rooms, and random mazes. Pure JAX, discrete actions.
 
-Everywhere the goal earns 1, every other step costs 0.01 and hitting a wall 0.04 more; reaching the goal ends
-the episode with success. The actions are up, right, down and left.
+In all of them, reaching the goal earns 1 and ends the episode with success, every other step costs 0.01, and
+hitting a wall costs 0.04 more. The actions are up, right, down and left.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ FOUR_ROOMS_MOVED_DOORS = (
 
 
 def _suite(name: str, features: Sequence[str], goals: str, splits: dict[str, list]) -> Suite:
-    """A suite of (task, info) pairs by split, all maps of one size."""
+    """Make a suite from (task, info) pairs by split; all maps have the same size."""
     height, width = splits["train"][0][0].walls.shape
     env = Gridworld(height, width, tuple(features))
     version = Version(
@@ -89,7 +89,7 @@ def _suite(name: str, features: Sequence[str], goals: str, splits: dict[str, lis
 
 
 def _two_rooms_task(row: int, column: int) -> tuple[GridTask, TaskInfo]:
-    """Row and column of the goal on the map; the start is any cell of the other room."""
+    """The task with its goal at this row and column of the map; an episode starts in any cell of the other room."""
     walls = gridworld.parse_map(TWO_ROOMS)
     left = column <= 5
     starts = [cell for cell in gridworld.floor_cells(walls) if (cell[1] >= 11 if left else cell[1] <= 5)]
@@ -107,9 +107,9 @@ def _two_rooms_task(row: int, column: int) -> tuple[GridTask, TaskInfo]:
 def two_rooms() -> Suite:
     """Distral's two rooms joined by a corridor: 8 goals, hidden from the agent.
 
-    As in the paper the observation is the map location (one-hot), the previous action and the previous
-    reward. An episode starts anywhere in the room opposite the goal. Interpolation: goals between those
-    trained on. Extrapolation: the rooms' corners, outside them.
+    As in the paper, the observation is the map location (one-hot), the previous action and the previous
+    reward. An episode starts anywhere in the room opposite the goal. Interpolation: goals between the training
+    goals. Extrapolation: goals in the rooms' corners, outside the range of the training goals.
     """
     rows = {
         "train": [(row, column) for row in (2, 4) for column in (2, 4, 12, 14)],
@@ -137,10 +137,10 @@ def _four_rooms_task(rows: Sequence[str], row: int, column: int) -> tuple[GridTa
 
 @register("gridworld-four-rooms")
 def four_rooms() -> Suite:
-    """Four rooms joined by four doors: 12 goals, hidden; an episode starts anywhere else.
+    """Four rooms joined by four doors: 12 hidden goals; an episode starts in any other cell.
 
-    The observation is the map location, one-hot. Interpolation: goals between those trained on.
-    Extrapolation: goals trained on, but the doors were moved.
+    The observation is the map location, one-hot. Interpolation: goals between the training goals.
+    Extrapolation: training goals on a map with moved doors.
     """
     corners = ((2, 2), (2, 4), (4, 2))
     train = [(row + down, column + right) for down in (0, 6) for right in (0, 6) for row, column in corners]
@@ -157,7 +157,7 @@ def four_rooms() -> Suite:
 
 
 def generate_maze(seed: int, size: int = 11, *, loops: float = 0.0) -> np.ndarray:
-    """A random maze, walls [size, size] bool, the same for the same arguments on every machine.
+    """A random maze, walls [size, size] bool; the same arguments give the same maze on every machine.
 
     A depth-first walk carves a maze without loops; then each remaining wall between two passages is
     opened with probability ``loops``.
@@ -188,7 +188,7 @@ def generate_maze(seed: int, size: int = 11, *, loops: float = 0.0) -> np.ndarra
 
 
 def _maze_task(seed: int, loops: float) -> tuple[GridTask, TaskInfo]:
-    """The goal is one of the quarter of the cells that are farthest from the upper left corner."""
+    """A maze whose goal is one of the 25% of cells that are farthest from the upper left corner."""
     walls = generate_maze(seed, loops=loops)
     distance = gridworld.distances(walls, (1, 1))
     cells = gridworld.floor_cells(walls)
@@ -208,12 +208,12 @@ def _maze_task(seed: int, loops: float) -> tuple[GridTask, TaskInfo]:
 
 @register("gridworld-mazes")
 def mazes() -> Suite:
-    """16 random mazes of 11 × 11 with some loops; episodes start half the longest way from the goal (rounded
-    down), or farther.
+    """16 random mazes of 11 × 11 cells with some loops.
 
-    The observation is the agent's and the goal's coordinates, the walls within two cells, the previous action
-    and the previous reward, so that a policy may work in mazes it never saw. Interpolation: other mazes of
-    the same generator. Extrapolation: mazes without loops, whose ways are longer.
+    Episodes start at least half the longest distance (rounded down) from the goal. The observation is the agent's
+    and the goal's coordinates, the walls within two cells, the previous action and the previous reward, so that a
+    policy can work in unseen mazes. Interpolation: other mazes of the same generator. Extrapolation: mazes without
+    loops, whose paths are longer.
     """
     splits = {
         "train": [_maze_task(seed, 0.25) for seed in range(16)],
@@ -238,7 +238,7 @@ _COLOURS = {
 
 
 def draw(task: GridTask, states: Sequence[gridworld.GridState]) -> list[np.ndarray]:
-    """One picture [H * 32, W * 32, 3] uint8 a state: walls, starts (blue), goal, agent and its trail."""
+    """One picture [H * 32, W * 32, 3] uint8 per state: walls, starts (blue), goal, agent and its trail."""
     height, width = task.walls.shape
     board = np.empty((height * width, 3), np.uint8)
     board[:] = _COLOURS["floor"]
@@ -266,13 +266,13 @@ def _paint(picture: np.ndarray, cell: int, width: int, mask: np.ndarray, colour:
 
 
 def _disc_mask(radius: float) -> np.ndarray:
-    """A disc with a soft edge; ``radius`` as a share of the cell."""
+    """A disc with a soft edge; ``radius`` as a fraction of the cell's side."""
     place = np.arange(_CELL) - (_CELL - 1) / 2
     return np.clip(radius * _CELL - np.hypot(place[:, None], place) + 0.5, 0.0, 1.0)
 
 
 def _square_mask() -> np.ndarray:
-    """A square with a margin of an eighth."""
+    """A square with a margin of an eighth of the cell."""
     mask = np.zeros((_CELL, _CELL))
     mask[_CELL // 8 : -_CELL // 8, _CELL // 8 : -_CELL // 8] = 1.0
     return mask

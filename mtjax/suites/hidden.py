@@ -1,11 +1,11 @@
-"""``hidden-*``: one body whose physics differs from task to task, and is not observed.
+"""``hidden-*``: suites of one body, whose physics differs from task to task and is not observed.
 
 Families that mix variations (``hidden-hopper``, ``hidden-cheetah`` …) have 8 training tasks. Every parameter
-takes 8 evenly spaced values, in another order for each parameter, so that the tasks spread over the whole
-box; 4 interpolation tasks lie strictly inside it; in the 4 extrapolation tasks EVERY parameter lies outside.
+takes 8 evenly spaced values, in a different order for each parameter, so that the tasks cover the whole parameter
+box. The 4 interpolation tasks lie strictly inside the box; in the 4 extrapolation tasks EVERY parameter lies outside.
 
-Families of MTEnv (``hidden-walker-friction`` …) have ten values of one parameter: 6 train, 2 lie between them
-and 2 beyond.
+Families of MTEnv (``hidden-walker-friction`` …) have ten values of one parameter: 6 for training, 2 between them
+and 2 beyond them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Variation:
     Attributes:
         parameter: the argument of the body's ``mjcf``.
         low, high: range of the training tasks.
-        phrase: how a description says it, with a place for the number.
-        margin: how far beyond the range extrapolation goes, as a share of its width.
+        phrase: its wording in descriptions, a format string for the value.
+        margin: how far extrapolation goes beyond the range, as a fraction of the range's width.
     """
 
     parameter: str
@@ -37,21 +37,21 @@ class Variation:
     margin: float = 0.25
 
     def at(self, place: float) -> float:
-        """The value at a place in the range: 0 is ``low``, 1 is ``high``."""
+        """The value at a relative position in the range: 0 is ``low``, 1 is ``high``."""
         return round(float(self.low + place * (self.high - self.low)), 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A body, what it is to do, and which of its parameters differ.
+    """A body and what it is to do.
 
     Attributes:
         body: name of the class in :mod:`mtjax.envs.mjx`.
         aim: the task in words; the descriptions begin with it.
         reward: the reward in words, for the version stamp.
-        horizon: steps of an episode.
-        success: the rule, or "none"; a body of a family with a rule has "success" in its info.
-        goals: what an episode draws besides the pose, for the version stamp.
+        horizon: steps per episode.
+        success: the success criterion, or "none"; if there is one, the body must report "success" in its info.
+        goals: what is drawn for each episode besides the pose, for the version stamp.
     """
 
     body: str
@@ -158,7 +158,7 @@ def _foot(i: int) -> float:
     return 0.046 if i == 1 else 0.0552 + 0.0046 * (i - 2)
 
 
-# The families of MTEnv: ten values of one parameter (of two for the cartpole), numbered 1 to 10 as there.
+# The families of MTEnv: ten values of one parameter (of two for the cartpole), numbered 1 to 10 as in MTEnv.
 TEN: dict[str, tuple[Family, str, tuple[dict[str, float], ...]]] = {
     "hidden-cheetah-torso-length": (
         CHEETAH,
@@ -204,7 +204,7 @@ def mixed_parameters(variations: Sequence[Variation]) -> dict[str, list[dict[str
 
     def places(values: np.ndarray, j: int) -> np.ndarray:
         steps = np.arange(1, len(values) + 1) * (2 * j + 1)
-        return values[np.argsort(steps % 11)]  # 11 is prime: no ties, another order for each of j = 0..4
+        return values[np.argsort(steps % 11)]  # 11 is prime: no ties, and another order for each j in 0..4
 
     def outside(j: int) -> np.ndarray:
         margin = variations[j].margin
@@ -239,11 +239,11 @@ def build(
 
     Args:
         infos: the tasks of every split. Their ``parameters`` are the arguments of the body's ``mjcf``, unless
-            ``goals`` are given: then all tasks have the same body.
+            ``goals`` are given: then all tasks have the default body.
         goals: parameters of the reward by split: arrays [T, ...] by name.
-        edition: the version stamp's "suite", another one whenever tasks, splits or descriptions change.
+        edition: the version stamp's "suite"; change it whenever tasks, splits or descriptions change.
     """
-    from mtjax.envs import mjx  # MuJoCo takes seconds to import: only when a suite is made
+    from mtjax.envs import mjx  # importing MuJoCo takes seconds, so only when a suite is made
     from mtjax.envs.mjx.render import MjxRender
 
     body = getattr(mjx, family.body)

@@ -1,4 +1,4 @@
-"""Suites of environments that others wrote: any gymnasium environments, any of EnvPool's."""
+"""Suites of third-party environments: any of gymnasium's or EnvPool's."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mtjax.envs.spaces import action_spec
 from mtjax.suites.base import Split, Suite, TaskInfo, Version
 from mtjax.suites.render import film
 
-SUCCESS_ENTRIES = ("success", "is_success")  # how simulators name it in info
-FRAMES_PER_SECOND = 30.0  # of an environment that does not say
-FRAME_STEPS = 3  # from one of EnvPool's pictures to the next: one takes far longer than a step
+SUCCESS_ENTRIES = ("success", "is_success")  # simulators' names of success in info
+FRAMES_PER_SECOND = 30.0  # for environments that do not specify it
+FRAME_STEPS = 3  # steps between EnvPool's pictures: drawing one takes far longer than a step
 PICTURE = {"render_mode": PICTURES, "render_width": 320, "render_height": 240}
 RESERVED = {"num_envs", "batch_size", "num_threads", "seed", "env_seed", "max_episode_steps"}
 
 
 class TaskSpec(NamedTuple):
-    """What an environment says of itself.
+    """An environment's description of itself.
 
     Attributes:
         observation_size: numbers in its flattened observation.
         action: its action space.
         horizon: its own time limit, None if it has none.
-        success: the entry of info that says success, None if there is none.
+        success: the info entry that indicates success, None if there is none.
         draws: True if it can draw itself.
     """
 
@@ -58,20 +58,20 @@ def from_gymnasium(
 
     Args:
         name: the suite's name.
-        tasks: task name -> an id for ``gymnasium.make``, or a function that makes the environment, without arguments
-            or for a picture with ``render_mode``. One of each is made now, to look at its spaces.
+        tasks: task name -> an id for ``gymnasium.make``, or a function that makes the environment, called without
+            arguments or, for drawing, with ``render_mode``. One of each is made now, to inspect its spaces.
         interpolation, extrapolation: held-out tasks, likewise.
         horizon: steps after which an episode is truncated; by default the environments' own time limit,
-            which also holds where it is shorter.
+            which still applies if it is shorter.
         descriptions: task name -> a sentence about it.
 
     Returns:
         The suite. Box actions are rescaled from [-1, 1]; ``info["success"]`` (or "is_success") is
-        passed on if every task has it. It is drawn if every task has the render mode "rgb_array".
+        passed on if every task has it. The suite can be drawn if every task has the render mode "rgb_array".
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: the tasks differ in their spaces or time limits, or have spaces mtjax has no form for.
+        ValueError: the tasks differ in their spaces or time limits, or have spaces that mtjax does not support.
     """
     require_gymnasium()
     splits = _splits(tasks, interpolation, extrapolation, descriptions)
@@ -111,8 +111,8 @@ def from_envpool(
 
     Raises:
         ImportError: EnvPool is not installed.
-        ValueError: no such id; an option that mtjax sets itself; or the tasks differ in their spaces or time
-            limits, or have spaces mtjax has no form for.
+        ValueError: an id is unknown, an option is one that mtjax sets itself, or the tasks differ in their spaces
+            or time limits, or have spaces that mtjax does not support.
     """
     require_envpool()
     if reserved := RESERVED.intersection(options or {}):
@@ -129,7 +129,7 @@ def from_envpool(
 
 
 def _suite(name, splits, look, make_pool, horizon, simulator, draw) -> Suite:
-    """Check that the tasks share their spaces, and put the suite together.
+    """Check that the tasks share their spaces, and assemble the suite.
 
     ``look(source) -> TaskSpec``; ``make_pool(T)(source, num_envs, seed=, info_names=) -> Pool``;
     ``draw(source, policy, seed=, steps=) -> (frames, frames per second)``.
@@ -197,7 +197,7 @@ def film_envpool(
 ) -> tuple[np.ndarray, float]:
     """Draw one episode of an EnvPool environment; see :class:`mtjax.suites.base.Render`.
 
-    EnvPool does not say how much time a step takes.
+    EnvPool does not report the duration of a step, so the frame rate assumes ``FRAMES_PER_SECOND`` steps per second.
     """
     require_opengl(source)
     pool = EnvPool(source, 1, seed=seed, num_threads=1, options={**PICTURE, **options})
@@ -219,19 +219,19 @@ def _splits(tasks, interpolation, extrapolation, descriptions) -> dict[str, Spli
 
 
 def _sentence(source: str | Callable) -> str:
-    """A description for want of a better one: the environment's id, or the doc of what makes it, with its arguments."""
+    """A default description: the environment's id, or its factory's docstring summary and arguments."""
     if isinstance(source, str):
         return source
     if isinstance(source, functools.partial):
         given = [*map(str, source.args), *(f"{name}={value}" for name, value in source.keywords.items())]
         return f"{_sentence(source.func).removesuffix('.')}: {', '.join(given)}"
     own = source if inspect.isroutine(source) or inspect.isclass(source) else type(source)
-    lines = inspect.cleandoc(own.__doc__ or "").strip().splitlines()  # its own, not that of gymnasium's base class
+    lines = inspect.cleandoc(own.__doc__ or "").strip().splitlines()  # not inherited, e.g. from gymnasium's base class
     return lines[0] if lines else own.__name__
 
 
 def _shared(specs: Mapping[str, TaskSpec], horizon: int | None) -> TaskSpec:
-    """The one TaskSpec of all tasks, with ``horizon`` for theirs if it is given."""
+    """The TaskSpec that all tasks share; ``horizon``, if given, overrides their time limits."""
     for field in ("observation_size", "action"):
         _same(field.replace("_", " "), {task: getattr(spec, field) for task, spec in specs.items()})
     limits = {task: spec.horizon for task, spec in specs.items()}
@@ -266,7 +266,7 @@ def _look_at_gymnasium(source: str | Callable[[], Any]) -> TaskSpec:
         size = gymnasium.spaces.flatdim(env.observation_space)
         env.action_space.seed(0)
         env.reset(seed=0)
-        info = env.step(env.action_space.sample())[-1]  # success is often not in the info of reset
+        info = env.step(env.action_space.sample())[-1]  # success is often missing from reset's info
     finally:
         env.close()
     limit = env.spec.max_episode_steps if env.spec else None

@@ -1,7 +1,7 @@
 """Meta-World v3 (50 manipulation tasks of a Sawyer arm) through EnvPool: MT1, MT10, MT25 and MT50.
 
-Two MuJoCo simulators agree on these tasks only where `benchmarks/metaworld_check.py` says so; a task that
-the installed EnvPool has wrong is named in the suite's version stamp.
+EnvPool's tasks do not all agree with the metaworld package; `benchmarks/metaworld_check.py` compares them, and the
+suite's version stamp names the tasks that the installed EnvPool is known to get wrong.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ OBSERVATION_SIZE = 39
 ACTION_SIZE = 4
 OPTIONS = {"partially_observable": False}
 
-# EnvPool 1.2.5 and 1.2.7 move the goal of these further away at every reset (by 0.85 m and more), so that
-# from the second episode on they cannot be solved: their episodes get a new simulator each.
+# In these tasks, EnvPool 1.2.5 and 1.2.7 move the goal further away at every reset (by 0.85 m or more), so that
+# they cannot be solved from the second episode on. Each of their episodes therefore gets a new simulator.
 FRESH = frozenset({"hammer", "shelf-place"})
 
-# What benchmarks/metaworld_check.py found against metaworld 3.1.1, by EnvPool's version and task. "Returns"
-# are those of Meta-World's scripted policy, which succeeds in both unless it says otherwise.
+# Differences from metaworld 3.1.1 that benchmarks/metaworld_check.py found, by EnvPool version and task. "Returns"
+# are those of Meta-World's scripted policy, which succeeds in both simulators unless stated otherwise.
 KNOWN_FAULTS = {
     "1.2.5": {
         "button-press-topdown-wall": "rewards are near 0",
@@ -50,21 +50,21 @@ KNOWN_FAULTS = {
 }
 
 STEP_SECONDS = 0.0125  # of simulated time
-FRAME_STEPS = 10  # a picture takes as long as 400 steps where OpenGL runs on the CPU
+FRAME_STEPS = 10  # steps between pictures: drawing one takes as long as 400 steps if OpenGL runs on the CPU
 PICTURE = {
     "render_mode": "rgb_array",
     "render_width": 320,
     "render_height": 320,
-    "render_camera_id": 2,  # Meta-World's "corner2", which stands on its head
+    "render_camera_id": 2,  # Meta-World's "corner2", which is upside down
 }
 
 
 def make_suite(name: str, train: tuple[str, ...], held_out: tuple[str, ...] = ()) -> Suite:
     """A suite of Meta-World tasks.
 
-    Goals and objects are drawn anew at every episode and shown in the observation, so evaluation on
-    "train" already is on unseen goals. Tasks that are not trained on are "interpolation" where they ask
-    something else of a training task's object, and "extrapolation" where the object is new, too.
+    The positions of goals and objects are redrawn in every episode and observed, so evaluation on "train" already
+    uses unseen goals. A held-out task is "interpolation" if it is another task with a training task's object, and
+    "extrapolation" if its object is new, too.
 
     Args:
         name: the suite's name.
@@ -140,7 +140,7 @@ def _picture(pool: EnvPool) -> np.ndarray:
 
 
 def envpool_id(task: str) -> str:
-    """EnvPool's name of a task: "pick-place" -> "MetaWorld/PickPlace-v3"."""
+    """EnvPool's name for a task: "pick-place" -> "MetaWorld/PickPlace-v3"."""
     return f"MetaWorld/{''.join(word.capitalize() for word in task.split('-'))}-v3"
 
 
@@ -165,7 +165,7 @@ def _version(tasks: tuple[str, ...]) -> Version:
 
 
 def _warnings(installed: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """What is known to be wrong with these tasks in the installed EnvPool."""
+    """The known faults of these tasks in the installed EnvPool."""
     if not installed:
         return ()
     if installed not in KNOWN_FAULTS:

@@ -1,4 +1,4 @@
-"""Meta-World's tasks: its own task orders (metaworld 3.1.1), and one sentence about each."""
+"""Meta-World's tasks in the order of metaworld 3.1.1, and one sentence about each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MT25 = MT10 + (
     "dial-turn",
 )
 
-# What a task is done to, where that is the same simulated thing in several tasks.
+# Simulated objects that several tasks manipulate, and those tasks.
 OBJECTS = {
     "arm": ("reach", "reach-wall"),
     "puck": ("pick-out-of-hole", "pick-place", "pick-place-wall", "push", "push-back", "push-wall"),

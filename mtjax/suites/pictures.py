@@ -1,4 +1,4 @@
-"""Pictures of the control bodies, drawn large with Pillow and scaled down, so that edges are soft."""
+"""Pictures of the control bodies, drawn enlarged with Pillow and scaled down to smooth the edges."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ORANGE, _BLUE, _GREEN = (222, 98, 48), (76, 120, 184), (63, 160, 103)
 
 
 class _Canvas:
-    """A sheet with the origin at (``left``, ``top``) pixels, y upwards, ``metre`` pixels a metre."""
+    """A canvas whose origin is at (``left``, ``top``) pixels; y points up, and a metre is ``metre`` pixels."""
 
     def __init__(self, width: int, height: int, left: float, top: float, metre: float):
-        from PIL import Image, ImageDraw  # only a picture needs it
+        from PIL import Image, ImageDraw  # needed only for drawing
 
         self._image = Image.new("RGB", (width * _SCALE, height * _SCALE), _PAPER)
         self._draw = ImageDraw.Draw(self._image)
@@ -57,12 +57,12 @@ class _Canvas:
         self._draw.rounded_rectangle([x - w, y - h, x + w, y + h], radius=corner * _SCALE, fill=colour)
 
     def array(self) -> np.ndarray:
-        """RGB [height, width, 3] uint8: every pixel the mean of the larger sheet's, a twelfth of Lanczos' time."""
+        """RGB [height, width, 3] uint8: averages of the enlarged pixels, which take 1/12 of the time of Lanczos."""
         return np.asarray(self._image.reduce(_SCALE))
 
 
 def cartpole(task: CartPoleTask, states: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """One picture a state: the rail with its ends, the cart (larger if heavier), the pole."""
+    """One picture per state: the rail with its ends, the cart (larger if heavier), the pole (thicker if heavier)."""
     metre, wide = 90.0, CartPole.widest_position
     cart = (56.0 * float(np.clip(task.cart_mass, 0.2, 4.0)) ** (1 / 3), 26.0)
     thickness = 9.0 * float(np.clip(task.pole_mass / 0.1, 0.1, 8.0)) ** (1 / 3)
@@ -84,7 +84,7 @@ def cartpole(task: CartPoleTask, states: Sequence[np.ndarray]) -> list[np.ndarra
 
 
 def acrobot(task: AcrobotTask, states: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """One picture a state: both links (thicker if heavier), and the height to reach."""
+    """One picture per state: both links (thicker if heavier), and the height to reach."""
     length_1, length_2 = float(task.length_1), float(task.length_2)
     reach = length_1 + length_2
     metre = 0.46 * HEIGHT / reach
@@ -107,7 +107,7 @@ def acrobot(task: AcrobotTask, states: Sequence[np.ndarray]) -> list[np.ndarray]
 
 
 def pendulum(task: PendulumTask, states: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """One picture a state: the rod (thicker if heavier) and the upright direction."""
+    """One picture per state: the rod (thicker if heavier) and the upright direction."""
     length = float(task.length)
     metre = 0.4 * HEIGHT / max(length, 1.0)
     thickness = 14.0 * float(np.clip(task.mass, 0.2, 4.0)) ** (1 / 3)

@@ -1,4 +1,4 @@
-"""Pictures of environments: play one episode of one task; draw its states, or let the simulator draw itself."""
+"""Pictures of environments: play an episode of one task and draw its states, or let the simulator draw them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Draw = Callable[[Task, Sequence[Any]], Sequence[np.ndarray]]
 
 
 def renderer(env: Env, draw: Draw, *, frames_per_second: float, horizon: int) -> Render:
-    """A suite's ``render`` of a pure environment.
+    """Make the ``render`` of a suite from its pure environment.
 
     Args:
         env: the environment.
-        draw: ``draw(task, states)`` returns one RGB picture [height, width, 3] uint8 a state.
-        frames_per_second: of real time.
-        horizon: an episode is cut there.
+        draw: ``draw(task, states)`` returns one RGB picture [height, width, 3] uint8 per state.
+        frames_per_second: for playback in real time.
+        horizon: maximum number of steps drawn.
     """
 
     def render(split: Split, task_index: int, policy: Callable, *, seed: int, steps: int):
@@ -38,18 +38,18 @@ def renderer(env: Env, draw: Draw, *, frames_per_second: float, horizon: int) ->
 def film(
     pool: Pool, picture: Callable[[], np.ndarray], policy: Callable, *, seed: int, steps: int, every: int = 1
 ) -> np.ndarray:
-    """One episode of a simulator on the host, drawn by itself.
+    """Play one episode of a host simulator, with pictures that the simulator draws itself.
 
     Args:
-        pool: of one environment.
-        picture: draws it as it is, [height, width, 3].
+        pool: a pool of one environment.
+        picture: draws the environment's current state, [height, width, 3].
         policy: ``policy(observation [obs], key) -> action``.
         seed: of the policy's keys.
-        steps: an episode is cut there.
-        every: steps from one picture to the next.
+        steps: maximum number of steps.
+        every: number of steps between pictures.
 
     Returns:
-        Frames [N, height, width, 3] uint8: the first state, then one every so many steps, and the last.
+        Frames [N, height, width, 3] uint8: of the initial state, then after every ``every`` steps, and of the last.
 
     Raises:
         RuntimeError: the simulator returns no picture.
@@ -72,4 +72,4 @@ def film(
 def _checked(frame: Any) -> np.ndarray:
     if np.ndim(frame) != 3:
         raise RuntimeError(f"the simulator drew no picture [height, width, 3] but {type(frame).__name__}")
-    return np.array(frame, np.uint8)  # simulators may draw the next one into the same memory
+    return np.array(frame, np.uint8)  # a copy, as simulators may reuse the memory for the next picture

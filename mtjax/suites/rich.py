@@ -1,7 +1,7 @@
-"""The rich suites: tasks of other suites behind observations from which the state must be learnt.
+"""The rich suites: tasks of other suites behind observations that must be decoded to recover the state.
 
-Task parameters, dynamics, rewards, splits and descriptions are those of the suites inside; the observations are those
-of :mod:`mtjax.envs.rich`, which says what they are and are not.
+Task parameters, dynamics, rewards, splits and descriptions are those of the wrapped suites; :mod:`mtjax.envs.rich`
+documents the observations and their limits.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def behind(
     draw: Callable | None = None,
     frames_per_second: float = 20.0,
 ) -> Suite:
-    """A suite whose observations are made from another's.
+    """Wrap a suite's environment so that its tasks have other observations.
 
     Args:
         name: the new suite's name.
-        suite: of a pure environment, as :func:`mtjax.suites.from_env` makes it.
-        emission: environment -> environment with the same tasks, e.g. ``Projected``; its states have the state inside
-            as ``env``.
-        about: what the observations are, in a few words for the version.
-        draw: as in :func:`mtjax.suites.render.renderer`, of states inside; None: the suite has no picture.
-        frames_per_second: of real time.
+        suite: a suite of a pure environment, as :func:`mtjax.suites.from_env` makes it.
+        emission: environment -> environment with the same tasks, e.g. ``Projected``; the attribute ``env`` of its
+            states is the inner state.
+        about: the kind of observations in a few words, for the version stamp.
+        draw: as in :func:`mtjax.suites.render.renderer`, for inner states; None: the suite cannot be drawn.
+        frames_per_second: for playback in real time.
 
     Raises:
-        ValueError: the suite is not one of a pure environment.
+        ValueError: the suite does not consist of one pure environment.
     """
     vector = suite.vector_env(1)
     if not isinstance(vector, Vectorized):
@@ -60,16 +60,16 @@ def behind(
 
 @register("control-pendulum-rich")
 def rich_pendulum() -> Suite:
-    """Pendulum swing-up behind a random projection: 64 numbers, of which 8 distractors are mixed in."""
+    """Pendulum swing-up behind a random projection: 64 numbers, into which 8 distractors are mixed."""
     pendulum = base.make("control-pendulum")
     return behind("control-pendulum-rich", pendulum, Projected, about="projected", draw=pictures.pendulum)
 
 
 @register("gridworld-two-rooms-pixels")
 def two_rooms_pixels() -> Suite:
-    """Distral's two rooms as pictures of 7 × 17 × 3 numbers, in other colours in every episode; goals hidden.
+    """Distral's two rooms as pictures of 7 × 17 × 3 numbers, with new colours in every episode and hidden goals.
 
-    The previous action and reward, which the suite without pictures shows, are not to be seen.
+    Unlike in "gridworld-two-rooms", the previous action and reward are not observed.
     """
     rooms = base.make("gridworld-two-rooms")
     return behind(

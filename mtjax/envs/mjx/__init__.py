@@ -1,6 +1,6 @@
 """MJX bodies: rigid-body environments in which the task carries the physics (gravity, masses, lengths …).
 
-Importing this package imports MuJoCo; suites do so only when they are made.
+Importing this package imports MuJoCo; suites import it only when they are made.
 """
 
 from mtjax.envs.mjx.ant import Ant

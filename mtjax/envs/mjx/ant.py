@@ -12,10 +12,10 @@ _LEGS = {"front_left": (1, 1), "front_right": (1, -1), "back_left": (-1, 1), "ba
 
 
 class Ant(MjxEnv):
-    """Four legs of two joints; eight motors. It runs in +x, or as the goal of its task says.
+    """Four legs with two joints each; eight motors. It runs along +x, unless its task's goal says otherwise.
 
     Observation [27]: height, orientation (quaternion), joint angles, then every velocity, clipped to ±10. The
-    reward is 1 + progress - 0.5 |action|²; an episode ends where the torso leaves heights of 0.2 to 1 m.
+    reward is 1 + progress - 0.5 |action|²; an episode ends when the torso's height is not within 0.2 to 1 m.
     Progress is the velocity along +x, or along the direction ``goal["angle"]`` (in rad from +x), or
     -|forward velocity - goal["velocity"]|.
     """
@@ -37,11 +37,11 @@ class Ant(MjxEnv):
         """MJCF of an ant.
 
         Args:
-            gravity: as a share of 9.81 m/s².
-            friction: sliding friction of the feet on the floor.
-            mass: mass of every part, as a share of the usual.
-            leg: length of the four shins, as a share of 0.57 m.
-            strength: torque of the motors, as a share of 150 Nm.
+            gravity: as a multiple of 9.81 m/s².
+            friction: sliding friction of the feet and the torso on the floor.
+            mass: mass of every part, as a multiple of the default.
+            leg: length of the four shins, as a multiple of 0.57 m.
+            strength: torque of the motors, as a multiple of 150 Nm.
         """
         density, shin = 5.0 * mass, 0.4 * leg
 
@@ -72,7 +72,7 @@ class Ant(MjxEnv):
 
     def start(self, task: MjxTask, model, key: Array) -> MjxState:
         state = super().start(task, model, key)
-        bent = state.qpos.at[7:].add(jnp.array([0.0, 1.0] * 4))  # ankles must bend to lie within their range
+        bent = state.qpos.at[7:].add(jnp.array([0.0, 1.0] * 4))  # the ankles' range does not include 0
         orientation = bent[3:7] / jnp.linalg.norm(bent[3:7])
         return state._replace(qpos=bent.at[3:7].set(orientation))
 

@@ -1,4 +1,4 @@
-"""``MjxEnv``: one body simulated by MJX, whose task carries the leaves of the model that set it apart."""
+"""``MjxEnv``: one body simulated by MJX; a task carries the model leaves in which it differs from other tasks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class MjxTask(NamedTuple):
 
 
 class MjxState(NamedTuple):
-    """What an environment remembers: far less than ``mjx.Data``, of which all else is recomputed.
+    """State of an environment: far less than ``mjx.Data``, the rest of which is recomputed.
 
     Attributes:
         qpos: [nq] positions.
         qvel: [nv] velocities.
-        qacc: [nv] accelerations, from which the constraint solver starts the next step.
-        target: [k] what was drawn for this episode besides the pose (k may be 0).
+        qacc: [nv] accelerations, the constraint solver's warm start for the next step.
+        target: [k] what else was drawn for this episode besides the pose (k may be 0).
     """
 
     qpos: Array
@@ -43,15 +43,15 @@ class MjxState(NamedTuple):
 class MjxEnv:
     """Base class of bodies: a pure, unbatched :class:`~mtjax.envs.base.Env`.
 
-    A body sets the class attributes and defines ``mjcf`` (a static method from the body's physical
-    parameters to its MJCF), ``start``, ``observe`` and ``outcome``. Observations come from positions and
-    velocities alone, so that a reset costs no simulation.
+    A body sets the class attributes, defines ``mjcf`` (a static method from the body's physical parameters to
+    its MJCF), ``observe`` and ``outcome``, and may override ``start``. Observations are functions of the state
+    alone, so that a reset needs no simulation.
 
     Attributes:
         observation_size: numbers in an observation.
-        substeps: simulation steps of one environment step.
-        noise: half-width of the uniform noise on the starting pose and velocity.
-        camera: where the camera of a picture stands, as attributes of MuJoCo's ``MjvCamera``.
+        substeps: simulation steps per environment step.
+        noise: half-width of the uniform noise on the initial pose and velocity.
+        camera: placement of the camera for pictures, as attributes of MuJoCo's ``MjvCamera``.
 
     Args:
         model: the MJX model that tasks modify.
@@ -102,7 +102,7 @@ class MjxEnv:
         return float(self.model.opt.timestep) * self.substeps
 
     def start(self, task: MjxTask, model: mjx.Model, key: Array) -> MjxState:
-        """The state at the start of an episode: the rest pose with noise, unless a body overrides it."""
+        """The initial state of an episode: the rest pose with noise, unless a body overrides this."""
         del task
         noise = jax.random.uniform(key, (model.nq + model.nv,), minval=-self.noise, maxval=self.noise)
         return MjxState(
@@ -113,7 +113,7 @@ class MjxEnv:
         )
 
     def look_at(self, data) -> Array:
-        """Point [3] at which a picture's camera looks, given MuJoCo's ``MjData``: the first body."""
+        """Point [3] that the camera looks at, given MuJoCo's ``MjData``: by default the first body."""
         return data.xpos[1]
 
     def marks(self, task: MjxTask, target: Array) -> list[Array]:

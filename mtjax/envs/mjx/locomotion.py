@@ -10,14 +10,14 @@ from mtjax.envs.mjx.mjcf import document, floor_contact, motors, planar_root
 
 
 class Runner(MjxEnv):
-    """A body in the x-z plane, rewarded for running in +x.
+    """A body in the x-z plane that is rewarded for running along +x.
 
     Observation: every position but x, then every velocity, clipped to ±10.
 
     Attributes:
-        alive: reward of every step.
-        control_cost: weight of the squared norm of the action.
-        lowest: height of the torso, as a share of its height at rest, below which the body has fallen;
+        alive: constant reward per step.
+        control_cost: weight of the squared norm of the action, which is subtracted from the reward.
+        lowest: height of the torso, as a fraction of its height at rest, below which the body has fallen;
             minus infinity if it cannot fall.
         steepest: angle of the torso in rad beyond which the body has fallen.
     """
@@ -44,7 +44,7 @@ class Runner(MjxEnv):
         return reward, self.fallen(task, after), {}
 
     def progress(self, task: MjxTask, velocity: Array) -> Array:
-        """The part of the reward that the task sets: the velocity itself, unless a goal says otherwise."""
+        """The part of the reward that the task sets: the velocity itself, unless the task has a goal."""
         if "velocity" in task.goal:
             return -jnp.abs(velocity - task.goal["velocity"])
         return velocity * task.goal.get("direction", 1.0)
@@ -56,7 +56,7 @@ class Runner(MjxEnv):
 
 
 class Hopper(Runner):
-    """One leg of four segments; three motors. It falls below 56% of its height or beyond 0.4 rad."""
+    """One leg of four segments; three motors. Below 56% of its height at rest or beyond 0.4 rad it has fallen."""
 
     substeps = 2
     noise = 0.005
@@ -75,11 +75,11 @@ class Hopper(Runner):
         """MJCF of a hopper.
 
         Args:
-            gravity: as a share of 9.81 m/s².
+            gravity: as a multiple of 9.81 m/s².
             friction: sliding friction of the foot on the floor.
-            mass: mass of every segment, as a share of the usual.
-            leg: length of the shank, as a share of 0.5 m.
-            strength: torque of the motors, as a share of 200, 200 and 200 Nm.
+            mass: mass of every segment, as a multiple of the default.
+            leg: length of the shank, as a multiple of 0.5 m.
+            strength: torque of each motor, as a multiple of 200 Nm.
         """
         shank, density = 0.5 * leg, 1000.0 * mass
         height = 0.2 + 0.45 + shank + 0.1
@@ -103,7 +103,7 @@ class Hopper(Runner):
 
 
 class Walker(Runner):
-    """Two legs of three segments; six motors. It falls below 64% of its height or beyond 1 rad."""
+    """Two legs of three segments; six motors. Below 64% of its height at rest or beyond 1 rad it has fallen."""
 
     substeps = 2
     noise = 0.005
@@ -123,11 +123,11 @@ class Walker(Runner):
         """MJCF of a walker.
 
         Args:
-            gravity: as a share of 9.81 m/s².
+            gravity: as a multiple of 9.81 m/s².
             friction: sliding friction of both feet on the floor.
-            mass: mass of every segment, as a share of the usual.
-            leg: length of both shanks, as a share of 0.5 m.
-            strength: torque of the motors, as a share of 100 Nm.
+            mass: mass of every segment, as a multiple of the default.
+            leg: length of both shanks, as a multiple of 0.5 m.
+            strength: torque of the motors, as a multiple of 100 Nm.
             left_foot: half the length of the left foot, in m.
         """
         shank, density = 0.5 * leg, 1000.0 * mass
@@ -177,10 +177,10 @@ class Cheetah(Runner):
         """MJCF of a cheetah.
 
         Args:
-            gravity: as a share of 9.81 m/s².
+            gravity: as a multiple of 9.81 m/s².
             friction: sliding friction on the floor.
-            mass: mass of every segment, as a share of the usual.
-            strength: torque of the motors, as a share of the usual.
+            mass: mass of every segment, as a multiple of the default.
+            strength: torque of the motors, as a multiple of the default.
             torso: half the length of the torso, in m.
             foot: radius of both feet, in m.
         """

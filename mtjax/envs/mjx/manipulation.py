@@ -11,9 +11,9 @@ from mtjax.envs.mjx.mjcf import document, geom_contact, motors
 
 
 class Cartpole(MjxEnv):
-    """Swing a pole up and hold it: it starts hanging down, the cart runs on a rail of ±1.8 m.
+    """Swing up a pole and balance it: it starts hanging down, and the cart runs on a rail of ±1.8 m.
 
-    Observation [5]: x, cos and sin of the pole's angle (1, 0 upright), the two velocities. The reward is
+    Observation [5]: x, cos and sin of the pole's angle (1 and 0 if upright), both velocities. The reward is
     upright × centred × calm × gentle, in [0, 1], as in the swing-up of the DeepMind Control Suite.
     """
 
@@ -33,10 +33,10 @@ class Cartpole(MjxEnv):
         """MJCF of a cartpole.
 
         Args:
-            gravity: as a share of 9.81 m/s².
+            gravity: as a multiple of 9.81 m/s².
             cart_mass, pole_mass: in kg.
             pole_length: in m.
-            strength: force of the motor, as a share of 10 N.
+            strength: force of the motor, as a multiple of 10 N.
         """
         body = f"""<body name="cart" pos="0 0 1.4">
       <joint name="slider" type="slide" axis="1 0 0" range="-1.8 1.8" damping=".05" solreflimit=".08 1"/>
@@ -76,9 +76,9 @@ class Cartpole(MjxEnv):
 
 
 class Reacher(MjxEnv):
-    """Bring the tip of a two-link arm, lying in the plane, to a target that every episode draws anew.
+    """Bring the tip of a two-link arm in the horizontal plane to a target that is redrawn in every episode.
 
-    Observation [10]: cosines and sines of both angles, velocities, the tip, and the target minus the tip.
+    Observation [10]: cosines and sines of both angles, velocities, the tip, and the target minus the tip (scaled).
     The reward is minus the distance, minus 0.01 |action|². Success: the tip is within 3 cm of the target.
     """
 
@@ -100,9 +100,9 @@ class Reacher(MjxEnv):
 
         Args:
             upper, lower: lengths of the links, in m.
-            mass: mass of both links, as a share of the usual.
-            damping: damping of both joints, as a share of the usual.
-            strength: torque of the motors, as a share of the usual.
+            mass: mass of both links, as a multiple of the default.
+            damping: damping of both joints, as a multiple of the default.
+            strength: torque of the motors, as a multiple of the default.
         """
         density = 1000.0 * mass
         body = f"""<body name="upper" pos="0 0 .02"><joint name="shoulder"/>
@@ -124,7 +124,7 @@ class Reacher(MjxEnv):
         return MjxState(angles, jnp.zeros(2), jnp.zeros(2), self.draw_target(task, target_key))
 
     def draw_target(self, task: MjxTask, key: Array) -> Array:
-        """A target [2] in the ring of radius 0.05 to 0.2 m."""
+        """A random target [2] at a distance of 0.05 to 0.2 m from the shoulder."""
         radius, turn = jax.random.uniform(key, (2,))
         radius = 0.05 + 0.15 * radius
         return radius * jnp.stack([jnp.cos(2 * jnp.pi * turn), jnp.sin(2 * jnp.pi * turn)])
@@ -156,7 +156,7 @@ class Reacher(MjxEnv):
 
 
 class GoalReacher(Reacher):
-    """The reacher with one target a task, which is not observed: an episode only starts in another pose."""
+    """The reacher with one fixed target per task, which is not observed; episodes differ only in the initial pose."""
 
     observation_size = 8
 
@@ -170,9 +170,9 @@ class GoalReacher(Reacher):
 class Finger(MjxEnv):
     """Spin a cross about its hinge with a finger of two links.
 
-    Observation [7]: the finger's two angles, cosine and sine of the cross's, three velocities. The reward is
-    the cross's velocity as a share of 15 rad/s, clipped to [0, 1]: the speed at which the spin task of the
-    Control Suite pays.
+    Observation [7]: the finger's two angles, cosine and sine of the cross's angle, three velocities. The reward
+    is the cross's angular velocity divided by 15 rad/s, clipped to [0, 1]; above this speed, the spin task of the
+    DeepMind Control Suite gives its reward.
     """
 
     observation_size = 7
@@ -184,10 +184,10 @@ class Finger(MjxEnv):
         """MJCF of a finger beside a cross.
 
         Args:
-            finger: length of the finger's outer link, in m; its mass grows with it.
-            gravity: as a share of 9.81 m/s².
-            spinner_mass: mass of the cross, as a share of the usual.
-            strength: torque of the motors, as a share of the usual.
+            finger: length of the finger's outer link, in m; the link's mass grows with it.
+            gravity: as a multiple of 9.81 m/s².
+            spinner_mass: mass of the cross, as a multiple of the default.
+            strength: torque of the motors, as a multiple of the default.
         """
         density = 1000.0 * spinner_mass
         cross = f'type="capsule" size=".025" density="{density}" rgba=".85 .5 .3 1"'
@@ -227,5 +227,5 @@ class Finger(MjxEnv):
 
 
 def gaussian_tail(x: Array, margin: float) -> Array:
-    """1 at x = 0, falling to 0.1 at |x| = ``margin``: the tolerance function of the Control Suite."""
+    """1 at x = 0, falling to 0.1 at |x| = ``margin``: the Gaussian tolerance of the DeepMind Control Suite."""
     return jnp.exp(jnp.log(0.1) * (x / margin) ** 2)

@@ -15,17 +15,16 @@ def document(
 ) -> str:
     """One MJCF document.
 
-    The solver takes Newton steps with a line search of one iteration: from a warm start, 4 to 6 of them reach
-    the solution of 100 iterations. A single one lets energy in until the body flies off, and a longer line
-    search only costs time (both measured on the bodies here). No geom collides but by an explicit pair in
-    ``contacts``.
+    The solver takes Newton steps with a line search of one iteration: from a warm start, 4 to 6 steps reach the
+    solution of 100. A single step injects energy until the body flies off, and a longer line search only costs
+    time (both measured on these bodies). Geoms collide only if ``contacts`` has an explicit pair.
 
     Args:
-        body: what stands in the world besides the floor (a geom of the name "floor").
-        joints: attributes that all joints share unless they say otherwise.
-        actuators, contacts: the elements within those sections.
+        body: the contents of the world besides the floor (a geom named "floor").
+        joints: default attributes of all joints.
+        actuators, contacts: the elements of these sections.
         gravity: downward acceleration, m/s².
-        iterations: at most so many Newton steps.
+        iterations: maximum number of Newton steps.
     """
     solver = f'iterations="{iterations}" ls_iterations="1"'
     return f"""<mujoco>
@@ -47,7 +46,7 @@ def document(
 
 
 def planar_root(height: float) -> str:
-    """Joints of a body that moves in the x-z plane; the second coordinate is its absolute height."""
+    """Root joints of a body that moves in the x-z plane; the second coordinate is its absolute height."""
     free = 'damping="0" armature="0"'
     return f"""<joint name="root_x" type="slide" axis="1 0 0" {free}/>
     <joint name="root_z" type="slide" axis="0 0 1" ref="{height}" {free}/>

@@ -1,7 +1,7 @@
 """Compile variants of one body with MuJoCo, and stack exactly the leaves of their MJX models that differ.
 
 Editing one leaf of a compiled model (``body_mass``, say) would leave what MuJoCo derives from it stale:
-subtree masses, inverse weights, actuator accelerations. So every variant is compiled by itself.
+subtree masses, inverse weights, actuator accelerations. So every variant is compiled separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that the optional 
     import mujoco
     from mujoco import mjx
 
-# Static fields that may differ between variants: no step reads them (no body stands on a height field).
+# Static fields that may differ between variants, because no step reads them (no body uses a height field).
 _IGNORED = frozenset({"names", "signature", "geom_rbound_hfield"})
 
 
@@ -40,7 +40,7 @@ def stack_models(models: Sequence[mujoco.MjModel]) -> tuple[mjx.Model, dict[str,
     Returns:
         The first variant as an MJX model, and the leaves in which the variants differ: a dict from a
         dotted name (e.g. "body_mass", "opt.gravity") to an array [V, ...]; empty if they are all equal.
-        ``base.tree_replace({name: leaf[i]})`` is variant i.
+        Variant i is the model with its leaves replaced: ``model.tree_replace({name: leaf[i], ...})``.
 
     Raises:
         ValueError: the variants differ in what MJX compiles into the program (structure, geom types …).
@@ -66,7 +66,7 @@ def _dotted(path: Sequence[jax.tree_util.GetAttrKey]) -> str:
 
 
 def _static_differences(a, b, prefix: str = "") -> list[str]:
-    """Names of the fields outside the pytree in which two MJX nodes differ, leaves' shapes included."""
+    """Names of the static fields in which two MJX nodes differ, and of the leaves that differ in shape."""
     found = []
     for field in a.fields():
         x, y = getattr(a, field.name), getattr(b, field.name)

@@ -1,4 +1,4 @@
-"""Draw an episode of one task on the host: with MuJoCo's renderer, or without OpenGL as sketches."""
+"""Draw an episode of one task on the host: with MuJoCo's renderer or, without OpenGL, as sketches."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ WIDTH, HEIGHT, FRAMES_PER_SECOND = 320, 240, 30.0
 
 
 def draw(env: MjxEnv, xml: str, task: MjxTask, poses: list[tuple]) -> tuple[np.ndarray, float]:
-    """Draw poses: by MuJoCo's renderer, or where that does not work as sketches.
+    """Draw poses with MuJoCo's renderer or, where that does not work, as sketches.
 
     Args:
-        env: says where the camera stands and which marks to add.
-        xml: the task's own body.
-        poses: (qpos [nq], target [k]) of every step, the start included.
+        env: determines the camera's placement and the marks to add.
+        xml: MJCF of the task's body.
+        poses: (qpos [nq], target [k]) of every step, the initial state included.
 
     Returns:
-        Frames [N, HEIGHT, WIDTH, 3] uint8 and how many of them are a second of simulated time.
+        Frames [N, HEIGHT, WIDTH, 3] uint8, and the number of frames per second of simulated time.
     """
     stride = max(1, round(1.0 / (FRAMES_PER_SECOND * env.dt)))
     model = _decorated(xml).compile()
@@ -44,7 +44,7 @@ def draw(env: MjxEnv, xml: str, task: MjxTask, poses: list[tuple]) -> tuple[np.n
 
 @contextlib.contextmanager
 def _pictures(model: mujoco.MjModel) -> Iterator[Callable]:
-    """What makes a picture of (data, camera's attributes, point looked at, marks)."""
+    """Context manager that yields a function (data, camera attributes, point to look at, marks) → picture."""
     if opengl_error():
         yield lambda data, camera, look_at, marks: sketch(model, data, aim(look_at, camera, WIDTH, HEIGHT), marks)
         return
@@ -65,13 +65,13 @@ def _pictures(model: mujoco.MjModel) -> Iterator[Callable]:
 
 @functools.cache
 def opengl_error() -> str:
-    """Why MuJoCo's renderer does not work on this machine, with a warning; "" if it does. Tried once a process."""
+    """Why MuJoCo's renderer fails on this machine, after a warning; "" if it works. Tried once per process."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # GLFW's, of a display that is not there
+            warnings.simplefilter("ignore")  # GLFW warns about a missing display
             with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8) as renderer:
                 renderer.render()
-    except Exception as error:  # EGL, GLX and GLFW each fail in a way of their own
+    except Exception as error:  # EGL, GLX and GLFW raise different exceptions
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
             f"MuJoCo cannot draw here ({why}); bodies are sketched. For its pictures install OpenGL (Debian has it in "
@@ -88,7 +88,7 @@ class MjxRender:
 
     Args:
         env: the suite's environment.
-        mjcf: from the names and numbers of a task's ``parameters`` to its MJCF.
+        mjcf: a function from a task's ``parameters``, as keyword arguments, to its MJCF.
     """
 
     env: MjxEnv
@@ -102,7 +102,7 @@ class MjxRender:
 
 
 def _decorated(xml: str) -> mujoco.MjSpec:
-    """The body on a chequered floor under a pale sky."""
+    """Put the body on a chequered floor under a pale sky."""
     spec = mujoco.MjSpec.from_string(xml)
     spec.add_texture(
         name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX, builtin=mujoco.mjtBuiltin.mjBUILTIN_GRADIENT,
@@ -122,7 +122,7 @@ def _decorated(xml: str) -> mujoco.MjSpec:
 
 
 def _add_mark(scene, position) -> None:
-    """Add a small red ball to the scene; it is drawn, and touches nothing."""
+    """Add a small red ball to the scene; it is only drawn and takes no part in the physics."""
     if scene.ngeom < scene.maxgeom:
         mujoco.mjv_initGeom(
             scene.geoms[scene.ngeom],

@@ -1,6 +1,7 @@
-"""Pictures of MJX bodies without OpenGL: their shapes, seen through MuJoCo's camera, as Pillow draws them.
+"""Pictures of MJX bodies without OpenGL: Pillow draws their shapes as MuJoCo's camera would see them.
 
-For machines on which MuJoCo's renderer does not work. No light and no texture; what moves is where it would be.
+For machines on which MuJoCo's renderer does not work. There is no lighting and no texture, but every body appears
+where MuJoCo would draw it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import numpy as np
 
 from mtjax.envs.mjx.models import mujoco
 
-_SCALE = 2  # pictures are drawn this much larger, so that edges are soft
+_SCALE = 2  # pictures are drawn this much larger, then scaled down to smooth the edges
 _SKY, _GROUND, _GRID, _MARK = (226, 233, 242), (198, 203, 209), (176, 182, 190), (217, 51, 38)
-_FIELD = 45.0  # degrees that MuJoCo's free camera sees from top to bottom
-_NEAREST = 0.05  # m before the camera; what is nearer is not drawn
-_GRID_REACH = 40  # lines of the floor's grid on either side
+_FIELD = 45.0  # vertical field of view of MuJoCo's free camera, in degrees
+_NEAREST = 0.05  # near plane, in m; nothing nearer to the camera is drawn
+_GRID_REACH = 40  # grid lines of the floor on each side of the camera
 
 
 class Camera(NamedTuple):
-    """Where a picture is taken from: a point [3], three unit vectors [3], and pixels for a slope of 1."""
+    """A pinhole camera: position [3], three unit vectors [3], focal length in pixels, and picture size."""
 
     position: np.ndarray
     forward: np.ndarray
@@ -31,7 +32,7 @@ class Camera(NamedTuple):
     size: tuple[int, int]
 
     def see(self, point: np.ndarray) -> tuple[float, float, float]:
-        """(x, y, depth) of a point [3]: pixels from the left and from the top, and metres ahead."""
+        """Project a point [3] to (x, y, depth): pixels from the left and from the top, and metres ahead."""
         away = point - self.position
         depth = float(away @ self.forward)
         ahead = max(depth, _NEAREST)
@@ -41,7 +42,7 @@ class Camera(NamedTuple):
 
 
 def aim(look_at: np.ndarray, camera: Mapping[str, Any], width: int, height: int) -> Camera:
-    """MuJoCo's free camera that looks at a point [3].
+    """MuJoCo's free camera, looking at a point [3].
 
     Args:
         look_at: the point.
@@ -61,13 +62,13 @@ def sketch(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, marks: Se
 
     Args:
         model, data: the body; ``mj_forward`` has placed its geoms.
-        camera: where from.
-        marks: points [3] with a small red ball each.
+        camera: the camera to draw from.
+        marks: points [3] to mark with small red balls.
 
     Returns:
         RGB [height, width, 3] uint8.
     """
-    from PIL import Image, ImageDraw  # only a picture needs it
+    from PIL import Image, ImageDraw  # needed only for drawing
 
     width, height = camera.size
     large = camera._replace(focus=camera.focus * _SCALE, size=(width * _SCALE, height * _SCALE))
@@ -79,7 +80,7 @@ def sketch(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, marks: Se
         for geom in range(model.ngeom)
         if model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_PLANE
     ]
-    for geom, depth in sorted(things, key=lambda thing: -thing[1]):  # what is nearer covers what is behind it
+    for geom, depth in sorted(things, key=lambda thing: -thing[1]):  # back to front, so that near geoms cover far ones
         if depth > _NEAREST:
             _geom(brush, large, model, data, geom)
     for mark in marks:
@@ -89,7 +90,7 @@ def sketch(model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, marks: Se
 
 
 def _floor(brush: Any, camera: Camera) -> None:
-    """The ground below the horizon, and lines on it that stand still while the camera follows a body."""
+    """Draw the ground below the horizon, and grid lines that are fixed in the world as the camera follows a body."""
     width, height = camera.size
     level = math.hypot(camera.forward[0], camera.forward[1])
     horizon = height / 2 + camera.focus * camera.forward[2] / max(level, 1e-6)
@@ -105,7 +106,7 @@ def _floor(brush: Any, camera: Camera) -> None:
 
 
 def _line(brush: Any, camera: Camera, ends: np.ndarray, width: float, colour: tuple[int, ...]) -> None:
-    """A line between two points [2, 3], as far as it is before the camera."""
+    """Draw the part of a line between two points [2, 3] that lies in front of the camera."""
     depths = (ends - camera.position) @ camera.forward
     if max(depths) <= _NEAREST:
         return
