@@ -37,7 +37,7 @@ def cut_short(env: VectorEnv, horizon: int) -> VectorEnv:
     """
     longest = longest_episode(env)
     if horizon >= longest:
-        raise ValueError(f"episodes have {longest} steps and are not cut short by {horizon}")
+        raise ValueError(f"a horizon of {horizon} steps cuts nothing short: the longest episode has {longest}")
     return _cut_short(env, horizon)
 
 

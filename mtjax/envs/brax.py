@@ -43,7 +43,7 @@ class BraxEnv:
         observation = jax.eval_shape(env.reset, jax.random.key(0)).obs
         if getattr(observation, "ndim", None) != 1:
             shapes = jax.tree.map(jnp.shape, observation)
-            raise ValueError(f"{type(env).__name__} has observations {shapes}; BraxEnv takes those of one vector")
+            raise ValueError(f"{type(env).__name__} has observations {shapes}; BraxEnv needs a single vector")
         self.env, self.change = env, change
         self.observation_size: int = observation.shape[0]
         self.action: ActionSpec = continuous(env.action_size)

@@ -197,7 +197,7 @@ def parse_map(rows: Sequence[str]) -> np.ndarray:
         ValueError: the rows differ in length, or the border is not wall.
     """
     if len({len(row) for row in rows}) != 1:
-        raise ValueError(f"every row of a map must be as long; got {[len(row) for row in rows]}")
+        raise ValueError(f"all rows of a map must have the same length; got {[len(row) for row in rows]}")
     walls = np.asarray([[char == "#" for char in row] for row in rows])
     if not (walls[[0, -1]].all() and walls[:, [0, -1]].all()):
         raise ValueError("the border of a map must be wall ('#')")

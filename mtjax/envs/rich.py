@@ -60,8 +60,8 @@ class Projected:
         inside = self.env.observation_size + self.distractors
         if self.size < inside:
             raise ValueError(
-                f"size {self.size} is too small: observation and distractors have {inside} numbers, which could not "
-                "be told from fewer"
+                f"size {self.size} is too small: observation and distractors have {inside} numbers, which cannot "
+                "be recovered from fewer"
             )
         draw = np.random.Generator(np.random.PCG64(self.seed))
         layers = [np.linalg.qr(draw.normal(size=(self.size, width)))[0] for width in (inside, self.size)]

@@ -152,7 +152,7 @@ def _select_state(done: Array, fresh: Any, running: Any) -> Any:
     """Select the fresh state where an episode is over. Both states must agree in structure, shapes and dtypes."""
     kinds = [_kind(fresh), _kind(running)]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"reset and step must return states of one kind, not {kinds[0]} and {kinds[1]}")
+        raise ValueError(f"reset and step must return states of the same structure, not {kinds[0]} and {kinds[1]}")
     return jax.tree.map(lambda new, old: _strong(_where(done, new, old)), fresh, running)
 
 

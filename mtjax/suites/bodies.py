@@ -89,7 +89,7 @@ def _first(split: Split, limit: int | None) -> Split:
     if limit is None or limit >= len(split):
         return split
     if any(isinstance(leaf, Split) for leaf in jax.tree.leaves(split.tasks)):
-        raise ValueError("a combined suite can only be combined again whole, without tasks_per_suite")
+        raise ValueError("tasks_per_suite cannot be applied to a suite that is itself a combination")
     named = isinstance(split.tasks, tuple) and all(np.ndim(x) == 0 for x in jax.tree.leaves(split.tasks))
     tasks = split.tasks[:limit] if named else jax.tree.map(lambda leaf: leaf[:limit], split.tasks)
     sizes = None if split.action_sizes is None else split.action_sizes[:limit]

@@ -115,7 +115,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             vectors = {name: np.asarray(file[name], np.float32) for name in file.files}
     except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"task_embeddings: {path} cannot be read as .npz with a vector a task: {error}") from None
+        raise ValueError(f"task_embeddings: {path} cannot be read as .npz with one vector per task: {error}") from None
     shapes = {vector.shape for vector in vectors.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise ValueError(f"task_embeddings: {path} must hold vectors of one size; it holds {sorted(shapes)}")

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     if _TASKS.value and not _OUTPUT.value:
-        raise app.UsageError("--tasks needs --output: the package's own file is of its own suites")
+        raise app.UsageError("--tasks needs --output: the package's own file holds the embeddings of its own suites")
     if _TASKS.value:
         tasks = json.loads(pathlib.Path(_TASKS.value).read_text())
         np.savez(_OUTPUT.value, **dict(zip(tasks, embed(list(tasks.values())), strict=True)))

@@ -71,5 +71,5 @@ def film(
 
 def _checked(frame: Any) -> np.ndarray:
     if np.ndim(frame) != 3:
-        raise RuntimeError(f"the simulator drew no picture [height, width, 3] but {type(frame).__name__}")
+        raise RuntimeError(f"the simulator must return a picture [height, width, 3], not {type(frame).__name__}")
     return np.array(frame, np.uint8)  # a copy, as simulators may reuse the memory for the next picture

@@ -87,5 +87,5 @@ def test_the_task_is_data():
 
 def test_observations_of_several_parts_are_refused():
     env = envs.get_environment("fast", obs_mode="dict_state")
-    with pytest.raises(ValueError, match="Fast has observations .* BraxEnv takes those of one vector"):
+    with pytest.raises(ValueError, match="Fast has observations .* BraxEnv needs a single vector"):
         BraxEnv(env)

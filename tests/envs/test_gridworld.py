@@ -133,7 +133,7 @@ def test_tasks_with_other_maps_and_goals_run_in_one_program():
         ({"goal": (3, 4), "starts": [(0, 0)]}, "cannot be reached from the start"),
         ({"goal": (3, 4), "starts": []}, "at least one start"),
         ({"walls": ["###", "#.#"], "goal": (1, 1)}, "border"),
-        ({"walls": ["###", "#.#", "##"], "goal": (1, 1)}, "row of a map must be as long"),
+        ({"walls": ["###", "#.#", "##"], "goal": (1, 1)}, "rows of a map must have the same length"),
         ({"walls": ["#####", "#.#.#", "#####"], "goal": (1, 1)}, "cannot be reached|at least one"),
     ],
 )

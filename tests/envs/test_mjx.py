@@ -201,7 +201,7 @@ def test_the_hull_of_points_in_the_plane():
 
 
 def test_a_machine_that_cannot_draw_is_told_once(monkeypatch):
-    """What is missing and what it is called; then the bodies are sketched."""
+    """Says what is missing and what the packages are called; then sketches are drawn."""
 
     def broken(*args, **options):
         raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
@@ -209,7 +209,7 @@ def test_a_machine_that_cannot_draw_is_told_once(monkeypatch):
     monkeypatch.setattr(mujoco, "Renderer", broken)
     render.opengl_error.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="MuJoCo cannot draw here .*eglQueryString.*sketched.*libegl1"):
+        with pytest.warns(UserWarning, match="MuJoCo cannot draw here .*eglQueryString.*sketches.*libegl1"):
             assert render.opengl_error()
         with warnings.catch_warnings():
             warnings.simplefilter("error")

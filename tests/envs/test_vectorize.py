@@ -246,8 +246,8 @@ class Broken:
         ({"observation": jnp.zeros((1, 2))}, r"step's observation has shape \(1, 2\), it should be \(2,\)"),
         ({"reward": jnp.zeros(1)}, r"step's reward has shape \(1,\), it should be \(\)"),
         ({"terminated": jnp.zeros(2)}, "step's terminated"),
-        ({"state": jnp.zeros((), jnp.int32)}, r"states of one kind, not .*int32.* and .*float32"),
-        ({"state": (jnp.zeros(()), None)}, "states of one kind"),
+        ({"state": jnp.zeros((), jnp.int32)}, r"states of the same structure, not .*int32.* and .*float32"),
+        ({"state": (jnp.zeros(()), None)}, "states of the same structure"),
     ],
 )
 def test_a_wrong_environment_is_named_before_anything_compiles(fault, message):

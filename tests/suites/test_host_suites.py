@@ -141,7 +141,7 @@ def test_a_simulator_that_draws_nothing_costs_the_videos_alone(tmp_path):
             return None
 
     suite = from_gymnasium("blind", {"a": Blind}, horizon=4)
-    with pytest.warns(UserWarning, match="no video of task a.*drew no picture .* but NoneType"):
+    with pytest.warns(UserWarning, match="no video of task a.*must return a picture .* not NoneType"):
         assert video.render_tasks(suite, lambda task: lambda observation, key: jnp.zeros(1), tmp_path) == []
 
 

@@ -74,7 +74,7 @@ def opengl_error() -> str:
     except Exception as error:  # EGL, GLX and GLFW raise different exceptions
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
-            f"MuJoCo cannot draw here ({why}); bodies are sketched. For its pictures install OpenGL (Debian has it in "
+            f"MuJoCo cannot draw here ({why}); drawing sketches instead. For its pictures, install OpenGL (on Debian: "
             "libegl1 and libopengl0)",
             stacklevel=2,
         )
