@@ -1,6 +1,6 @@
 """Per-task gradient transforms: gradient surgery and loss balancing for multi-task learning.
 
-Usable alone, outside reinforcement learning: it needs jax and optax and nothing else.
+The package can be used on its own, outside reinforcement learning: it needs only jax and optax.
 
 >>> import optax
 >>> from mtjax import grads

@@ -34,7 +34,7 @@ class AggregateState(NamedTuple):
     Attributes:
       count: calls so far, an int32 scalar.
       inner: the method's state; that of a `Weighting` has a leading group axis [K, ...].
-      gram: the last Gram matrix over all shared leaves [T, T]; zeros while none was computed.
+      gram: the last Gram matrix over all shared leaves [T, T]; zeros until one is computed.
         `conflict(gram)` reads it.
       group_weights: the last task weights of each group [K, T].
     """
@@ -64,27 +64,27 @@ def aggregate(
     """Combines the gradients of T tasks into one update by `method`.
 
     The result is an optax transform (and an `optax.experimental.aggregating.Aggregator`): updates
-    come in with a leading task axis and leave without it. It jits, and vmaps over seeds.
+    come in with a leading task axis and leave without it. It works under jit, and under vmap over seeds.
 
     `update` also accepts, by keyword: `losses` [T]; `mask` [T], true for the tasks present in the
-    batch (absent ones may hold anything, NaN too); `gram` [T, T], a Gram matrix for the method to
-    see in place of the gradients' own (a cross Gram of two samples, or that of a shared
-    representation).
+    batch (the gradients and losses of absent tasks may hold anything, including NaN); `gram` [T, T], a
+    Gram matrix that the method sees in place of the gradients' own (a cross Gram of two samples, or
+    the Gram of a shared representation's gradients).
 
-    Where the Gram of a `Weighting` is computed (for the method, or for `track_gram`), a task whose
+    If the Gram of a `Weighting` is computed (for the method, or for `track_gram`), a task whose
     squared gradient norm overflows its dtype (norms beyond about 1e17 in float32) counts as absent in
     that step, also in the state's `gram`, so that one task's blow-up does not reach the others. A
-    `Transform` rewrites such gradients as any other. An entry of the update that no number
-    of its dtype can hold is the largest one, with its sign. A NaN does reach the update: hiding it
+    `Transform` treats such gradients like any other. Entries of the update that overflow their
+    dtype saturate at its largest number, with their sign. A NaN does reach the update: hiding it
     would hide a bug.
 
     Args:
       method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.
       num_tasks: T.
       shared: which leaves take part: None for all, a predicate over the path of a leaf
-        ("head/kernel"), or a tree of bools like the parameters. The others (private heads) are
-        summed over the tasks.
-      groups: "global": one Gram over all shared leaves; "leaf": one for each; or a function from
+        ("head/kernel"), or a tree of bools like the parameters. The gradients of the other leaves
+        (private heads) are summed over the tasks.
+      groups: "global": one Gram over all shared leaves; "leaf": one per leaf; or a function from
         the path of a leaf to the name of its group.
       seed: an int or typed key, for random methods. It may be traced: vmap over it to batch seeds.
       track_gram: compute the Gram for the diagnostics even when the method does not need it (mean,
@@ -97,9 +97,9 @@ def aggregate(
         summed over it.
 
     Raises:
-      ValueError: what is no method, `groups` for a `Transform`; from `init` and `update`, no shared leaf, or
-        several for GradNorm without `leaves`; and, from `update`, shapes that do not fit T, losses that the
-        method needs and does not get, or a `gram` for a `Transform`, which does not look at one.
+      ValueError: `method` is not a method, or `groups` is given for a `Transform`; from `init` and `update`, no
+        leaf is shared, or several are for GradNorm without `leaves`; from `update`, shapes do not fit T, losses
+        that the method needs are missing, or a `gram` is given for a `Transform`, which does not use one.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -158,7 +158,7 @@ def _leaf_grams(leaves: list[Array], axes: list[Any]) -> list[Array]:
 
 
 class _MeshGram(NamedTuple):
-    """What a `Transform` sees of the mesh: sums over its leaves, and the axis over which each is sharded."""
+    """The `gram` argument of a `Transform`: sums over leaves and mesh, and the mesh axis of each leaf (or None)."""
 
     axes: list[Any]
 
@@ -166,14 +166,14 @@ class _MeshGram(NamedTuple):
         return grams.sum_parts(_leaf_grams(task_grads, self.axes))
 
     def totals(self, leaves: list[Array]) -> Array:
-        """The sum of each task's numbers [T] in leaves [T, ...]: of squares, for a norm without the Gram's cost."""
+        """The sum of each task's entries [T] in leaves [T, ...]; given squares, norms without the cost of a Gram."""
         parts = [jnp.sum(x.reshape(x.shape[0], -1), axis=1, dtype=grams.accumulator(x)) for x in leaves]
         parts = [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, self.axes, strict=False)]
         return grams.sum_parts(parts)
 
 
 def _group_grams(leaves: list[Array], plan: Layout) -> tuple[Array, Array]:
-    """Gram over all shared leaves [T, T], and the one that each group's method sees [K, T, T]."""
+    """The Gram over all shared leaves [T, T], and the Gram that the method sees in each group [K, T, T]."""
     picked = [n for n, flag in enumerate(plan.shared) if flag]
     parts = _leaf_grams([leaves[n] for n in picked], [plan.axes[n] for n in picked])
     every = grams.sum_parts(parts)
@@ -188,7 +188,7 @@ def _weighting_step(
     method: Weighting, leaves: list[Array], state: AggregateState, plan: Layout,
     losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
-    """Gram, then T×T work, then one weighted sum."""
+    """Computes the Gram, then the weights from it, then one weighted sum."""
     num_tasks = state.gram.shape[0]
     computes = gram is not None or method.needs_gram or track_gram
 
@@ -204,7 +204,7 @@ def _weighting_step(
         return weights, jax.tree.map(_like, new, inner)
 
     def recompute() -> tuple[Array, Array, State]:
-        if not computes:  # the state's own goes through, a buffer that is not touched
+        if not computes:  # pass the state's Gram through, so that its buffer is not touched
             every, seen = state.gram, jnp.zeros((plan.num_groups, num_tasks, num_tasks), state.gram.dtype)
         else:
             if gram is None:
@@ -234,7 +234,7 @@ def _transform_step(
     losses: Array | None, mask: Array | None, gram: Array | None, track_gram: bool,
 ) -> tuple[list[Array], AggregateState]:  # fmt: skip
     """Lets the method rewrite the shared gradients, then takes the weighted sum."""
-    del gram  # `check` has refused one
+    del gram  # `check` has rejected one
     picked = [n for n, flag in enumerate(plan.shared) if flag]
     axes = [plan.axes[n] for n in picked]
     mine = [leaves[n] for n in picked]
@@ -255,7 +255,7 @@ def _transform_step(
 
 
 def _direction(weights: Array, g: Array) -> Array:
-    """Weighted sum of a leaf [T, ...] of a `Transform`, or of one row [1, ...] that stands for every task's."""
+    """Weighted sum of a leaf [T, ...] from a `Transform`; Σ w_i times the row if there is only one [1, ...]."""
     if g.shape[0] < weights.shape[0]:
         small, power = grams.divided(jnp.sum(weights)[None])
         return grams.saturated(grams.multiplied(small[0] * g[0].astype(grams.accumulator(g)), power), g.dtype)
@@ -272,7 +272,7 @@ def _advance(state: AggregateState, inner: State, gram: Array, weights: Array) -
 
 
 def _like(new: Array, old: Array) -> Array:
-    """Keeps the state's dtypes fixed, so that it can be a scan's carry."""
+    """Keeps the state's dtypes fixed, so that the state can be the carry of a scan."""
     return new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype)
 
 
@@ -280,7 +280,7 @@ def find_state(state: Any) -> AggregateState:
     """The first `AggregateState` inside an optimiser state, such as that of `optax.chain`.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the state contains none.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -301,15 +301,15 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
 
     Args:
       method: the method given to `aggregate`.
-      state: the optimiser state, an `AggregateState`, a `LeanState` or a tree that holds one.
+      state: the optimiser state: an `AggregateState`, a `LeanState` or a tree that contains one.
       losses_after: [T].
 
     Returns:
-      The state, updated; unchanged for a method that observes nothing, and under `every_k` after a call that has
-      reused its weights.
+      The updated state; unchanged for a method without `observe` and, under `every_k`, after a call that reused the
+      weights.
 
     Raises:
-      ValueError: the method would observe, but the state is not one of `aggregate` or `lean`.
+      ValueError: the method has `observe`, but the state contains no `AggregateState` or `LeanState`.
     """
     if getattr(method, "observe", None) is None:
         return state
@@ -322,7 +322,7 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
             return x
         see = method.observe if isinstance(x, LeanState) else jax.vmap(method.observe, (None, 0))  # over the groups
         inner = jax.tree.map(_like, see(jnp.asarray(losses_after, default_float()), x.inner), x.inner)
-        if method.every > 1:  # on the other calls the method was not told the losses before the step
+        if method.every > 1:  # on other calls the method did not see the losses before the step
             fresh = (x.count - 1) % method.every == 0
             inner = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), inner, x.inner)
         return x._replace(inner=inner)

@@ -1,4 +1,4 @@
-"""The two kinds of method, and the guards that every method uses.
+"""The two kinds of method, and the helpers that all methods share.
 
 A method combines T per-task gradients g_i, the rows of the Jacobian J [T, P], into one direction
 Jᵀw.
@@ -21,7 +21,7 @@ import numpy as np
 
 Array = jax.Array
 State = Any
-Number = float | Array  # of a method's arguments: a constant that `tunable` may move into the state
+Number = float | Array  # type of a method's arguments that `tunable` may move into the state
 
 
 class Weighting(NamedTuple):
@@ -30,21 +30,21 @@ class Weighting(NamedTuple):
     Attributes:
       init: `num_tasks -> state`. Random methods keep a typed key in the state (see `seeded`).
       update: `(gram [T, T], state, *, losses=None, mask=None) -> (weights [T], state)`. `mask` [T] marks the tasks that
-        are present, and whose gradients do not overflow. A method without that argument works as long as the caller
-        gives no mask.
+        are present and whose gradients do not overflow. A method without that parameter works as long as the caller
+        passes no mask.
       observe: optional `(losses_after [T], state) -> state`, for methods that need the losses after the step (FAMO).
       leaves: optional predicate over the path of a leaf ("trunk/dense_1/kernel"): the Gram that
         this method sees is taken over those shared leaves only. The weights still apply to every
         shared leaf (GradNorm's last layer).
       needs_gram: False for methods that ignore the Gram (mean, uncertainty): `aggregate` then skips
         it.
-      every: recompute the weights on one call in `every`; set by `every_k`, carried out by
+      every: recompute the weights once every `every` calls; set by `every_k`, implemented by
         `aggregate`.
-      on_representation: the Gram must come from the gradient of a shared representation (MGDA-UB).
-      one_layer: the method balances the gradients of one layer (GradNorm): where a Gram would be taken over several
-        leaves, `aggregate` and `lean` ask for `leaves`.
+      on_representation: the Gram must come from the gradients of a shared representation (MGDA-UB).
+      one_layer: the method balances the gradients of one layer (GradNorm): `aggregate` and `lean` refuse to take its
+        Gram over several leaves unless `leaves` selects them.
       residual: optional `(gram, weights, *, losses=None, mask=None) -> []`, for methods with a solver: how far the
-        weights are from the method's equations (see `mtjax.grads.residual`).
+        weights are from solving the method's equations (see `mtjax.grads.residual`).
     """
 
     init: Callable[[int], State]
@@ -63,12 +63,12 @@ class Transform(NamedTuple):
 
     Attributes:
       init: `(num_tasks, params) -> state`, with `params` the list of the shared leaves, without a task axis.
-      update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T],
-        state)`. `task_grads` is
-        a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T], and `gram.totals` to the sums of
-        its tasks' numbers [T] (both sum over the mesh where the parameters are sharded; `gram.axes` names the mesh
-        axis of each leaf, or None). The direction is the weighted sum of the returned gradients; a method that
-        combines the tasks itself returns one row [1, ...], which is taken times Σ w_i.
+      update: `(task_grads, state, gram, *, losses=None, mask=None) -> (task_grads, weights [T], state)`.
+        `task_grads` is a list of leaves [T, ...]; `gram` maps such a list to its Gram matrix [T, T], and
+        `gram.totals` maps it to the sum of each task's entries [T] (both sum over the mesh if the parameters are
+        sharded; `gram.axes` names the mesh axis of each leaf, or None). The direction is the weighted sum of the
+        returned gradients; a method that combines the tasks itself returns one row [1, ...], which is multiplied by
+        Σ w_i.
     """
 
     init: Callable[[int, list[Array]], State]
@@ -90,19 +90,19 @@ def stateless(num_tasks: int) -> tuple[()]:
 
 
 def presence(num_tasks: int, mask: Array | None, dtype: Any = None) -> Array:
-    """The mask of the present tasks as floats [T]: ones when no mask is given."""
+    """The mask of the present tasks as floats [T]; all ones if no mask is given."""
     dtype = dtype or default_float()
     return jnp.ones(num_tasks, dtype) if mask is None else jnp.asarray(mask).astype(dtype)
 
 
 def uniform(num_tasks: int, mask: Array | None, dtype: Any = None) -> Array:
-    """1/T for every present task, 0 for the others [T]."""
+    """1/n for each of the n present tasks, 0 for the others [T]."""
     here = presence(num_tasks, mask, dtype)
     return here / jnp.maximum(jnp.sum(here), 1)
 
 
 def preferred(preference: Any, gram: Array, mask: Array | None) -> Array:
-    """A preference for each task, 1/T where none is given; 0 for absent tasks [T]."""
+    """The preference of each task [T], uniform over the present tasks if none is given; 0 for absent tasks."""
     if preference is None:
         return uniform(gram.shape[-1], mask, gram.dtype)
     here = presence(gram.shape[-1], mask, gram.dtype)
@@ -110,10 +110,10 @@ def preferred(preference: Any, gram: Array, mask: Array | None) -> Array:
 
 
 def restrict(weights: Array, here: Array) -> tuple[Array, Array]:
-    """The point of the simplex of the present tasks that is proportional to `weights` [T], and their mass [].
+    """The present tasks' `weights` [T], normalised to sum to 1, and their original sum (mass) [].
 
-    Methods whose state is a point of the simplex compute on the restriction and put it back times
-    its mass, so that the absent tasks keep their share. Only proportions matter.
+    A method whose state is a point of the simplex works on this restriction and stores the result
+    times the mass, so that absent tasks keep their share. Only the proportions of `weights` matter.
     """
     count = jnp.maximum(jnp.sum(here), 1)
     total = jnp.sum(weights * here)
@@ -133,14 +133,14 @@ def keep_absent(new: State, old: State, here: Array) -> State:
 
 
 def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Leaves out the tasks whose squared norm overflows, or is NaN: one task's blow-up does not reach the others.
+    """Drops the tasks whose squared norm overflows or is NaN, so that one task's blow-up does not reach the others.
 
     Args:
       gram: [T, T].
-      mask: [T], the tasks present, or None.
+      mask: [T], true for the tasks present, or None.
 
     Returns:
-      (the Gram without them, with zeros; who is left [T], bool).
+      (the Gram with zeros in the rows and columns of dropped tasks; the mask of the remaining tasks [T], bool).
     """
     num_tasks = gram.shape[-1]
     limit = jnp.finfo(gram.dtype).max / (4.0 * num_tasks**2)
@@ -152,10 +152,10 @@ def drop_overflow(gram: Array, mask: Array | None) -> tuple[Array, Array]:
 def weigh(
     method: Weighting, gram: Array, state: State, losses: Array | None, mask: Array | None, left: Array
 ) -> tuple[Array, State]:
-    """The method's weights and state, where `left` of the tasks are left (see `drop_overflow`).
+    """The method's weights and new state, given the mask `left` of the remaining tasks (see `drop_overflow`).
 
-    A method that takes no mask sees zero gradients in place of those that are not; a `mask` of the
-    caller's is for it to take or to refuse.
+    If the caller gave no `mask`, a method without a mask parameter is called without one and sees the
+    dropped tasks as zero gradients. If the caller gave one, such a method raises its TypeError.
     """
     if mask is None:
         try:
@@ -192,7 +192,7 @@ def check_number(
     above: float | None = None,
     high: float | None = None,
 ) -> None:
-    """Refuses what is no finite number within bounds. A traced one was looked at when it was written down."""
+    """Raises ValueError unless `value` is a finite number within bounds. Tracers pass: `tunable` has checked them."""
     if isinstance(value, jax.core.Tracer):
         return
     if (
@@ -212,13 +212,13 @@ def check_number(
 
 
 def check_whole(name: str, value: int, *, low: int) -> None:
-    """Refuses what is no whole number from `low` on."""
+    """Raises ValueError unless `value` is an integer of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
 
 def check_method(user: str, method: Any) -> None:
-    """Refuses what is no method, for `user`: a name, or a factory that was not called."""
+    """Raises ValueError, in the name of `user`, unless `method` is a method (not a name or an uncalled factory)."""
     if isinstance(method, Weighting | Transform):
         return
     if callable(method):
@@ -228,20 +228,20 @@ def check_method(user: str, method: Any) -> None:
 
 
 def check_gram_method(user: str, method: Any) -> None:
-    """Refuses what is no method that sees the Gram."""
+    """Raises ValueError unless `method` is a `Weighting`."""
     check_method(user, method)
     if isinstance(method, Transform):
         raise ValueError(f"{user} needs a method that sees the Gram; this one works on the gradients")
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Refuses what is no optax transform."""
+    """Raises ValueError unless `optimizer` is an optax transform."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer must be an optax transform such as optax.adam(0.025), got {optimizer!r}")
 
 
 def per_task(name: str, value: Any, num_tasks: int, dtype: Any) -> Array:
-    """An argument that is one number for all tasks or one for each [T]; a ValueError for any other shape."""
+    """An argument that is one number for all tasks or one per task [T]; raises ValueError for any other shape."""
     given = jnp.asarray(value, dtype)
     if given.shape not in ((), (num_tasks,)):
         raise ValueError(f"{name} has {given.size} numbers for {num_tasks} tasks")
@@ -249,7 +249,7 @@ def per_task(name: str, value: Any, num_tasks: int, dtype: Any) -> Array:
 
 
 def need_losses(name: str, losses: Array | None) -> Array:
-    """The losses [T], or a ValueError that says how to pass them."""
+    """The losses [T]; if there are none, raises a ValueError that says how to pass them."""
     if losses is None:
         raise ValueError(
             f"{name} needs the losses of the tasks: call "
@@ -269,7 +269,7 @@ def is_key(x: Any) -> bool:
 
 
 def seeded(state: State, seed: int | Array) -> State:
-    """Replaces every typed key in a method's state by one derived from `seed` (an int or a typed key)."""
+    """Replaces every typed key in a method's state with one derived from `seed` (an int or a typed key)."""
     base = seed if is_key(seed) else jax.random.key(seed)
     leaves, structure = jax.tree.flatten(state)
     fresh = [jax.random.fold_in(base, n) if is_key(x) else x for n, x in enumerate(leaves)]

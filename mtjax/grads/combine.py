@@ -32,16 +32,16 @@ from mtjax.grads.layout import check_shapes, drop_absent
 def every_k(method: Weighting, k: int) -> Weighting:
     """Recomputes a method's weights on one call in k, starting with the first, and reuses them.
 
-    `aggregate` carries this out, so between them even the Gram is skipped. (Under `vmap` a batched
-    call counter turns that into work that is done and discarded.) Under a mask that changes, a task
-    that comes back has the weight that it had at the last recomputation: 0 if it was absent then.
+    `aggregate` implements this, so that even the Gram is skipped on the calls in between. (Under `vmap`,
+    a batched call counter means that the work is done and discarded.) If the mask changes, a task
+    that returns has its weight of the last recomputation: 0 if it was absent then.
 
     Args:
-      method: a method of weights.
-      k: calls, from 1.
+      method: a `Weighting`.
+      k: recompute once every k calls; at least 1.
 
     Raises:
-      ValueError: `k` below 1, or a method that has no weights.
+      ValueError: `k` is below 1, or the method is not a `Weighting`.
 
     Example:
       >>> from mtjax import grads
@@ -53,7 +53,7 @@ def every_k(method: Weighting, k: int) -> Weighting:
 
 
 class SmoothState(NamedTuple):
-    """Smoothed weights [T], which tasks have any [T], and the wrapped method's state."""
+    """Smoothed weights [T], whether each task has been present yet [T], and the wrapped method's state."""
 
     weights: Array
     started: Array
@@ -65,7 +65,7 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
     gradient manipulation and beyond", Algorithm 1): smooths another method's weights.
 
     λ_t = α λ_{t−1} + (1−α) λ̂_t, with λ̂_t the method's weights on the present gradients and
-    λ_0 = 1/T. Takes the conflict-avoiding method's bias away as α → 1.
+    λ_0 = 1/T. As α → 1, this removes the bias of a conflict-avoiding method.
 
     Properties: permutation equivariant where the method is; may conflict. Cost: the method's.
 
@@ -73,10 +73,10 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
 
     Args:
       method: a `Weighting`, such as `mgda()`.
-      alpha: smoothing; the paper's theory lets it rise to 1 as the learning rate falls.
+      alpha: smoothing; in the paper's theory it rises to 1 as the learning rate falls.
 
     Raises:
-      ValueError: a method that has no weights, or `alpha` outside [0, 1].
+      ValueError: a method that is not a `Weighting`, or `alpha` outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -110,18 +110,18 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
 
 
 def normalize(method: Method, by: str = "norm") -> Method:
-    """Divides each task's gradient before a method sees and sums it.
+    """Divides each task's gradient by its norm or its loss before a method sees and combines it.
 
-    The norms are read off the diagonal of the Gram that the method sees: a cross Gram of two samples, as `modo` and
-    `sdmgrad` may be given, does not have them.
+    The norms are read off the diagonal of the Gram that the method sees. A cross Gram of two samples, which `modo` and
+    `sdmgrad` accept, does not have them there.
 
     Args:
       method: any method.
-      by: "norm": ‖g_i‖, so all have length 1; "loss": L_i, the gradient of log L_i (losses ≤ 0 count
-        as 1e-8).
+      by: "norm": ‖g_i‖, so that all gradients have length 1; "loss": L_i, which gives the gradient of
+        log L_i (losses ≤ 0 count as 1e-8).
 
     Raises:
-      ValueError: what is no method, or another `by`; from the update with by="loss", no losses.
+      ValueError: `method` is not a method, or an unknown `by`; from the update with by="loss", no losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,7 +140,7 @@ def normalize(method: Method, by: str = "norm") -> Method:
         if by == "norm":
             return inverse
         of_loss = 1 / positive(need_losses('normalize(by="loss")', losses)).astype(gram.dtype)
-        longest = jnp.sqrt(jnp.finfo(gram.dtype).max) / (4.0 * gram.shape[-1])  # whose square still is a number
+        longest = jnp.sqrt(jnp.finfo(gram.dtype).max) / (4.0 * gram.shape[-1])  # its square is still finite
         return jnp.where(norm > 0, jnp.minimum(of_loss, longest * inverse), of_loss)
 
     def of_weighting(gram, state, *, losses=None, mask=None):
@@ -163,8 +163,8 @@ def normalize(method: Method, by: str = "norm") -> Method:
 
 
 class AccumulateState(NamedTuple):
-    """1/k of the sums of gradients [T, ...] and losses [T] so far, in how many calls each task was present [T], the
-    calls [], and the wrapped state."""
+    """Sums of gradients [T, ...] and losses [T] so far, divided by k; the number of calls in which each task was
+    present [T]; the number of calls []; and the wrapped state."""
 
     task_grads: Any
     losses: Array
@@ -174,21 +174,21 @@ class AccumulateState(NamedTuple):
 
 
 def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> optax.GradientTransformationExtraArgs:
-    """Averages gradients over k micro-batches, task by task, then makes one step of `tx`.
+    """Averages each task's gradients over k micro-batches, then takes one step of `tx`.
 
-    `optax.MultiSteps` would lose the task axis. Wrap the whole chain, so that its optimiser too
-    steps once in k calls; the calls between return zero updates.
+    `optax.MultiSteps` would lose the task axis. Wrap the whole chain, so that its optimiser also
+    steps once every k calls; the calls in between return zero updates.
 
-    With a `mask` [T] (on every call, or on none) a task's gradient and loss are averaged over the
-    micro-batches in which it is present, and it is absent from the step if it was in none.
+    With a `mask` [T] (pass one on every call or on none), a task's gradient and loss are averaged over the
+    micro-batches in which it is present; a task that was present in none is absent from the step.
 
     Args:
       tx: a chain that starts with `aggregate`.
-      k: micro-batches a step.
+      k: micro-batches per step.
       num_tasks: T.
 
     Raises:
-      ValueError: k or T is no positive number, a gradient has another leading axis, or a `gram` is
+      ValueError: k or T is not a positive integer, a gradient's leading axis is not T, or a `gram` is
         passed: the Gram of a mean is not the mean of the Grams.
 
     Example:
@@ -203,7 +203,7 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
 
     def init(params: Any) -> AccumulateState:
         zeros = jax.tree.map(lambda p: jnp.zeros((num_tasks, *p.shape), accumulator(p)), params)
-        losses, present = jnp.zeros((2, num_tasks), default_float())  # not one array twice, which cannot be donated
+        losses, present = jnp.zeros((2, num_tasks), default_float())  # two arrays: one used twice cannot be donated
         return AccumulateState(zeros, losses, present, jnp.zeros((), jnp.int32), tx.init(params))
 
     def update(updates, state, params=None, *, losses=None, mask=None, gram=None, **extra):

@@ -1,14 +1,14 @@
-"""Methods whose constants are leaves of their state: one compiled program for many values, side by side under vmap.
+"""Methods whose constants are leaves of their state: one compiled program for many values, also under vmap.
 
-A method's numbers, such as CAGrad's c, are code when they are written into a program. `tunable` moves them into the
-state, so that programs which differ in nothing else are one program, whose states differ:
+A method's numbers, such as CAGrad's c, are normally compiled into the program. `tunable` moves them into the state, so
+that programs that differ only in these numbers become one program with different states:
 
 >>> from mtjax import grads
 >>> grads.tunable("cagrad(c=0.2)").init(2).constants
 {'c': Array(0.2, dtype=float32)}
 
-What can move is what a factory's signature says may be an `Array` (`mtjax.grads.base.Number`): its `update` and
-`observe` may read it, its `init` may not. Everything else of a specification is code.
+A constant can be moved if the signature of the method's factory says that it may be an `Array`
+(`mtjax.grads.base.Number`): `update` and `observe` may read it, `init` may not. The rest of a specification is code.
 """
 
 import contextlib
@@ -26,9 +26,10 @@ Value = float | Sequence[float]
 
 
 class TunableState(NamedTuple):
-    """State of the method itself (first, since random keys are told apart by their place), and the constants by name.
+    """The wrapped method's state, and the constants by name.
 
-    A constant is [], or [N] where it is several numbers.
+    `inner` comes first, so that the constants do not shift the leaf positions from which `seeded` derives random keys.
+    A constant is [], or [N] if it consists of N numbers.
     """
 
     inner: State
@@ -36,14 +37,14 @@ class TunableState(NamedTuple):
 
 
 def tunable(spec: str, prefix: str = "") -> Method:
-    """The method of a specification, with its constants in its state; as `get` makes it, if it has none.
+    """Builds the method of a specification with its constants in its state; without constants, the same as `get`.
 
     Args:
-      spec: as for `get`, as text.
-      prefix: put before the names of the constants, to tell two methods of one state apart.
+      spec: as for `get`, but only as text.
+      prefix: prepended to the names of the constants, to tell apart those of two methods in one state.
 
     Raises:
-      ValueError: as `get`.
+      ValueError: as for `get`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -81,7 +82,7 @@ def tunable(spec: str, prefix: str = "") -> Method:
 
     if isinstance(plain, Transform):
         return Transform(init, of_transform)
-    # A residual does not see the state, and so not the constants.
+    # A residual does not see the state, and therefore not the constants.
     return plain._replace(init=init, update=of_weighting, observe=plain.observe and observe, residual=None)
 
 
@@ -99,7 +100,7 @@ def of(spec: str) -> dict[str, Value]:
 
 
 def code(spec: str) -> str:
-    """What is left of a specification without these numbers: methods with the same code are the same program.
+    """A specification with those numbers blanked out: methods with the same code are the same program.
 
     Example:
       >>> from mtjax.grads import constants
@@ -110,7 +111,7 @@ def code(spec: str) -> str:
 
 
 class _Blank:
-    """Stands for a number (*), or for N of them (*N)."""
+    """Placeholder for a number (*), or for a sequence of N numbers (*N)."""
 
     def __init__(self, value: Value):
         self.text = f"*{len(value)}" if isinstance(value, tuple | list) else "*"
@@ -120,7 +121,7 @@ class _Blank:
 
 
 def _map(call: Call, change: Callable[[str, Value], Any], prefix: str = "") -> Call:
-    """The call with `change(path, value)` in place of its constants, and in place of those of the calls within it."""
+    """The call with every constant, also those of nested calls, replaced by `change(path, value)`."""
     movable = _movable(registry.METHODS[call.name])
 
     def new(name: str, value: Any) -> Any:
@@ -132,15 +133,15 @@ def _map(call: Call, change: Callable[[str, Value], Any], prefix: str = "") -> C
 
 
 def _movable(factory: Callable[..., Method]) -> set[str]:
-    """Names of the arguments that may be arrays, as the signature says."""
+    """Names of the arguments that may be arrays, according to the factory's signature."""
     hints: dict[str, Any] = {}
-    with contextlib.suppress(NameError):  # a name that only a type checker knows
+    with contextlib.suppress(NameError):  # an annotation that only a type checker can resolve
         hints = typing.get_type_hints(factory)
     return {name for name, hint in hints.items() if hint is Array or Array in typing.get_args(hint)}
 
 
 def _is_numeric(value: Any) -> bool:
-    """True for a number and for a sequence of some."""
+    """Whether `value` is a number or a non-empty sequence of numbers."""
     if isinstance(value, tuple | list):
         return bool(value) and all(map(_is_numeric, value))
     return isinstance(value, int | float) and not isinstance(value, bool)

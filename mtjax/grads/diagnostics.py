@@ -1,4 +1,4 @@
-"""Measures of conflict, from a Gram matrix that has been computed anyway. All are jit-safe and vmap."""
+"""Measures of gradient conflict, computed from an existing Gram matrix. All work under jit and vmap."""
 
 import jax.numpy as jnp
 
@@ -8,18 +8,20 @@ from mtjax.grads.registry import get
 
 
 def conflict(gram: Array, *, mask: Array | None = None) -> dict[str, Array]:
-    """How much the tasks' gradients disagree: cosines and the share of conflicting pairs as in PCGrad (Yu et al.,
-    NeurIPS 2020, arXiv 2001.06782, Definitions 1 to 3), and two measures of sizes, by definition.
+    """How much the tasks' gradients disagree.
+
+    Cosines and the fraction of conflicting pairs follow PCGrad (Yu et al., NeurIPS 2020, arXiv 2001.06782,
+    Definitions 1 to 3); `norm_ratio` and `cancellation` are defined below.
 
     Args:
       gram: [T, T], such as `find_state(opt_state).gram`.
-      mask: [T], true for the tasks present; all others are left out, whatever stands in their rows.
+      mask: [T], true for the tasks present; the others are ignored, even if their rows hold NaN.
 
     Returns:
-      `cosine` [T, T] and `norms` [T], 0 for absent tasks; `conflicting`, the share of the pairs of present tasks
-      with a negative cosine; `mean_cosine` and `min_cosine` over these pairs (0 and 1 where there is none);
-      `norm_ratio`, largest over smallest non-zero norm; `cancellation`, 1 − ‖Σg_i‖ / Σ‖g_i‖, which is 0 when all
-      agree and 1 when the sum vanishes.
+      `cosine` [T, T] and `norms` [T], 0 for absent tasks; `conflicting`, the fraction of pairs of present tasks
+      whose cosine is negative; `mean_cosine` and `min_cosine` over all pairs of present tasks (0 and 1 if there are
+      no pairs); `norm_ratio`, the largest over the smallest non-zero norm; `cancellation`, 1 − ‖Σg_i‖ / Σ‖g_i‖,
+      which is 0 when all gradients point the same way and 1 when they sum to zero.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,13 +49,15 @@ def conflict(gram: Array, *, mask: Array | None = None) -> dict[str, Array]:
 
 
 def pareto_distance(gram: Array, *, mask: Array | None = None) -> Array:
-    """Distance to Pareto-stationarity, min over the simplex of ‖Jᵀw‖ []: 0 when no direction improves all tasks
-    (Désidéri 2012, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization").
+    """Distance to Pareto stationarity: the minimum of ‖Jᵀw‖ over the simplex [].
+
+    It is 0 when no direction improves all tasks (Désidéri 2012, "Multiple-gradient descent algorithm (MGDA) for
+    multiobjective optimization").
 
     Args:
       gram: [T, T], such as `find_state(opt_state).gram`.
-      mask: [T], true for the tasks present: the simplex is theirs. Without it an absent task's row of zeros
-        is a gradient of 0, and the distance is 0.
+      mask: [T], true for the tasks present, over which the simplex is taken. Without a mask, an absent task's row
+        of zeros counts as a zero gradient, and the distance is 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -68,7 +72,7 @@ def pareto_distance(gram: Array, *, mask: Array | None = None) -> Array:
 
 
 def _present(gram: Array, mask: Array | None) -> tuple[Array, Array]:
-    """The Gram [T, T] with zeros, not NaN, in the rows and columns of absent tasks; and who is present [T]."""
+    """The Gram [T, T] with zeros (never NaN) in the rows and columns of absent tasks, and the mask as floats [T]."""
     here = presence(gram.shape[-1], mask, gram.dtype)
     return jnp.where((here[:, None] > 0) & (here[None, :] > 0), gram, 0), here
 
@@ -76,30 +80,32 @@ def _present(gram: Array, mask: Array | None) -> tuple[Array, Array]:
 def residual(
     method: str | Weighting, gram: Array, weights: Array, *, losses: Array | None = None, mask: Array | None = None
 ) -> Array:
-    """How far a solver's weights are from its equations: 0 is exact, a small multiple of the dtype's
-    precision is what rounding leaves. Relative to the gradients' scale.
+    """How far a solver's weights are from solving its equations, relative to the gradients' scale.
+
+    0 is exact; rounding leaves a small multiple of the dtype's precision.
 
     - `mgda`, `mgda_ub`: the duality gap, (wᵀGw − min Gw) / wᵀ diag(G) w.
     - `cagrad`: the duality gap of its inner problem, over ‖d‖ Σ w_i ‖g_i‖.
     - `nash_mtl`, `fairgrad`: max |w_i (Gw)_i^α − 1|; large where no solution exists.
-    - `dualproj`: the largest violation |min(v − p, Gv)|; `upgrad`: that of its T projections, which
+    - `dualproj`: the largest violation |min(v − p, Gv)|; `upgrad`: the largest over its T projections, which
       are solved again, at the method's own cost.
 
-    The other methods have closed forms, but for `pcd`, whose problem hangs on its averages, which no Gram shows.
+    The other methods do not solve equations iteratively, except `pcd`, whose problem depends on running averages
+    that the Gram does not contain.
 
-    The Gram must be the one that the weights were solved for. Under `aggregate(..., groups=...)` the state's
-    `weights` are the mean over the groups, and its `gram` is that of all leaves: take `group_weights[k]`, and
-    `gram_matrix` of the leaves of group k.
+    Pass the Gram for which the weights were solved. Under `aggregate(..., groups=...)`, the state's `weights` are
+    the mean over the groups and its `gram` covers all shared leaves: pass `group_weights[k]` and the `gram_matrix`
+    of group k's leaves instead.
 
     Args:
       method: a method, or its name with arguments, "fairgrad(alpha=2.0)".
-      gram: [T, T], such as `find_state(opt_state).gram` where there is one group.
-      weights: [T], such as `find_state(opt_state).weights` where there is one group.
-      losses: [T], where the method needs them (`mgda("loss")`).
-      mask: [T], the tasks present.
+      gram: [T, T], such as `find_state(opt_state).gram` if there is one group.
+      weights: [T], such as `find_state(opt_state).weights` if there is one group.
+      losses: [T], if the method needs them (`mgda("loss")`).
+      mask: [T], true for the tasks present.
 
     Raises:
-      ValueError: for a method without a residual.
+      ValueError: the method has no residual.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,11 +1,11 @@
-"""The two operations that touch P: the Gram matrix and the weighted sum.
+"""The two operations whose cost depends on P, the number of parameters: the Gram matrix and the weighted sum.
 
-Everything else in this package is T×T. Both work on lists or trees of leaves [T, ...], in float32
-at least: bfloat16 gradients are accepted and their products accumulate in float32.
+Apart from them, a `Weighting` works on T×T matrices only. Both take lists or trees of leaves [T, ...] and compute in
+float32 at least: bfloat16 gradients are accepted, and their products accumulate in float32.
 
-A direction never overflows: what no number of its dtype can hold becomes the largest that there is. So that no partial
-sum overflows either (inf − inf is NaN), a sum that might is taken of numbers divided by a power of two, which is exact
-but for the smallest ones.
+A direction never overflows: entries beyond the range of its dtype saturate at the largest finite number. To keep
+partial sums from overflowing too (inf − inf is NaN), terms are divided by a power of two before they are summed, which
+is exact except for the smallest numbers.
 """
 
 import math
@@ -19,14 +19,14 @@ from jax import lax
 
 from mtjax.grads.base import Array, default_float
 
-# A Gram on the CPU.
-_SMALL = 524288  # numbers of a Jacobian up to which it is multiplied in one go
-_NUMBERS = 81920  # of a piece, at most: 320 kB, small enough for a core's cache
-_PIECES, _PRODUCTS = 32, 48  # of a step, about: XLA wakes another thread where more than eight operations wait
-_ROWS, _VECTOR = 16, 8  # of a piece, and of a smaller one for what is left: kernels take whole vectors of 8 or 16
-_ROW_BLOCKS = 5  # into which T is split at most, before that: each pair of them is a product to compile
-_COLUMNS = 16384  # of a slice in `by_columns`: a row of it is 64 kB
-_LONG, _FEW = 32768, 16  # numbers from which, and tasks up to which, a leaf is summed row by row
+# Tuning constants for XLA's CPU backend.
+_SMALL = 524288  # a leaf of up to this many numbers is multiplied in one product
+_NUMBERS = 81920  # per piece, at most: 320 kB, which fits in a core's cache
+_PIECES, _PRODUCTS = 32, 48  # per loop step, about: XLA wakes another thread if more than eight operations are waiting
+_ROWS, _VECTOR = 16, 8  # row multiples of a piece and of the remainder's: kernels process whole vectors of 8 or 16
+_ROW_BLOCKS = 5  # maximum number of full-height blocks of the T rows: every pair of blocks is a product to compile
+_COLUMNS = 16384  # per slice in `by_columns`: one row of a slice is 64 kB
+_LONG, _FEW = 32768, 16  # a leaf of at least _LONG numbers per task and at most _FEW tasks is summed row by row
 
 
 def gram_matrix(task_grads: Any, other: Any = None) -> Array:
@@ -34,14 +34,14 @@ def gram_matrix(task_grads: Any, other: Any = None) -> Array:
 
     Args:
       task_grads: tree with leaves [T, ...].
-      other: a second tree of the same form, from independent samples: then the cross Gram ⟨g_i,
-        g'_j⟩, which the double-sampling methods (`modo`, `sdmgrad`) take to stay unbiased.
+      other: a second tree of the same structure, from independent samples. The result is then the cross Gram
+        ⟨g_i, g'_j⟩, which keeps the double-sampling methods (`modo`, `sdmgrad`) unbiased.
 
     Returns:
       [T, T], in float32 (float64 when x64 is enabled).
 
     Raises:
-      ValueError: trees of different numbers of leaves.
+      ValueError: the trees have different numbers of leaves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ def gram_matrix(task_grads: Any, other: Any = None) -> Array:
 
 
 def sum_parts(parts: list[Array]) -> Array:
-    """Sum of a non-empty list of arrays of one shape."""
+    """Sum of a non-empty list of arrays of the same shape."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -66,7 +66,7 @@ def sum_parts(parts: list[Array]) -> Array:
 def weighted_sum(weights: Array, task_grads: Any) -> Any:
     """Direction Σ_i w_i g_i: a tree with leaves [...] from weights [T] and leaves [T, ...]; dtypes are kept.
 
-    What overflows becomes the dtype's largest number; an Inf or a NaN in the gradients stays one.
+    Entries that overflow saturate at the dtype's largest number; an Inf or a NaN in the gradients is kept.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,14 +80,14 @@ def weighted_sum(weights: Array, task_grads: Any) -> Any:
         if g.shape[0] > _FEW or math.prod(g.shape[1:]) < _LONG:
             total = jnp.einsum("t,t...->...", small, g, precision="highest", preferred_element_type=small.dtype)
             return saturated(multiplied(total, power), g.dtype)
-        # As a dot would: reads what was computed before, and is itself not computed once more by each that uses it.
+        # The barriers prevent fusion: g is computed first, and the sum once, not again in every consumer.
         return lax.optimization_barrier(_sum_of_rows(small, power, lax.optimization_barrier(g)))
 
     return jax.tree.map(leaf, task_grads)
 
 
 def _sum_of_rows(small: Array, power: Array, g: Array) -> Array:
-    """The same sum over few rows, with what follows in one pass; behind a dot that is another, up to half as long."""
+    """The sum, unrolled: saturation fuses into its pass; after a dot it would be another pass, up to half as long."""
     total = small[0] * g[0].astype(small.dtype)
     for row in range(1, g.shape[0]):
         total = small[row] * g[row].astype(small.dtype) + total
@@ -95,28 +95,28 @@ def _sum_of_rows(small: Array, power: Array, g: Array) -> Array:
 
 
 def divided(weights: Array) -> tuple[Array, Array]:
-    """Weights [T] over a power of two, of which |Σ_i w_i x_i| ≤ ½ max_i |x_i|; and that power, at least 1 []."""
+    """Weights [T] divided by a power of two [] ≥ 1 such that |Σ_i w_i x_i| ≤ ½ max_i |x_i|, and that power."""
     kind, tasks = jnp.finfo(weights.dtype), max(weights.shape[0] - 1, 0).bit_length()
     largest = 2.0 ** (kind.maxexp - 4 - tasks)
     weights = jnp.where(jnp.isfinite(weights), jnp.clip(weights, -largest, largest), weights)
-    near = lax.reduce_precision(jnp.max(jnp.abs(weights)), kind.nexp, 0)  # a power of two, at least ⅔ of it
+    near = lax.reduce_precision(jnp.max(jnp.abs(weights)), kind.nexp, 0)  # a power of two, at least ⅔ of the maximum
     power = jnp.maximum(near * 2.0 ** (tasks + 2), 1)
     return weights / power, power
 
 
 def power_above(count: int) -> float:
-    """A power of two: `count` numbers divided by it add up to less than the half of the largest."""
+    """A power of two such that `count` numbers, divided by it, sum to less than half of the largest."""
     return 2.0 ** (count.bit_length() + 1)
 
 
 def multiplied(x: Array, power: float | Array) -> Array:
-    """x times a power of two ≥ 1; the largest number of its dtype, with x's sign, where that overflows."""
+    """x times a power of two ≥ 1; overflow saturates at the dtype's largest number, with x's sign."""
     limit = float(jnp.finfo(x.dtype).max) / power
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x) * power
 
 
 def saturated(x: Array, dtype: Any) -> Array:
-    """x as `dtype`; the largest number of it, with x's sign, where a finite x overflows it."""
+    """x cast to `dtype`; a finite x that overflows becomes its largest number, with x's sign."""
     limit = float(jnp.finfo(dtype).max)
     if limit >= float(jnp.finfo(x.dtype).max):
         return x.astype(dtype)
@@ -124,35 +124,35 @@ def saturated(x: Array, dtype: Any) -> Array:
 
 
 def as_finite(x: Array, *given: Array) -> Array:
-    """x, no more than a mean of numbers `given`: if they are finite, only rounding can have taken it to an Inf."""
+    """x, made finite where all of `given` are: it is at most a mean of them, so that only rounding can make it Inf."""
     limit = float(jnp.finfo(x.dtype).max)
     finite = reduce(jnp.logical_and, map(jnp.isfinite, given))
     return jnp.where(finite, jnp.clip(x, -limit, limit), x)
 
 
 def constant_like(row: Array, value: float, dtype: Any) -> Array:
-    """An array that holds `value`, with the shape and varying axes of `row`: such a loop traces inside shard_map."""
+    """An array filled with `value`, with the shape and varying mesh axes of `row`, so that loops trace in shard_map."""
     return jnp.where(row == row, value, value).astype(dtype)
 
 
 def zeros_of(shape: jax.ShapeDtypeStruct) -> Array:
-    """Zeros of what `jax.eval_shape` gave, varying over a mesh as that does: the other branch of a `cond` in it."""
+    """Zeros for a `jax.eval_shape` result, with its varying mesh axes, so that both branches of a `cond` agree."""
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    kind = getattr(shape, "manual_axis_type", None)  # before jax 0.12: vma
+    kind = getattr(shape, "manual_axis_type", None)  # called vma before jax 0.12
     axes = kind.varying if kind is not None else getattr(shape, "vma", None)
     return lax.pcast(zeros, tuple(axes), to="varying") if axes else zeros
 
 
 def accumulator(*arrays: Array) -> Any:
-    """The dtype to accumulate products in: float32, or float64 if an operand is."""
+    """The dtype to accumulate products in: float32, or float64 if an operand is float64."""
     return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
 
 
 def over_rows(step: Callable[[Any, Any], Any], start: Any, rows: range, *, straight: bool) -> Any:
-    """`start`, carried through step(row, carry) for each of the rows of a leaf [T, ...].
+    """Folds step(row, carry) over the rows of a leaf [T, ...], from `start`; unrolled if `straight`.
 
-    XLA's CPU fuses a straight line into one pass over the rows for each array that comes out: an eighth to a half of
-    the time of a loop, whose carry goes through memory with every row. But it compiles longer, the more rows there are.
+    XLA's CPU backend fuses the unrolled steps into one pass over the rows per output array: an eighth to a half of the
+    time of a loop, whose carry goes through memory at every row. But compile time grows with the number of rows.
     """
     if straight:
         return reduce(lambda carry, row: step(row, carry), rows, start)
@@ -160,10 +160,10 @@ def over_rows(step: Callable[[Any, Any], Any], start: Any, rows: range, *, strai
 
 
 def by_columns(function: Callable[..., Array], *arrays: Array) -> Array:
-    """`function` of arrays [..., P], with a result [P] whose every entry depends on its own column only.
+    """Applies `function` to arrays [..., P]; each entry of its result [P] must depend on its own column only.
 
-    On the CPU it works through slices of columns, so that what a loop over the tasks carries stays in a core's cache:
-    half the time for the trimmed mean (10 × 1M), and none gained for GradDrop, which carries less.
+    On the CPU it processes slices of columns, so that the carry of a loop over the tasks stays in a core's cache: this
+    halves the time of the trimmed mean (10 × 1M), and gains nothing for GradDrop, which carries less.
     """
     return lax.platform_dependent(*arrays, cpu=partial(_by_slices, function), default=function)
 
@@ -194,14 +194,14 @@ def _leaf_gram(a: Array, b: Array) -> Array:
 
 
 def _product(a: Array, b: Array) -> Array:
-    if a.shape[0] == b.shape[0] == 1:  # XLA's CPU may add up such a product number by number, which rounds as often
+    if a.shape[0] == b.shape[0] == 1:  # XLA's CPU may sum such a dot sequentially, with a rounding error each time
         dtype = accumulator(a, b)
         return jnp.sum(a.astype(dtype) * b.astype(dtype), axis=1, keepdims=True)
     return jnp.einsum("tp,sp->ts", a, b, precision="highest", preferred_element_type=accumulator(a, b))
 
 
 def _heights(num_tasks: int) -> list[int]:
-    """Rows of the blocks into which T rows are split; no block is taller than the one before."""
+    """Heights of the blocks into which T rows are split, in non-increasing order."""
     height = _ROWS * -(-num_tasks // (_ROWS * _ROW_BLOCKS))
     whole, rest = divmod(num_tasks, height)
     tail = rest // _VECTOR * _VECTOR if rest > _VECTOR else 0
@@ -209,20 +209,20 @@ def _heights(num_tasks: int) -> list[int]:
 
 
 def _blocked(a: Array, b: Array, *, same: bool) -> Array:
-    """The Gram of long rows [T, P], from products of pieces of 16 rows (for more than 80 tasks, more) by 5120 columns.
+    """The Gram of long rows [T, P], from products of pieces of 16 rows (more above 80 tasks) by at most 5120 columns.
 
-    XLA's CPU multiplies long thin matrices slowly, on one thread, and copies a slice of columns before it multiplies.
-    Each piece here is copied once and stays in a core's cache for all its products, which go to as many threads as
-    there are. Where a and b are the same, the blocks below the diagonal mirror those above, whose right sides are the
-    smaller ones: it is the right side that a kernel has to pack.
+    XLA's CPU backend multiplies long thin matrices slowly, on one thread, and copies a slice of columns before
+    multiplying it. Here each piece is copied once and stays in a core's cache for all its products, which run on all
+    threads. If a and b are the same, the blocks below the diagonal are transposes of those above; above it, the right
+    operand, which a kernel has to pack, is the smaller one.
     """
     num_tasks, size = a.shape
     heights = _heights(num_tasks)
     starts = [sum(heights[:n]) for n in range(len(heights))]
     pairs = [(n, m) for n in range(len(heights)) for m in range(len(heights)) if m >= n or not same]
     together = min(math.ceil(_PIECES / len(heights)), math.ceil(_PRODUCTS / len(pairs)))
-    steps = max(2, -(-size // (together * (_NUMBERS // heights[0]))))  # a loop: one step is unrolled, in twice the time
-    width = (size - 1) // (together * steps)  # one column at least is left, for the sums to start from
+    steps = max(2, -(-size // (together * (_NUMBERS // heights[0]))))  # XLA unrolls a one-step loop: twice the time
+    width = (size - 1) // (together * steps)  # leaves at least one column, from which the sums start
     width -= width % _ROWS
     done = steps * together * width
 
@@ -237,7 +237,7 @@ def _blocked(a: Array, b: Array, *, same: bool) -> Array:
         left = right if same else pieces(a, column, width)
         return [_product(left[n], right[m]) for n, m in pairs]
 
-    # Behind the barrier no slice knows its column when XLA compiles it: so they are all alike, and compiled as one.
+    # The barrier hides the column numbers from XLA, so that all slices are identical and are compiled only once.
     columns = lax.optimization_barrier([jnp.int32(n * width) for n in range(together)])
 
     def add(step: Array, totals: list[Array]) -> list[Array]:

@@ -1,4 +1,4 @@
-"""What the leaves of a gradient are for: shared or private, in which group, sharded over which axis."""
+"""The role of each leaf of a gradient: shared or private, in which group, sharded over which mesh axis."""
 
 from typing import Any, NamedTuple
 
@@ -10,17 +10,17 @@ from mtjax.grads.base import Array, Method, Transform, default_float, presence
 
 
 class Layout(NamedTuple):
-    """How the flattened leaves are used; Python values only."""
+    """The roles of the flattened leaves; Python values only."""
 
     shared: list[bool]
-    seen: list[bool]  # by the method's Gram (`Weighting.leaves`)
-    group: list[int]  # of each leaf; 0 for private ones
+    seen: list[bool]  # included in the method's Gram (`Weighting.leaves`)
+    group: list[int]  # group index of each leaf; 0 for private ones
     num_groups: int
     axes: list[Any]  # mesh axis over which a leaf is sharded, or None
 
 
 def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: Any) -> tuple[list[Array], Any, Layout]:
-    """Flattens a tree and decides, from the paths, what each leaf is for."""
+    """Flattens a tree and determines the role of each leaf from its path."""
     leaves, structure = jax.tree.flatten(tree)
     paths, use = shared_leaves(tree, shared)
     sees = getattr(method, "leaves", None) or (lambda path: True)
@@ -40,9 +40,9 @@ def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: An
 
 
 def shared_leaves(tree: Any, shared: Any) -> tuple[list[str], list[bool]]:
-    """The paths of a tree's leaves, and which of these `shared` names: None, a predicate, or a tree of bools.
+    """The paths of a tree's leaves, and whether each leaf is shared.
 
-    Raises ValueError if it names none.
+    `shared` is None for all leaves, a predicate over paths, or a tree of bools. Raises ValueError if it selects none.
     """
     items, structure = jax.tree_util.tree_flatten_with_path(tree)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in items]
@@ -58,7 +58,7 @@ def shared_leaves(tree: Any, shared: Any) -> tuple[list[str], list[bool]]:
 
 
 def check_one_layer(method: Method, shared: list[str], num_groups: int = 1) -> None:
-    """Refuses a method of one layer that is not told which of several shared leaves this is. Raises ValueError."""
+    """Raises ValueError if a one-layer method is not told which of several shared leaves form its layer."""
     if getattr(method, "one_layer", False) and method.leaves is None and len(shared) > num_groups:
         raise ValueError(
             "gradnorm balances the gradients of one layer, the last shared one, and several leaves are shared: "
@@ -67,7 +67,7 @@ def check_one_layer(method: Method, shared: list[str], num_groups: int = 1) -> N
 
 
 def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: Method, gram: Any) -> None:
-    """Refuses arguments of an update that do not fit. Raises ValueError."""
+    """Raises ValueError if an update's arguments do not fit the number of tasks or the method."""
     check_shapes(leaves, num_tasks, losses, mask)
     if gram is not None and jnp.shape(gram) != (num_tasks, num_tasks):
         raise ValueError(f"gram must have shape ({num_tasks}, {num_tasks}), not {jnp.shape(gram)}")
@@ -82,7 +82,7 @@ def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: M
 
 
 def check_shapes(leaves: list[Array], num_tasks: int, losses: Any, mask: Any) -> None:
-    """Refuses gradients, losses and a mask that are not of T tasks. Raises ValueError."""
+    """Raises ValueError if the shapes of gradients, losses or mask do not fit T tasks."""
     for leaf in leaves:
         if leaf.ndim < 1 or leaf.shape[0] != num_tasks:
             raise ValueError(f"every gradient needs a leading task axis of {num_tasks}; one has shape {leaf.shape}")
@@ -95,7 +95,7 @@ def check_shapes(leaves: list[Array], num_tasks: int, losses: Any, mask: Any) ->
 def drop_absent(
     leaves: list[Array], losses: Array | None, mask: Array | None, *, instead: float = 1
 ) -> tuple[list[Array], Array | None]:
-    """Zeroes whatever stands in the rows of absent tasks, which may be NaN; of their losses makes `instead`."""
+    """Zeroes the gradients of absent tasks, which may be NaN, and replaces their losses by `instead`."""
     losses = None if losses is None else lax.stop_gradient(jnp.asarray(losses, default_float()))
     if mask is None:
         return leaves, losses

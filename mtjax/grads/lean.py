@@ -1,13 +1,13 @@
 """The memory-lean path: a Gram and a weighted sum with O(P) gradient memory.
 
-`aggregate` takes all T gradients at once, T × P numbers. Here only one gradient lives at a time:
+`aggregate` takes all T gradients at once, T × P numbers. Here only one gradient is in memory at a time:
 
 * row i of the Gram is J g_i: one backward pass for g_i, then one forward-mode pass (a JVP) of all T
   losses in the direction g_i;
 * the direction is one backward pass through Σ_i w_i L_i.
 
-The trade: T JVPs of T losses, so O(T²) forward passes in place of O(T), and each loss is
-differentiated twice. It pays when T × P does not fit, not before.
+The price is T JVPs of T losses, that is O(T²) forward passes instead of O(T), and every loss is
+differentiated twice. It is worth paying only when T × P numbers do not fit in memory.
 """
 
 from collections.abc import Callable
@@ -57,10 +57,10 @@ def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[
       loss: (params, one task's batch) -> scalar.
       params: tree.
       batch: tree with a leading task axis [T, ...].
-      shared: tree of bools like params, or a predicate over leaf paths: the leaves that count.
+      shared: the leaves to include: a tree of bools like params, or a predicate over leaf paths; None for all.
 
     Raises:
-      ValueError: `shared` leaves nothing.
+      ValueError: `shared` selects no leaf.
     """
     flags = _flags(params, shared)
 
@@ -77,26 +77,26 @@ def lean_gram(loss: Loss, params: Any, batch: Any, shared: Any = None) -> tuple[
 
 
 def _only_losses(loss: Loss, params: Any, batch: Any) -> tuple[Array, Array]:
-    """The losses [T], and zeros for the Gram that a method does not look at."""
+    """The losses [T], and zeros [T, T] in place of the Gram, for a method that ignores it."""
     losses = lax.map(lambda task: loss(params, task), batch)
     return losses, jnp.zeros((*losses.shape, *losses.shape), default_float())
 
 
 def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | Array = 0) -> Lean:
-    """`aggregate` for gradients that do not fit in memory together.
+    """`aggregate` for gradients that do not all fit in memory at once.
 
-    `direction` also takes a `mask` [T], true for the tasks present in the batch; absent ones may hold anything. A task
-    whose squared norm overflows is left out and a NaN reaches the update, as with `aggregate`.
+    `direction` also takes a `mask` [T], true for the tasks present in the batch; the data of absent tasks may hold
+    anything. As in `aggregate`, a task whose squared norm overflows is left out, and a NaN reaches the update.
 
     Args:
-      method: a `Weighting`; a `Transform` needs all gradients.
+      method: a `Weighting`; a `Transform` needs all gradients at once.
       num_tasks: T.
-      shared: as in `aggregate`; the gradients of other leaves are summed.
+      shared: as in `aggregate`; the gradients of the other leaves are summed over the tasks.
       seed: as in `aggregate`.
 
     Raises:
-      ValueError: a method that cannot be used so; and, from `direction`, a batch that is not of T
-        tasks, no shared leaf, several for `gradnorm()`, or losses that fail the method.
+      ValueError: a method that the lean path does not support; from `direction`, a batch that is not of T
+        tasks, no shared leaf, several shared leaves for `gradnorm()`, or losses that the method rejects.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -148,14 +148,14 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
 
 
 def _flags(params: Any, shared: Any) -> Any:
-    """The tree of bools that says which leaves are shared. Raises ValueError if none is."""
+    """A tree of bools that marks the shared leaves. Raises ValueError if there is none."""
     return jax.tree.unflatten(jax.tree.structure(params), shared_leaves(params, shared)[1])
 
 
 def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, flags: Any) -> Any:
-    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others, of those that are here; one gradient in memory.
+    """Σ_i w_i g_i on the shared leaves and Σ_i g_i on the others, over the present tasks; one gradient in memory.
 
-    Summed over a power of two, so that no part of the sum overflows.
+    Terms are divided by a power of two, so that no partial sum overflows.
     """
     (small, power), (one, number) = divided(weights), divided(jnp.ones_like(weights))
 

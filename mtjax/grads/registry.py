@@ -61,16 +61,16 @@ class Call(NamedTuple):
     """A parsed specification.
 
     Attributes:
-      name: of a method.
-      arguments: all of them, those that were left out by their defaults: literals, or the calls of methods that a
-        combinator is given.
+      name: name of the method.
+      arguments: all arguments by name, with defaults filled in: literals, or a `Call` for each method passed to a
+        combinator.
     """
 
     name: str
     arguments: dict[str, Any]
 
     def text(self) -> str:
-        """As a specification: 'cagrad(c=0.4, rescale=None)'."""
+        """The call as a specification: 'cagrad(c=0.4, rescale=None)'."""
         values = {k: v.text() if isinstance(v, Call) else repr(v) for k, v in self.arguments.items()}
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in values.items())})"
 
@@ -79,7 +79,7 @@ def get(spec: str | Method) -> Method:
     """Builds a method from its name, or from a call with literal arguments; combinators nest.
 
     Args:
-      spec: "pcgrad", "nash_mtl(max_norm=1.0)", "every_k(mgda, 5)"; a method is returned as it is.
+      spec: "pcgrad", "nash_mtl(max_norm=1.0)", "every_k(mgda, 5)"; a method is returned unchanged.
 
     Raises:
       ValueError: for anything else; the message names the nearest method and its arguments.
@@ -95,22 +95,22 @@ def get(spec: str | Method) -> Method:
 
 
 def parse(spec: str) -> Call:
-    """Reads a specification. Raises ValueError for what is no text, and as `get` does, but for values that a method
-    refuses."""
+    """Parses a specification. Raises ValueError if it is not text or if `get` would, except for values that only the
+    method's factory rejects."""
     if not isinstance(spec, str):
         raise ValueError(f"expected a method as text, such as 'cagrad(c=0.4)', not a {type(spec).__name__}")
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError):  # the latter of a null byte
+    except (SyntaxError, ValueError):  # ValueError: the text contains a null byte
         raise ValueError(_no_method(spec)) from None
     return _read(tree, spec)
 
 
 def try_out(spec: str, num_tasks: int) -> None:
-    """Traces one update of T tasks, which costs a moment and compiles nothing.
+    """Traces one update of T tasks, which is quick, as nothing is compiled.
 
     Raises:
-      ValueError: as `get`, and where an argument only fails once it is used, or does not fit T.
+      ValueError: as for `get`, and if an argument fails only when it is used, or does not fit T.
     """
     from mtjax.grads.aggregation import aggregate
 
@@ -131,7 +131,7 @@ def try_out(spec: str, num_tasks: int) -> None:
 
 
 def build(call: Call) -> Method:
-    """Calls the methods' factories. Raises ValueError for a value that one refuses."""
+    """Builds the method of a call, and those nested in it. Raises ValueError for a value that a factory rejects."""
     arguments = {name: build(v) if isinstance(v, Call) else v for name, v in call.arguments.items()}
     try:
         return METHODS[call.name](**arguments)
@@ -140,7 +140,7 @@ def build(call: Call) -> Method:
 
 
 def _read(node: ast.expr, spec: str) -> Call:
-    """A parsed name or call."""
+    """The `Call` of a syntax tree that is a name or a call."""
     if isinstance(node, ast.Name):
         return _bind(node.id, [], {}, spec)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -159,13 +159,13 @@ def _no_method(spec: str) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    """The method whose name is most like one that may be written as in its paper: "IMTL-G"."""
+    """The method whose name is most similar to `name`, which may be spelled as in its paper ("IMTL-G"), or None."""
     near = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=1, cutoff=0.4)
     return near[0] if near else None
 
 
 def _value(node: ast.expr, spec: str) -> object:
-    """A literal, or the call of a method given to a combinator."""
+    """An argument: a literal, or the `Call` of a method passed to a combinator."""
     if isinstance(node, ast.Name) and node.id not in METHODS:
         raise ValueError(f"{spec!r}: {node.id} is neither a number nor a method; text is quoted, {node.id!r}")
     if isinstance(node, ast.Name | ast.Call):
@@ -177,7 +177,7 @@ def _value(node: ast.expr, spec: str) -> object:
 
 
 def _bind(name: str, arguments: list, keywords: dict, spec: str) -> Call:
-    """The call of a method by its name, with all its arguments."""
+    """The `Call` of the named method, with all its arguments."""
     if name not in METHODS:
         near = _nearest(name)
         hint = f"did you mean {_signature(near)}? " if near else ""
@@ -197,7 +197,7 @@ def _bind(name: str, arguments: list, keywords: dict, spec: str) -> Call:
 
 
 def _takes_method(name: str, argument: str) -> bool:
-    """Whether an argument may be a method, as its annotation says."""
+    """Whether an argument may be a method, according to its annotation."""
     hint = inspect.signature(METHODS[name]).parameters[argument].annotation
     return hint is inspect.Parameter.empty or isinstance(hint, str) or hint in (Method, Weighting, Transform)
 

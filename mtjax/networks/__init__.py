@@ -1,1 +1,1 @@
-"""Networks: components, and the arrangements that say which of them the tasks share."""
+"""Networks: components, and the arrangements that determine which of them the tasks share."""

@@ -1,11 +1,11 @@
 """Arrangements: which parameters the tasks share and which belong to one task alone.
 
-A network's parameters are two trees. ``shared`` is used by every task: its per-task gradients are what
-gradient surgery works on. ``private`` leads with the task axis, [T, ...]; task t sees only its slice, so its
-gradient has no conflict. "One agent per task" is the arrangement in which everything is private.
+A network's parameters are two trees. ``shared`` is used by every task: gradient surgery works on its per-task
+gradients. The leaves of ``private`` lead with the task axis, [T, ...]; task t uses only its slice, so that its
+gradients do not conflict. "One agent per task" is the arrangement in which everything is private.
 
-Most arrangements are four parts in a row: what is told of the task, an encoder, a body and a head
-(``config.ARRANGEMENTS`` says which); two compose whole networks instead.
+Most arrangements chain four parts: a task encoder, an observation encoder, a body and a head
+(``config.ARRANGEMENTS`` lists them); two compose whole networks instead.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_network(
         The network's pure functions.
 
     Raises:
-        ValueError: options that do not fit together, or the number of tasks; or embeddings are missing.
+        ValueError: options do not fit together, or do not fit the number of tasks; or embeddings are missing.
     """
     shape = Shape(inputs, outputs, num_tasks, sizes, gain, contexts)
     tell = make_task_encoder(config, shape)
@@ -73,22 +73,22 @@ def make_network(
 
 
 class Part(NamedTuple):
-    """An encoder or a head: one for all tasks or one for each, or nothing."""
+    """An encoder or a head: one for all tasks, one per task, or none."""
 
-    init: Callable[[Array], Any]  # of one
+    init: Callable[[Array], Any]  # parameters of a single one
     apply: Callable[[Any, Array], Array]
     kind: str  # "none", "shared" or "private"
     width: int
-    last: str = ""  # how the paths of its last layer begin; "" if it has none
+    last: str = ""  # path prefix of its last layer; "" if it has no layers
 
     def parameters(self, name: str, key: Array, num_tasks: int) -> Parameters:
-        """Its parameters under a name, where they belong."""
+        """Its parameters under ``name``, in the shared or the private tree."""
         if self.kind == "shared":
             return Parameters({name: self.init(key)}, {})
         return Parameters({}, {name: init_stack(self.init, key, num_tasks)} if self.kind == "private" else {})
 
     def of(self, name: str, shared: Any, private: Any, x: Array) -> Array:
-        """What it makes of x, with the parameters of that name."""
+        """Apply the part to x, with its parameters under ``name``."""
         return x if self.kind == "none" else self.apply((shared if self.kind == "shared" else private)[name], x)
 
 
@@ -119,20 +119,20 @@ def _in_a_row(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network
 
 
 def _last_shared(head: Part, body: Body, encoder: Part, tell: TaskEncoder) -> str:
-    """The last layer that the tasks share, from the outputs backwards."""
+    """Path prefix of the last layer that the tasks share, searched for from the outputs backwards."""
     of_head, of_encoder = (part.last if part.kind == "shared" else "" for part in (head, encoder))
     return of_head or body.last_shared or of_encoder or tell.last_shared
 
 
 def merge(*trees: Parameters) -> Parameters:
-    """One tree of several whose names differ."""
+    """Merge parameters whose names differ."""
     return Parameters(
         *({name: value for tree in side for name, value in tree.items()} for side in zip(*trees, strict=True))
     )
 
 
 def make_encoder(config: NetworkConfig, shape: Shape) -> Part:
-    """The encoder that ``config`` names, before whatever sees it."""
+    """The observation encoder that ``config`` names."""
     kind = config.parts.encoder
     if kind == "none":
         return Part(lambda key: {}, lambda p, x: x, kind, shape.inputs)
@@ -160,7 +160,7 @@ def _body(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Bod
 
 
 def _trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """A trunk on observation and task vector, shared."""
+    """A shared trunk that sees the observation and the task vector."""
     module, sizes = make_trunk(config, shape.sizes), shape.sizes
     blank = np.zeros((inputs + told,), np.float32)
 
@@ -173,7 +173,7 @@ def _trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Bo
 
 
 def _private_trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """A trunk for each task."""
+    """One trunk per task, which sees the observation only."""
     module, sizes = make_trunk(config, shape.sizes), shape.sizes
     blank = np.zeros((inputs,), np.float32)
 
@@ -186,7 +186,7 @@ def _private_trunk(config: NetworkConfig, shape: Shape, *, inputs: int, told: in
     return Body(init, apply, sizes[-1] if sizes else inputs, last_shared="")
 
 
-# A body is made by (config, shape, inputs=, told=) -> Body.
+# Factories of bodies: (config, shape, inputs=, told=) -> Body.
 BODIES: dict[str, Callable[..., Body]] = {
     "trunk": _trunk,
     "private": _private_trunk,

@@ -1,4 +1,4 @@
-"""What a multi-task network is: two trees of parameters and a pair of pure functions."""
+"""The definition of a multi-task network: two trees of parameters and pure functions of them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ class Network(NamedTuple):
     Attributes:
         init: key -> Parameters.
         apply: (shared, private of ONE task, the task, inputs [..., in]) -> outputs [..., out].
-        diagnose: as ``apply``, but -> what the network decides on for this task beside its outputs, by name:
-            "routing" [..., K, N] are probabilities over the last axis, "weights" [..., N] are any numbers,
-            "embedding" [..., Z] is the learnt vector that stands for the task. An empty mapping where there is nothing
-            to tell.
-        last_shared: how the paths of its last shared layer begin, for methods that look at that alone; "" if nothing
-            is shared.
+        diagnose: as ``apply``, but -> the network's task-dependent internals, by name: "routing" [..., K, N],
+            probabilities over the last axis; "weights" [..., N], arbitrary numbers; "embedding" [..., Z], the learnt
+            vector that represents the task. An empty mapping if the network has none of them.
+        last_shared: path prefix of its last shared layer, for methods that use only this layer's gradients; "" if
+            nothing is shared.
     """
 
     init: Callable[[Array], Parameters]
@@ -49,7 +48,7 @@ class Shape(NamedTuple):
     """Sizes of a network.
 
     Attributes:
-        inputs, outputs: size of an observation, and of the output.
+        inputs, outputs: sizes of an observation and of the output.
         num_tasks: T.
         sizes: widths of the hidden layers.
         gain: gain of the output layer's initialisation.
@@ -65,14 +64,14 @@ class Shape(NamedTuple):
 
 
 class Body(NamedTuple):
-    """What stands between the encoder and the head.
+    """The part of a network between the encoder and the head.
 
     Attributes:
         init: key -> Parameters.
         apply: (shared, private of ONE task, the task, task vector [Z], x [..., in]) ->
             (features [..., width], weights as in ``Network.diagnose``).
-        width: of the features.
-        last_shared: as in Network; "" also if there is no layer in it.
+        width: size of the features.
+        last_shared: as in Network; "" also if the body has no layers.
     """
 
     init: Callable[[Array], Parameters]

@@ -1,10 +1,10 @@
-"""CARE (arXiv 2102.06177): the task's description decides, by attention, which encoders to listen to.
+"""CARE (arXiv 2102.06177): attention by the task's description decides which encoders to listen to.
 
-k encoders give z_1 … z_k of the observation; the description gives the context z_c. Then
+k encoders map the observation to z_1 … z_k, and the description is mapped to the context z_c. Then
 
     α = softmax_j ⟨z_j, sg(z_c)⟩        z = [z_c, Σ_j α_j z_j]
 
-and a trunk sees z. The stop-gradient sg is the paper's: attention moves the encoders, not the context.
+and a trunk sees z. The stop-gradient sg is the paper's: through attention, only the encoders are trained.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Array = jax.Array
 
 
 class Attention(NamedTuple):
-    """The encoders, and what a task hears of them.
+    """The encoders, and the attention that mixes their outputs.
 
     Attributes:
         init: key -> parameters of k encoders, leaves [k, ...].
         apply: (parameters, context [C], x [..., in]) -> (z [..., e + C], weights as in ``Network.diagnose``).
         width: e + C.
-        last: how the paths of the encoders' last layer begin.
+        last: path prefix of the encoders' last layer.
     """
 
     init: Callable[[Array], Any]
@@ -40,7 +40,7 @@ class Attention(NamedTuple):
 
 
 def make_attention(config: NetworkConfig, *, inputs: int, told: int) -> Attention:
-    """Attention over ``config.num_experts`` encoders of ``inputs`` numbers, by a context of ``told``."""
+    """Attention over ``config.num_experts`` encoders with ``inputs`` inputs, by a context of size ``told``."""
     sizes = config.own_encoder_sizes
     encoder = Trunk(sizes, config.activation, config.layer_norm, linear_end=True)
 
@@ -57,7 +57,7 @@ def make_attention(config: NetworkConfig, *, inputs: int, told: int) -> Attentio
 
 
 def make_care(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """:func:`make_attention`, then a trunk. All of it is shared."""
+    """:func:`make_attention` followed by a trunk. All parameters are shared."""
     attention, trunk = make_attention(config, inputs=inputs, told=told), make_trunk(config, shape.sizes)
 
     def init(key: Array) -> Parameters:

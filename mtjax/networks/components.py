@@ -1,4 +1,4 @@
-"""Components that arrangements are composed of: layers, trunks, heads, and stacks of equal modules."""
+"""The components of arrangements: layers, trunks, heads, and stacks of identical modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trunk(nn.Module):
         activation: name of the non-linearity, a key of ``ACTIVATIONS``.
         layer_norm: normalise before every non-linearity.
         linear_end: leave the last layer without normalisation and non-linearity.
-        norm_scale: layer normalisation has a scale and a bias to learn.
+        norm_scale: layer normalisation has a learnt scale and bias.
     """
 
     sizes: tuple[int, ...]
@@ -77,13 +77,13 @@ class ResidualTrunk(nn.Module):
 
 
 class Head(nn.Module):
-    """An output layer with orthogonal initialisation of the given gain, perhaps after hidden layers.
+    """An output layer with orthogonal initialisation of the given gain, optionally after hidden layers.
 
     Attributes:
-        size: outputs.
-        gain: of the output layer's initialisation.
-        hidden: widths of layers before it.
-        activation, layer_norm: of those.
+        size: number of outputs.
+        gain: gain of the output layer's initialisation.
+        hidden: widths of the hidden layers.
+        activation, layer_norm: of the hidden layers, as in Trunk.
     """
 
     size: int
@@ -128,11 +128,11 @@ def dense(p: Any, x: Array) -> Array:
 
 
 def init_stack(init: Callable[[Array], Any], key: Array, number: int) -> Any:
-    """Parameters of ``number`` equal modules, each drawn for itself: leaves [number, ...]."""
+    """Parameters of ``number`` identical modules, each initialised independently: leaves [number, ...]."""
     return jax.vmap(init)(jax.random.split(key, number))
 
 
 def join(x: Array, *vectors: Array) -> Array:
-    """Append vectors to x [..., in], the same everywhere they have no leading axes of their own."""
+    """Append vectors to x [..., in], broadcast over those leading axes that they do not have."""
     wide = [jnp.broadcast_to(v, (*x.shape[:-1], v.shape[-1])) for v in vectors if v.shape[-1]]
     return jnp.concatenate([x, *wide], axis=-1) if wide else x

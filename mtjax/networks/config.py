@@ -1,4 +1,4 @@
-"""What the tasks share, as a value: the arrangement, its components and their sizes. Free of jax."""
+"""Network configuration: the arrangement, its components and their sizes. Does not import jax."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mtjax.options import option, refuse_unused
 
 
 class Parts(NamedTuple):
-    """What an arrangement is made of where no flag says otherwise.
+    """The parts of which an arrangement consists unless flags override them.
 
     Attributes:
         told: what conditions the network on the task: "none", "one_hot", "embedding" or "context".
         encoder: "none", "shared" or "private" (one for each task).
-        body: what stands between encoder and head; a name in ``networks.arrangements.BODIES``, or the name of
+        body: the part between encoder and head: a name in ``networks.arrangements.BODIES``, or the name of
             an arrangement that composes whole networks.
         head: "shared" or "private".
-        about: half a sentence for the help.
+        about: a phrase for the help text.
     """
 
     told: str
@@ -45,9 +45,9 @@ ARRANGEMENTS: dict[str, Parts] = {
     "hypernetwork": Parts("embedding", "none", "hypernetwork", "shared", "parameters computed from the task"),
     "independent": Parts("none", "none", "private", "private", "one agent per task, nothing shared"),
 }
-COMPOSED = ("paco", "hypernetwork")  # whole networks: no encoder and no head of their own
+COMPOSED = ("paco", "hypernetwork")  # these compose whole networks, without a separate encoder or head
 LINEAR_END = ("soft_modular", "moore")  # the last of their hidden_sizes is a linear layer
-MODULES = {"shallow": (2, 2, 256), "deep": (4, 4, 128)}  # layers × modules of a layer × width (2003.13661)
+MODULES = {"shallow": (2, 2, 256), "deep": (4, 4, 128)}  # layers × modules per layer × width (arXiv 2003.13661)
 SELECTIONS = ("gate", "attention", "ensemble", "cluster", "identity")
 
 
@@ -58,7 +58,7 @@ class NetworkConfig:
     arrangement: str = option(
         "one_hot",
         "How the tasks share networks: " + "; ".join(f"'{name}' ({p.about})" for name, p in ARRANGEMENTS.items()) + ".",
-        choices=ARRANGEMENTS,  # as it is when somebody chooses: one may add to it
+        choices=ARRANGEMENTS,  # not a copy: arrangements may be added before a choice is checked
     )
     task_input: str = option(
         "auto",
@@ -163,11 +163,11 @@ class NetworkConfig:
         False, "Squash continuous actions with tanh (log-probabilities corrected). SAC and HiP-BMDP always do."
     )
 
-    # ---------------------------------------------------------------------------- what follows from them
+    # ------------------------------------------------------------------------------------ derived values
 
     @property
     def parts(self) -> Parts:
-        """The arrangement's parts, after the flags that replace some of them."""
+        """The arrangement's parts, with those replaced that flags override."""
         parts = ARRANGEMENTS[self.arrangement]
         if self.arrangement == "experts" and self.selection == "identity":
             parts = parts._replace(told="none", body="private")
@@ -183,13 +183,13 @@ class NetworkConfig:
 
     @property
     def generalises(self) -> bool:
-        """False if tasks own a network from the observation on: unseen ones have none."""
+        """Whether unseen tasks can act; False if the layers that see the observation are private to each task."""
         encoder = self if self.policy_encoder == "own" else self.of_value()
         return self.parts.body != "private" and encoder.parts.encoder != "private"
 
     @property
     def module_sizes(self) -> tuple[int, int, int]:
-        """Layers, modules of a layer and width of soft_modular. ValueError if ``modules`` cannot be read."""
+        """Layers, modules per layer and width of soft_modular. Raises ValueError if ``modules`` cannot be parsed."""
         sizes = MODULES.get(self.modules) or tuple(
             int(number) if number.isdigit() else 0 for number in self.modules.split("x")
         )
@@ -206,7 +206,7 @@ class NetworkConfig:
         return self.encoder_sizes or (50, 50)
 
     def of_value(self) -> NetworkConfig:
-        """The configuration of the value network: what is said of it alone takes the place of the rest."""
+        """The configuration of the value network, with its specific options in place of the general ones."""
         another = {} if self.value_arrangement == "same" else {
             "arrangement": self.value_arrangement, "value_arrangement": "same",
             "task_input": "auto", "encoder": "auto", "head": "auto",
@@ -222,7 +222,7 @@ class NetworkConfig:
     # -------------------------------------------------------------------------------------------- checks
 
     def check(self) -> None:
-        """Refuse combinations of options that make no sense. Raises ValueError with one line."""
+        """Reject combinations of options that make no sense. Raises ValueError with a one-line message."""
         self._check_unused()
         self._check_sizes()
         for network in (self, self.of_value()):
@@ -231,7 +231,7 @@ class NetworkConfig:
             self._check_shared_encoder()
 
     def _check_parts(self) -> None:
-        """Of this network, of policy or value."""
+        """Check the parts of this network, the policy or the value network."""
         parts, name = self.parts, self.arrangement
         if name == "care" and parts.told != "context":
             raise ValueError(f"task_input: care attends by the task's description; {parts.told!r} tells it none")
@@ -249,7 +249,7 @@ class NetworkConfig:
             raise ValueError(f"trunk: {name} has layers of its own, which cannot be residual")
 
     def _check_shared_encoder(self) -> None:
-        """There is one, and it is that of the policy's arrangement."""
+        """Check that the value network has an encoder, and that the policy can use it in place of its own."""
         value = self.of_value()
         if value.parts.encoder == "none" and value.arrangement != "care":
             raise ValueError(
@@ -302,7 +302,7 @@ class NetworkConfig:
                 raise ValueError(f"clusters: expert {last} does not exist; num_experts is {self.num_experts}")
 
     def _has_norms(self) -> bool:
-        """Whether this network, of policy or value, has a layer that layer_norm would normalise."""
+        """Whether this network, the policy or the value network, has a layer that layer_norm would normalise."""
         name = self.arrangement
         if self.head_sizes and name not in COMPOSED:
             return True
@@ -313,7 +313,7 @@ class NetworkConfig:
         return self.trunk == "mlp" and len(self.hidden_sizes) > (name in LINEAR_END)
 
     def _check_unused(self) -> None:
-        """An option that changes nothing is a misunderstanding: say where it belongs."""
+        """Reject options that have no effect, which are misunderstandings, and say where they belong."""
         value = self.of_value()
         elsewhere = "trunk=mlp, encoders and head_sizes"
         if self.arrangement in LINEAR_END:
@@ -330,7 +330,7 @@ class NetworkConfig:
         refuse_unused(self, used, beside)
 
     def _reads(self) -> dict[str, tuple[bool, str]]:
-        """Of options: whether this network, of policy or value, reads them, and what would."""
+        """For each option: whether this network (policy or value) reads it, and with which settings it is read."""
         parts, name = self.parts, self.arrangement
         return {
             "embedding_size": (parts.told == "embedding", "task_input=embedding"),

@@ -1,4 +1,4 @@
-"""Routing and mixing weights as metrics: small arrays, one row a task."""
+"""Routing and mixing weights as metrics: small arrays with one row per task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtjax.networks.base import Parameters, Weights
 from mtjax.networks.task import Task
 
 Array = jax.Array
-OBSERVATIONS = 64  # of each task, at which routing is looked at
+OBSERVATIONS = 64  # per task, on which routing is evaluated
 
 
 def diagnose(network: Any, p: Parameters, tasks: Task, observation: Array, name: str) -> dict[str, Array]:
@@ -22,12 +22,12 @@ def diagnose(network: Any, p: Parameters, tasks: Task, observation: Array, name:
         network: a Network or Policy.
         p: its parameters.
         tasks: leaves [T, ...].
-        observation: [T, B, obs]; the first 64 are looked at.
-        name: of the network in the metrics' names, e.g. "policy".
+        observation: [T, B, obs]; the first 64 of each task are used.
+        name: the network's name in the metrics' names, e.g. "policy".
 
     Returns:
-        "routing/policy", "weights/policy" or "embedding/policy" [T, F], and "routing_entropy/policy" [T], where there
-        are such.
+        "routing/policy", "weights/policy" or "embedding/policy" [T, F], and "routing_entropy/policy" [T], as far as the
+        network has them.
     """
     weights = jax.vmap(network.diagnose, in_axes=(None, 0, 0, 0))(
         p.shared, p.private, tasks, observation[:, :OBSERVATIONS]
@@ -37,14 +37,14 @@ def diagnose(network: Any, p: Parameters, tasks: Task, observation: Array, name:
 
 
 def summarize(weights: Weights) -> dict[str, Array]:
-    """What ``Network.diagnose`` said of ONE task on a batch, averaged over the batch.
+    """Average the result of ``Network.diagnose`` for ONE task over a batch.
 
     Args:
         weights: by name, [B, ...].
 
     Returns:
-        Every entry as one vector [F]; and "routing_entropy" [], the mean entropy of the probabilities as a share of
-        the greatest (1: everybody listens to all alike; 0: everybody listens to one).
+        Every entry as one vector [F]; and, if there is routing, "routing_entropy" [], the mean entropy of the
+        probabilities as a fraction of its maximum (1: uniform over all sources; 0: a single source each).
     """
     found = {name: value.mean(axis=0).reshape(-1) for name, value in weights.items()}
     if "routing" in weights and weights["routing"].shape[-1] > 1:

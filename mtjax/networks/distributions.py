@@ -22,9 +22,9 @@ MIN_LOG_SCALE, MAX_LOG_SCALE = -5.0, 2.0
 
 @jax.custom_vjp
 def within_bounds(log_scale: Array) -> Array:
-    """A log-scale within its bounds. From beyond them a gradient leads back, where a clip's would be 0 for good.
+    """Clip a log-scale to its bounds, with a gradient that leads back from beyond them, where that of a clip is 0.
 
-    Its gradient is that of a loss to be minimised: what would lead further out is 0.
+    The gradient is taken to be that of a loss to be minimised: where it would lead further out, it is set to 0.
     """
     return jnp.clip(log_scale, MIN_LOG_SCALE, MAX_LOG_SCALE)
 
@@ -42,16 +42,16 @@ within_bounds.defvjp(_forward, _backward)
 
 
 class Distribution(NamedTuple):
-    """A family of action distributions. ``p`` is its parameters, ``mask`` [size] marks real actions.
+    """A family of action distributions. ``p`` are its parameters; ``mask`` [size] is 0 for padded actions.
 
     Attributes:
         sample: (p, mask, key) -> raw action.
         mode: (p, mask) -> raw action.
         log_prob: (p, mask, raw) -> [...].
-        entropy: (p, mask, key) -> [...]; one-sample estimate of the correction if squashed, exact otherwise.
+        entropy: (p, mask, key) -> [...]; exact, except that squashing is corrected for by a one-sample estimate.
         kl: (p, q, mask) -> [...], KL(p ‖ q).
-        to_action: raw -> what the environment takes.
-        excess: (p, mask) -> [...], squared distance of the mode from what `to_action` leaves as it is.
+        to_action: raw -> the action that the environment takes.
+        excess: (p, mask) -> [...], squared distance of the mode from the range that `to_action` does not clip.
     """
 
     sample: Callable[[Any, Array, Array], Array]
@@ -115,7 +115,7 @@ def gaussian(squash: bool) -> Distribution:
 
 
 def categorical() -> Distribution:
-    """A choice among A; ``p`` is logits [..., A], masked choices have probability zero."""
+    """A choice among A actions; ``p`` are logits [..., A]. Masked actions have probability zero."""
 
     def log_probs(logits: Array, mask: Array) -> Array:
         return jax.nn.log_softmax(jnp.where(mask > 0, logits, -1e9), axis=-1)
@@ -147,5 +147,5 @@ def categorical() -> Distribution:
 
 
 def distribution(action: ActionSpec, *, squash: bool) -> Distribution:
-    """The family for an action space."""
+    """The distribution family for an action space."""
     return gaussian(squash) if action.kind == "continuous" else categorical()

@@ -1,7 +1,7 @@
-"""Models of one step of an environment: the next state, and its reward. Plain functions of plain arrays.
+"""Models of one environment step: the next state and the reward, as plain functions of plain arrays.
 
-They are conditioned on a state (or a latent one), an action and a vector θ that says which dynamics hold; θ may be of
-size 0. What they are trained on is no concern of theirs.
+They are conditioned on a state (or latent state), an action and a vector θ that identifies the dynamics; θ may have
+size 0. They assume nothing about how they are trained.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TRANSITIONS = ("deterministic", "gaussian", "ensemble")
 
 
 class Perceptron(nn.Module):
-    """Hidden layers and a linear output layer; linear altogether without hidden layers.
+    """Hidden layers and a linear output layer; a linear map if there are no hidden layers.
 
     Attributes:
-        size: outputs.
+        size: number of outputs.
         sizes: widths of the hidden layers.
         activation: name of the non-linearity.
-        gain: of the output layer's initialisation.
+        gain: gain of the output layer's initialisation.
         norm: normalise the outputs to mean 0 and variance 1 over the features.
     """
 
@@ -50,7 +50,7 @@ class Model(NamedTuple):
 
     Attributes:
         init: key -> parameters.
-        apply: (parameters, latent [..., Z], action [..., A], theta [..., K] or [K]) -> what it predicts.
+        apply: (parameters, latent [..., Z], action [..., A], theta [..., K] or [K]) -> prediction.
     """
 
     init: Callable[[Array], Any]
@@ -67,21 +67,21 @@ def make_transition(
     activation: str = "relu",
     members: int = 5,
 ) -> Model:
-    """A model of the next latent state: the present one plus a perceptron's change.
+    """A model of the next latent state: the current one plus a change predicted by a perceptron.
 
     Args:
-        kind: "deterministic"; "gaussian", diagonal, whose scale depends on state and action; or an "ensemble" of
-            Gaussians which differ in where they start.
+        kind: "deterministic"; "gaussian", diagonal, with a scale that depends on state and action; or an "ensemble" of
+            such Gaussians that differ in their initialisation.
         latent: Z.
-        action: A; discrete actions come one-hot.
+        action: A; discrete actions are one-hot.
         theta: K.
-        sizes: widths of the hidden layers; none is a linear model.
-        activation: of those.
-        members: M, of an ensemble; otherwise M is 1.
+        sizes: widths of the hidden layers; if empty, the model is linear.
+        activation: non-linearity of the hidden layers.
+        members: M, the size of an ensemble; for other kinds, M is 1.
 
     Returns:
-        A Model whose ``apply`` gives a Normal with leaves [M, ..., Z]. A deterministic one has the scale 1, so that
-        its log-likelihood is half its squared error.
+        A Model whose ``apply`` returns a Normal with leaves [M, ..., Z]. A deterministic model has scale 1, so that
+        its negative log-likelihood is half the squared error, up to a constant.
 
     Raises:
         ValueError: there is no such kind.
@@ -101,7 +101,7 @@ def make_transition(
         if certain:
             return Normal(z + out, jnp.zeros_like(out))
         change, raw = jnp.split(out, 2, axis=-1)
-        # Bounded smoothly: a scale that shrinks without end would make the likelihood of a still state infinite.
+        # Smoothly bounded: with a scale free to shrink, the likelihood of a state that never changes is unbounded.
         log_scale = MIN_LOG_SCALE + (MAX_LOG_SCALE - MIN_LOG_SCALE) * jax.nn.sigmoid(raw)
         return Normal(z + change, log_scale)
 
@@ -111,7 +111,7 @@ def make_transition(
 def make_reward(
     *, latent: int, action: int, theta: int = 0, sizes: tuple[int, ...] = (128,), activation: str = "relu"
 ) -> Model:
-    """A model of the reward: a perceptron. Its ``apply`` gives [...]. Arguments as of :func:`make_transition`."""
+    """A perceptron that models the reward; ``apply`` returns [...]. Arguments as for :func:`make_transition`."""
     module = Perceptron(1, sizes, activation)
     blank = np.zeros((latent + action + theta,), np.float32)
 
@@ -125,7 +125,7 @@ def make_reward(
 
 
 def negative_log_likelihood(prediction: Normal, target: Array) -> Array:
-    """½ ((μ − z') / σ)² + log σ, the mean over dimensions and members; without the constant.
+    """½ ((μ − z') / σ)² + log σ, without the constant, averaged over dimensions and members.
 
     Args:
         prediction: leaves [M, ..., Z].
@@ -139,7 +139,7 @@ def negative_log_likelihood(prediction: Normal, target: Array) -> Array:
 
 
 def wasserstein(p: Normal, q: Normal) -> Array:
-    """W₂ of diagonal Gaussians, √(‖Δμ‖² + ‖Δσ‖²), the mean over members: leaves [M, ..., Z] to [...]."""
+    """W₂ distance of diagonal Gaussians, √(‖Δμ‖² + ‖Δσ‖²), averaged over members: leaves [M, ..., Z] to [...]."""
     means, scales = p.mean - q.mean, jnp.exp(p.log_scale) - jnp.exp(q.log_scale)
     return length(jnp.concatenate([means, scales], axis=-1)).mean(axis=0)
 

@@ -1,12 +1,12 @@
-"""Mixture of experts: k trunks see observation and task, and their features are averaged by weights.
+"""Mixture of experts: k trunks see the observation and the task, and the features are their weighted average.
 
-Who sets the weights is ``config.selection``:
+``config.selection`` determines the weights:
 
     gate       softmax of a linear layer on observation and task vector
     attention  softmax over experts of ⟨features of the expert, query of the task⟩ / √width
     ensemble   1/k
-    cluster    1 for the expert of the task's cluster; a given assignment
-    identity   an expert for each task: then the experts are private parameters, and this file is not needed
+    cluster    1 for the expert of the task's cluster, by a given assignment; 0 for the others
+    identity   one expert per task: the experts are then private parameters, and this module is not used
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Array = jax.Array
 
 
 def make_experts(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """A mixture of ``config.num_experts`` trunks. All of it is shared; an unseen task's cluster is the average.
+    """A mixture of ``config.num_experts`` trunks, all shared; clusters of an unseen task are the training tasks' mean.
 
     Raises:
-        ValueError: clusters are not given for every task; or attention has no task vector to attend with.
+        ValueError: not every task has a cluster, or attention has no task vector to compute the query from.
     """
     number, width = config.num_experts, shape.sizes[-1]
     trunk = make_trunk(config, shape.sizes)

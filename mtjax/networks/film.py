@@ -18,11 +18,11 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.networks.task import Task
 
 Array = jax.Array
-START = 0.1  # gain of γ − 1 and β at the start
+START = 0.1  # initial gain of the layers for γ − 1 and β
 
 
 def make_film(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """A perceptron whose features the task vector modulates. All of it is shared."""
+    """A perceptron whose features are modulated by the task vector. All parameters are shared."""
     sizes, activation = shape.sizes, ACTIVATIONS[config.activation]
     norm = nn.LayerNorm(use_scale=False, use_bias=False)  # γ and β are its scale and bias
 

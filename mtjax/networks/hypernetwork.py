@@ -1,7 +1,7 @@
-"""A hypernetwork (after arXiv 1609.09106): another network computes the parameters from the task vector.
+"""A hypernetwork (after arXiv 1609.09106): a second network computes the parameters from the task vector z.
 
-θ(z) = θ_0 + Σ_k u_k(z) Δ_k with u a linear layer on z, scaled to length 1. Unlike PaCo's weights, u is a function of
-what is told of the task, so that tasks alike in z have networks alike, and an unseen task has one too.
+θ(z) = θ_0 + Σ_k u_k(z) Δ_k, where u is a linear layer on z, scaled to length 1. Unlike PaCo's private weights, u is a
+function of z, so that tasks with similar z have similar networks, and an unseen task has a network, too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mtjax.networks.task import Task
 from mtjax.networks.task_encoder import TaskEncoder
 
 Array = jax.Array
-START = 0.3  # of a plain network's parameters: how far tasks lie apart at the start
+START = 0.3  # initial scale of Δ relative to a plain network's parameters: how far apart tasks start
 
 
 def make_hypernetwork(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network:
-    """A plain network that moves in ``config.hyper_size`` directions as the task says. All of it is shared."""
+    """A plain network moved by the task along ``config.hyper_size`` directions; only a task embedding is private."""
     plain = make_plain(config, shape)
 
     def init(key: Array) -> Parameters:

@@ -1,4 +1,4 @@
-"""Convolutional encoders, for observations that are images laid out flat, perhaps with further numbers behind."""
+"""Convolutional encoders, for observations that are flattened images, possibly followed by other numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ConvTrunk(nn.Module):
 
     Attributes:
         image_shape: height, width, channels.
-        channels: of every convolution.
-        sizes: widths of the dense layers. What follows the image in the input joins before the first of them.
+        channels: output channels of every convolution.
+        sizes: widths of the dense layers. The numbers after the image are appended before the first of these layers.
         activation: name of the non-linearity.
         layer_norm: normalise before the non-linearity of every dense layer.
     """
@@ -46,11 +46,11 @@ class ConvTrunk(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """:class:`ConvTrunk`, a linear layer, and a normalisation over the features: an image as a latent state.
+    """:class:`ConvTrunk`, a linear layer and a normalisation over the features: maps an image to a latent state.
 
     Attributes:
-        size: of the latent state.
-        image_shape, channels, sizes, activation: of the ConvTrunk.
+        size: size of the latent state.
+        image_shape, channels, sizes, activation: as in ConvTrunk.
     """
 
     size: int
@@ -67,7 +67,7 @@ class ImageEncoder(nn.Module):
 
 
 def check_image(image_shape: tuple[int, ...], inputs: int) -> None:
-    """Refuse images that are larger than what a network is given. Raises ValueError with one line."""
+    """Reject images that are larger than the network's input. Raises ValueError with a one-line message."""
     if math.prod(image_shape) > inputs:
         written = "x".join(map(str, image_shape))
         raise ValueError(

@@ -1,7 +1,7 @@
 """MOORE (arXiv 2311.11385): a mixture of experts whose features are made orthonormal for every observation.
 
-Experts give u_1 … u_k; Gram-Schmidt turns them into orthonormal v_1 … v_k; the task weighs them with weights of
-its own, and a head of its own reads tanh(Σ_j w_j v_j).
+The experts output u_1 … u_k, which Gram-Schmidt turns into orthonormal v_1 … v_k. Each task has its own weights w
+and its own head, which reads tanh(Σ_j w_j v_j).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.networks.task import Task
 
 Array = jax.Array
-DEGENERATE = 1e-6  # of an expert's length: what is left beside the others is rounding
+DEGENERATE = 1e-6  # relative to an expert's length: a shorter remainder after projection is rounding error
 
 
 def make_moore(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """Orthogonal experts (shared), mixed by weights that are the task's own or, if it is told, linear in z.
+    """Shared orthogonal experts, mixed with the task's own weights or, given a task vector z, weights linear in z.
 
-    The experts' last layer is linear, so that features may point anywhere.
+    The experts' last layer is linear, so that features may point in any direction.
 
     Raises:
-        ValueError: there are more experts than features; no more can be orthogonal.
+        ValueError: there are more experts than features, so that they cannot be orthogonal.
     """
     number, width = config.num_experts, shape.sizes[-1]
     if number > width:
@@ -39,7 +39,7 @@ def make_moore(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -
         shared = {"experts": init_stack(lambda k: expert.init(k, blank), expert_key, number)}
         if told:
             return Parameters({**shared, "mix": init_dense(weight_key, told, number, 1.0)}, {})
-        # Not by the name of PaCo's, which its learner draws anew.
+        # Not named "mix" as PaCo's weights are: the learner redraws those after an exploding loss.
         return Parameters(shared, {"weights": jax.random.normal(weight_key, (shape.num_tasks, number), jnp.float32)})
 
     def apply(shared: Any, private: Any, task: Task, z: Array, x: Array) -> tuple[Array, Weights]:
@@ -51,9 +51,9 @@ def make_moore(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -
 
 
 def orthonormal(rows: Array) -> Array:
-    """Gram-Schmidt over k vectors [..., k, n], in order; a vector that the others span becomes zero.
+    """Gram-Schmidt over k vectors [..., k, n], in order; a vector in the span of the earlier ones becomes zero.
 
-    Done twice over, so that float32 stays orthogonal to about 1e-6.
+    Each vector is orthogonalised twice, so that the result in float32 is orthogonal to about 1e-6.
     """
     basis: list[Array] = []
     for index in range(rows.shape[-2]):

@@ -1,7 +1,7 @@
 """PaCo (arXiv 2205.15876): the parameters of a task's network are composed of K sets, θ_τ = Σ_k w_τk Φ_k.
 
-The sets Φ are shared, the weights w_τ are the task's own. That policy and critics have the same ones, and what the
-paper does when a task's loss explodes, are the learner's: :mod:`mtjax.learners.paco`.
+The sets Φ are shared; the weights w_τ are the task's own. Common weights for policy and critics, and the paper's
+treatment of a task whose loss explodes, are implemented in the learner: :mod:`mtjax.learners.paco`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Array = jax.Array
 def make_paco(config: NetworkConfig, shape: Shape, tell: TaskEncoder) -> Network:
     """A plain network composed of ``config.num_experts`` parameter sets.
 
-    The weights are the task's own, of length 1 at the start, so that a composed layer has the scale of one set;
-    if the task is told (``task_input``), they are linear in its vector instead, which serves unseen tasks.
+    The weights are the task's own and start with length 1, so that a composed layer has the scale of one set.
+    With ``task_input``, they are linear in the task vector instead, so that unseen tasks have weights, too.
     """
     plain, number = make_plain(config, shape), config.num_experts
 

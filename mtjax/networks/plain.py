@@ -1,4 +1,4 @@
-"""A trunk and a head as one network of one tree of parameters, for arrangements that compute whole networks."""
+"""A trunk and a head as one network with one parameter tree, for arrangements that compose whole networks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = jax.Array
 
 
 class Plain(NamedTuple):
-    """A network of one task.
+    """A single-task network.
 
     Attributes:
         init: key -> parameters.
         apply: (parameters, x [..., in]) -> [..., out].
-        last: the path of its output layer.
+        last: path prefix of its output layer.
     """
 
     init: Callable[[Array], Any]
@@ -30,10 +30,10 @@ class Plain(NamedTuple):
 
 
 def make_plain(config: NetworkConfig, shape: Shape) -> Plain:
-    """Trunk and head of ``config``, blind to the task.
+    """Trunk and head of ``config``, without a task input.
 
-    Layer normalisations have no scale of their own: scales are all 1 at the start, and a sum of them with weights of
-    any sign could be 0.
+    Layer normalisations have no learnt scale: scales all start at 1, and a sum of them with weights of either sign
+    could be 0.
     """
     trunk, head = make_trunk(config, shape.sizes, norm_scale=False), Head(shape.outputs, shape.gain)
     width = shape.sizes[-1] if shape.sizes else shape.inputs

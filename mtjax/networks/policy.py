@@ -24,9 +24,9 @@ class Policy(NamedTuple):
     Attributes:
         init: key -> Parameters.
         apply: (shared, private of one task, task, observation [..., obs]) -> distribution parameters.
-        distribution: what those parameters mean.
+        distribution: the family to which those parameters belong.
         diagnose: as in Network.
-        last_shared: how the paths of its last shared layers begin, as in Network.
+        last_shared: path prefixes of its last shared layers, as in Network.
     """
 
     init: Callable[[Array], Parameters]
@@ -37,7 +37,7 @@ class Policy(NamedTuple):
 
 
 def make_policy(config: NetworkConfig, *, inputs: int, action: ActionSpec, num_tasks: int, contexts: int = 0) -> Policy:
-    """Build the policy network of ``config`` for one observation size and action space."""
+    """Build the policy network of ``config`` for a given observation size and action space."""
     family = distribution(action, squash=config.squash)
     free_scale = action.kind == "continuous" and config.scale == "free"
     state_scale = action.kind == "continuous" and config.scale == "state"

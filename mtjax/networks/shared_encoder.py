@@ -1,8 +1,8 @@
-"""An encoder that value network and policy share: it is the value's, and the policy sees through it.
+"""An encoder shared by value network and policy: it belongs to the value network, and the policy sees its output.
 
-CARE (arXiv 2102.06177) and SAC-AE (1910.01741) have one, which in their authors' code the critics' loss alone teaches.
-What is shared is the encoder of the observation; with CARE the task's context and the attention, too. Trunks and heads
-stay apart.
+CARE (arXiv 2102.06177) and SAC-AE (arXiv 1910.01741) have one, trained in their authors' code only by the critics'
+loss. The shared part is the encoder of the observation and, with CARE, the task's context and the attention. Trunks and
+heads stay separate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtjax.networks.task import Task
 from mtjax.networks.task_encoder import make_task_encoder
 
 Array = jax.Array
-ENCODER, REST = "encoder", "rest"  # names in the parameters of a network that begins with one
+ENCODER, REST = "encoder", "rest"  # names in the parameters of a network with a shared encoder
 
 
 class SharedEncoder(NamedTuple):
@@ -31,7 +31,7 @@ class SharedEncoder(NamedTuple):
         init: key -> Parameters.
         apply: (shared, private of ONE task, the task, x [..., in]) -> [..., width].
         diagnose: as in Network.
-        width: numbers of what is seen.
+        width: size of the output.
         last_shared: as in Network.
     """
 
@@ -45,10 +45,10 @@ class SharedEncoder(NamedTuple):
 def make_shared_encoder(
     config: NetworkConfig, *, inputs: int, num_tasks: int, contexts: int = 0
 ) -> SharedEncoder | None:
-    """The value network's encoder, of care with its attention to the task's context; None if the policy has its own.
+    """The value network's encoder (for care, including its attention); None if the policy has its own.
 
     Args:
-        config: of policy and value network.
+        config: configuration of policy and value network.
         inputs: size of an observation.
         num_tasks: T.
         contexts: as in make_network.
@@ -73,7 +73,7 @@ def make_shared_encoder(
 
 
 def _attending(config: NetworkConfig, encoder: Part, shape: Shape) -> SharedEncoder:
-    """An encoder (or none), then CARE's."""
+    """An encoder (or none), followed by CARE's encoders and attention."""
     tell = make_task_encoder(config, shape)
     attention = make_attention(config, inputs=shape.inputs, told=tell.size)
 
@@ -96,18 +96,18 @@ def _attending(config: NetworkConfig, encoder: Part, shape: Shape) -> SharedEnco
 
 
 def behind(encoder: SharedEncoder | None, config: NetworkConfig) -> NetworkConfig:
-    """The configuration of what is left of a network whose encoder is shared: its trunk or body, and its head."""
+    """The configuration of the rest of a network whose encoder is shared: its trunk or body, and its head."""
     if encoder is None:
         return config
     parts = config.parts
     rest = {"encoder": "none", "image_shape": (), "head": parts.head, "task_input": parts.told}
     if parts.body == "care":
-        rest |= {"arrangement": "none", "task_input": "none"}  # its trunk sees the context with what was heard
+        rest |= {"arrangement": "none", "task_input": "none"}  # the encoder's output already includes the context
     return dataclasses.replace(config, **rest)
 
 
 def through(encoder: SharedEncoder, network: Network) -> Network:
-    """A network that sees through an encoder. Parameters are {"encoder": …, "rest": …}."""
+    """A network that sees the output of an encoder. Its parameters are {"encoder": …, "rest": …}."""
 
     def init(key: Array) -> Parameters:
         keys = jax.random.split(key)
@@ -126,24 +126,24 @@ def through(encoder: SharedEncoder, network: Network) -> Network:
 
 
 def pair(encoder: Parameters, rest: Parameters) -> Parameters:
-    """The parameters of an encoder and of what sees through it as those of one network."""
+    """Combine the parameters of an encoder and of the rest of a network into those of the whole."""
     return Parameters(*({ENCODER: first, REST: second} for first, second in zip(encoder, rest, strict=True)))
 
 
 def last_of(encoder: SharedEncoder, of_rest: str) -> str:
-    """How the paths of the last shared layer begin, of a network that sees through an encoder."""
+    """Path prefix of the last shared layer of a network that sees the output of an encoder."""
     if of_rest:
         return f"{REST}/{of_rest}"
     return f"{ENCODER}/{encoder.last_shared}" if encoder.last_shared else ""
 
 
 def see(encoder: SharedEncoder | None, value: Parameters, tasks: Task, observation: Array) -> Array:
-    """What the policies of N tasks see of observations [N, B, in]: these, or what the value network's encoder says."""
+    """What the policies of N tasks see of observations [N, B, in]: these, or the output of the value's encoder."""
     if encoder is None:
         return observation
     return jax.vmap(encoder.apply, in_axes=(None, 0, 0, 0))(own(value.shared), own(value.private), tasks, observation)
 
 
 def own(side: Any) -> Any:
-    """The encoder's part of the shared or private parameters of such a network."""
+    """The encoder's part of the shared or private parameters of a network with a shared encoder."""
     return side[ENCODER]

@@ -1,19 +1,19 @@
-"""Soft Modularization (arXiv 2003.13661): layers of modules, and a router that says who listens to whom.
+"""Soft Modularization (arXiv 2003.13661): layers of modules, and a router that decides which module listens to which.
 
-A base network gives f of the observation, a linear layer h of the task vector; φ = f ⊙ h. The router turns φ into
-probabilities P^l [n, n]: module i of layer l + 1 listens to module j of layer l with weight P^l_ij, and the rows
-sum to 1. σ is the non-linearity (ReLU in the paper), W are linear layers.
+A base network maps the observation to f, and a linear layer maps the task vector to h; φ = f ⊙ h. The router turns φ
+into probabilities P^l [n, n]: module i of layer l + 1 listens to module j of layer l with weight P^l_ij, and the rows
+sum to 1. σ is the non-linearity (ReLU in the paper), and each W is a linear layer.
 
 ``paper``, as printed. Logits p^1 = W σ(φ), p^{l+1} = W σ((W p^l) ⊙ φ); P^l = softmax of the rows of p^l.
 Inputs of the first layer's modules are f; g_i^{l+1} = Σ_j P^l_ij σ(W_j^l g_j^l). The output is Σ_j W_j^L g_j^L:
-here g_1^L … g_n^L are the features, and the head is the last layer's modules.
+here the features are g_1^L … g_n^L, and the head plays the part of the last layer's modules.
 
 ``official``, as in the authors' code. φ goes through two more layers (the gate, 256 wide in the named sizes). The
 router's W sees the probabilities of ALL earlier layers. Inputs of the first layer's modules are σ(f), and
 g_i^{l+1} = σ(Σ_j P^l_ij W_j^l g_j^l): the non-linearity comes after the sum. A last routing q [n] mixes the last
 layer: features σ(Σ_j q_j W_j^L g_j^L).
 
-"Hard" routing takes the most probable source alone, with the gradient of the soft one (straight-through).
+"Hard" routing takes only the most probable source, with the gradient of soft routing (straight-through).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from mtjax.networks.task import Task
 
 Array = jax.Array
 GATE = 256
-EVEN = 0.01  # gain of the layers that give logits: routing starts near 1/n
+EVEN = 0.01  # gain of the layers that output logits: routing starts near 1/n
 
 
 def make_soft_modular(config: NetworkConfig, shape: Shape, *, inputs: int, told: int) -> Body:
-    """Soft Modularization. ``hidden_sizes`` is the base network f, ``modules`` the modules. All of it is shared."""
+    """Soft Modularization. ``hidden_sizes`` sets the base network, ``modules`` the modules. All of it is shared."""
     paper = config.modular_variant == "paper"
     layers, number, width = config.module_sizes
     base = Trunk(shape.sizes, config.activation, config.layer_norm, linear_end=True)
@@ -76,12 +76,12 @@ def make_soft_modular(config: NetworkConfig, shape: Shape, *, inputs: int, told:
 
 
 def _modules(p: Any, g: Array) -> Array:
-    """Every module of a layer on its own input: [..., n, in] to [..., n, width]."""
+    """Apply every module of a layer to its own input: [..., n, in] to [..., n, width]."""
     return jnp.einsum("...ni,niw->...nw", g, p["kernel"]) + p["bias"]
 
 
 def _choose(logits: Array, hard: bool) -> Array:
-    """Probabilities over the last axis; with ``hard`` one-hot, with the gradient of the soft ones."""
+    """Probabilities over the last axis; if ``hard``, one-hot with the gradient of the soft probabilities."""
     soft = jax.nn.softmax(logits, axis=-1)
     if not hard:
         return soft
@@ -101,7 +101,7 @@ def _init_paper_router(key: Array, size: int, layers: int, number: int, gate: in
 def _paper_router(
     p: Any, phi: Array, layers: int, number: int, activation: Callable, hard: bool
 ) -> tuple[list[Array], Array | None]:
-    """Logits [..., n, n] of the L − 1 routings; each sees the LOGITS of the one before."""
+    """Logits [..., n, n] of the L − 1 routings; each sees the LOGITS of the previous one."""
     logits = [dense(p["down_0"], activation(phi))]
     for layer in range(1, layers - 1):
         seen = activation(dense(p[f"up_{layer}"], logits[-1]) * phi)
@@ -123,7 +123,7 @@ def _init_official_router(key: Array, size: int, layers: int, number: int, gate:
 def _official_router(
     p: Any, phi: Array, layers: int, number: int, activation: Callable, hard: bool
 ) -> tuple[list[Array], Array]:
-    """Logits [..., n, n] of the L − 1 routings, and [..., n] of the last; each sees all PROBABILITIES before it."""
+    """Logits [..., n, n] of the L − 1 routings, and [..., n] of the last; each sees all earlier PROBABILITIES."""
     phi = dense(p["gate_1"], activation(dense(p["gate_0"], activation(phi))))
     logits, seen = [], []
     hidden = activation(phi)

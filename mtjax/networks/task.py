@@ -1,4 +1,4 @@
-"""What a network is told of the task it acts for."""
+"""What a network is told about the task for which it acts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Array = jax.Array
 
 
 class Task(NamedTuple):
-    """Which task it is, by number and by description. Of ONE task inside a network, [N, ...] outside.
+    """A task's identity, by index and by description. Inside a network for ONE task, outside with leaves [N, ...].
 
     Attributes:
         code: [T] float32, the one-hot index of a training task; uniform for a task that was not trained on.
-        context: [D] float32, the embedding of the task's description; D = 0 where nobody asked for it.
+        context: [D] float32, the embedding of the task's description; D = 0 if it is not used.
     """
 
     code: Array
@@ -36,11 +36,11 @@ def training_tasks(num_tasks: int, contexts: Array | None = None) -> Task:
 
 
 def unseen_tasks(num_tasks: int, contexts: Array) -> Task:
-    """N tasks that were not trained on, leaves [N, ...]: known by their descriptions alone.
+    """N tasks that were not trained on, known only by their descriptions; leaves [N, ...].
 
     Args:
         num_tasks: T, the number of training tasks.
-        contexts: [N, D], embeddings of their descriptions; D as in training, perhaps 0.
+        contexts: [N, D], embeddings of their descriptions; D as in training, possibly 0.
     """
     contexts = jnp.asarray(contexts, jnp.float32)
     code = jnp.asarray(np.full((contexts.shape[0], num_tasks), 1.0 / num_tasks, np.float32))

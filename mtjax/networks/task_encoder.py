@@ -1,4 +1,4 @@
-"""The task encoder: what is known of a task as one vector, by which networks are conditioned."""
+"""The task encoder: turns what is known about a task into one vector, on which networks are conditioned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TaskEncoder(NamedTuple):
         init: key -> Parameters.
         apply: (shared, private of one task, the task) -> [size].
         size: Z; 0 for a network that is blind to the task.
-        learnt: False where the vector is only the task's number.
+        learnt: False if the vector is only the task's one-hot index, or empty.
         last_shared: as in Body.
     """
 
@@ -34,16 +34,16 @@ class TaskEncoder(NamedTuple):
     last_shared: str = ""
 
     def show(self, shared: Any, private: Any, task: Task, x: Array) -> Weights:
-        """What ``Network.diagnose`` says of it at inputs ``x`` [..., in]: "embedding" [..., Z], if it is learnt."""
+        """Its share of ``Network.diagnose`` at inputs ``x`` [..., in]: "embedding" [..., Z] if it is learnt."""
         return {"embedding": join(x[..., :0], self.apply(shared, private, task))} if self.learnt else {}
 
 
 def make_task_encoder(config: NetworkConfig, shape: Shape) -> TaskEncoder:
     """The task encoder that ``config.told`` names.
 
-    "one_hot" is the code itself. "embedding" is a vector of the task's own, learnt. "context" is the
-    embedding of its description, seen through a shared perceptron whose first layer is linear in it: the
-    embedding was made by another model and stays as it is (no non-linearity is applied to it).
+    "one_hot" is the code itself. "embedding" is a learnt vector of the task's own. "context" is the
+    embedding of the task's description, passed through a shared perceptron. That embedding was made by
+    another model and stays fixed: it enters the first linear layer without a non-linearity before it.
     """
     kind = config.told
     if kind == "none":

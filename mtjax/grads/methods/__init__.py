@@ -1,1 +1,1 @@
-"""The methods, one a file. Import them from `mtjax.grads`."""
+"""The methods, one per file. Import them from `mtjax.grads`."""

@@ -8,21 +8,21 @@ from mtjax.grads.base import Array, State, Weighting, preferred, presence, state
 def aligned_mtl(mode: str = "min", preference: Array | None = None) -> Weighting:
     """Aligned-MTL (Senushkin et al., CVPR 2023, arXiv 2305.19000, Algorithm 1).
 
-    The Jacobian with all its non-zero singular values made equal, σ: w = σ V Λ^(−½) Vᵀ p, with
-    G = VΛVᵀ over the eigenvalues that are not rounding.
+    Sets all non-zero singular values of the Jacobian to σ: w = σ V Λ^(−½) Vᵀ p, with G = VΛVᵀ over
+    the eigenvalues above rounding error.
 
-    Properties: conflicts with none of the aligned gradients, which are orthogonal, but it may with the
-    given ones; permutation equivariant; homogeneous. Jumps where the rank changes. Cost: one
+    Properties: never conflicts with the aligned gradients, which are orthogonal, but may conflict with the
+    original ones; permutation equivariant; homogeneous. Discontinuous where the rank changes. Cost: one
     T×T eigendecomposition.
 
     Use when: training is unstable because the gradient system is ill-conditioned.
 
     Args:
       mode: σ² is the "min" eigenvalue (the paper), the "median" or the mean ("rmse").
-      preference: p [T], default 1/T (LibMTL takes 1: another constant in the learning rate).
+      preference: p [T], default 1/T (LibMTL uses 1, which multiplies the learning rate by T).
 
     Raises:
-      ValueError: another `mode`; from the update, a `preference` of another length than T.
+      ValueError: an unknown `mode`; from the update, a `preference` whose length is not T.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +54,7 @@ def _align(gram: Array, pull: Array, mode: str) -> Array:
         scale = jnp.min(jnp.where(kept, values, jnp.inf))
     elif mode == "rmse":
         scale = jnp.sum(jnp.where(kept, values, 0)) / rank
-    else:  # the lower median, as torch's: eigenvalues are ascending, the kept ones last
+    else:  # the lower median, as in torch: eigenvalues ascend, so the kept ones come last
         scale = values[values.shape[0] - rank + (rank - 1) // 2]
     scale = jnp.where(jnp.any(kept), scale, 0)
     root = jnp.where(kept, jnp.sqrt(scale / jnp.where(kept, values, 1)), 0)

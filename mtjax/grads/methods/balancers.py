@@ -1,4 +1,4 @@
-"""Loss balancers that look at the losses alone: uncertainty, DWA, RLW, GLS, IMTL-L and STCH."""
+"""Loss balancers that do not use the gradients: uncertainty, DWA, RLW, GLS, IMTL-L and STCH."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from mtjax.grads.base import (
     uniform,
 )
 
-_LIMIT = 15.0  # of a learnt or relative log weight: e¹⁵ is 3·10⁶, beyond use and safe in float32
+_LIMIT = 15.0  # bound on a learnt or relative log weight: e¹⁵ is 3·10⁶, beyond useful weights and safe in float32
 
 
 class LearnedScale(NamedTuple):
@@ -37,7 +37,7 @@ class LearnedScale(NamedTuple):
 
 
 def _learned(name: str, optimizer, gradient, weight) -> Weighting:
-    """A balancer with one learnt scalar per task: weights weight(s), and ∂/∂s = gradient(s, L)."""
+    """A balancer with one learnt scalar s per task, the weights weight(s) and the gradient gradient(s, L) for s."""
     optimizer = optimizer or optax.sgd(0.1)
     check_optimizer(optimizer)
 
@@ -59,20 +59,21 @@ def _learned(name: str, optimizer, gradient, weight) -> Weighting:
 def uncertainty(optimizer: optax.GradientTransformation | None = None, likelihood: str = "gaussian") -> Weighting:
     """Uncertainty weighting (Kendall et al., CVPR 2018, arXiv 1705.07115, equations 7 and 10).
 
-    With s = log σ², learnt beside the model: Σ ½e^(−s) L + ½s for regression ("gaussian"), or
-    e^(−s) L + ½s for classification ("softmax"). Weights are ½e^(−s) or e^(−s).
+    With s = log σ² learnt alongside the model, minimises Σ ½e^(−s) L + ½s for regression ("gaussian"), or
+    Σ e^(−s) L + ½s for classification ("softmax"). The weights are ½e^(−s) or e^(−s).
 
     Properties: permutation equivariant; may conflict. Losses below 0 push s down to its limit
     (|s| ≤ 15). Cost: O(T), no Gram.
 
-    Use when: supervised losses that are negative log-likelihoods.
+    Use when: the losses are negative log-likelihoods of supervised tasks.
 
     Args:
-      optimizer: for s; default SGD with rate 0.1. With the model's own Adam, pass the same.
+      optimizer: for s; by default SGD with learning rate 0.1. To train s like the model, pass the same optimiser.
       likelihood: "gaussian" or "softmax".
 
     Raises:
-      ValueError: another `likelihood`, or an `optimizer` that is none; from the update, no losses.
+      ValueError: an unknown `likelihood`, or an `optimizer` that is not an optax transform; from the update, no
+        losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,13 +102,13 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
     weights are e^s.
 
     Properties: permutation equivariant; may conflict. L ≤ 0 has no minimum (|s| ≤ 15 bounds it).
-    Cost: O(T), no Gram. Use when: positive losses of unlike scale.
+    Cost: O(T), no Gram. Use when: positive losses have different scales.
 
     Args:
-      optimizer: for s; default SGD with rate 0.1.
+      optimizer: for s; by default SGD with learning rate 0.1.
 
     Raises:
-      ValueError: an `optimizer` that is none; from the update, no losses.
+      ValueError: an `optimizer` that is not an optax transform; from the update, no losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -123,8 +124,8 @@ def imtl_l(optimizer: optax.GradientTransformation | None = None) -> Weighting:
 
 
 class AveragesState(NamedTuple):
-    """For each task [T]: the current window's sum of losses and its calls, the averages of the last two
-    windows, and how many windows are over; and the calls so far []."""
+    """Per task [T]: sum and number of losses in the current window, mean losses of the last two windows, and
+    windows completed; and the number of calls []."""
 
     total: Array
     calls: Array
@@ -143,11 +144,11 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
     Properties: permutation equivariant; its weights, though not the direction, are invariant to the
     scale of each loss; may conflict. Cost: O(T), no Gram. Losses must be positive; others count as 1e-8.
 
-    Use when: supervised losses fall at unlike rates, and gradients are too dear to look at.
+    Use when: supervised losses fall at different rates, and using the gradients is too expensive.
 
     Args:
-      temperature: larger is more even; the paper uses 2.
-      window: calls in an epoch.
+      temperature: larger values make the weights more even; the paper uses 2.
+      window: calls per epoch.
 
     Raises:
       ValueError: `temperature` not above 0, or `window` below 1; from the update, no losses.
@@ -167,7 +168,7 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
 
     def init(num_tasks: int) -> AveragesState:
         zero = jnp.zeros(num_tasks, default_float())
-        calls, windows = jnp.zeros((2, num_tasks), jnp.int32)  # not one array twice, which cannot be donated
+        calls, windows = jnp.zeros((2, num_tasks), jnp.int32)  # two arrays: one used twice cannot be donated
         return AveragesState(zero, calls, zero + 1, zero + 1, windows, jnp.zeros((), jnp.int32))
 
     def update(gram, state, *, losses=None, mask=None):
@@ -179,7 +180,7 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
         total, calls = state.total + here * losses, state.calls + (here > 0)
         average = jnp.minimum(total / jnp.maximum(calls, 1), 1e15)
         over = (state.count + 1) % window == 0
-        heard = over & (calls > 0)  # a task that was absent all along keeps its averages
+        heard = over & (calls > 0)  # a task that was absent for the whole window keeps its averages
         new = AveragesState(
             total=jnp.where(over, 0, total),
             calls=jnp.where(over, 0, calls),
@@ -196,16 +197,16 @@ def dwa(temperature: Number = 2.0, window: int = 1) -> Weighting:
 def rlw(distribution: str = "normal") -> Weighting:
     """Random loss weighting (Lin et al., TMLR 2022, arXiv 2111.10603, Algorithm 2).
 
-    Fresh weights at every call: softmax of standard normals, or a flat Dirichlet.
+    Draws new weights on every call: the softmax of standard normals, or a flat Dirichlet.
 
-    Properties: permutation equivariant in distribution; may conflict; its mean is the mean. Cost:
-    O(T), no Gram. Use when: a baseline that any balancer should beat.
+    Properties: permutation equivariant in distribution; may conflict; its expectation is the mean.
+    Cost: O(T), no Gram. Use when: you want a baseline that any balancer should beat.
 
     Args:
       distribution: "normal" or "dirichlet".
 
     Raises:
-      ValueError: another `distribution`.
+      ValueError: an unknown `distribution`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -225,7 +226,7 @@ def rlw(distribution: str = "normal") -> Weighting:
         key, draw = jax.random.split(key)
         if distribution == "normal":
             logits = jax.random.normal(draw, gram.shape[-1:], gram.dtype)
-        else:  # a flat Dirichlet is normalised exponentials
+        else:  # a flat Dirichlet is a normalised vector of exponentials
             logits = jnp.log(-jnp.log(jnp.clip(jax.random.uniform(draw, gram.shape[-1:]), 1e-7, 1 - 1e-7)))
         here = presence(gram.shape[-1], mask, gram.dtype)
         return jax.nn.softmax(jnp.where(here > 0, logits, -jnp.inf).astype(gram.dtype)), key
@@ -242,7 +243,7 @@ def gls() -> Weighting:
     conflict. Cost: O(T), no Gram. Losses must be positive; others count as 1e-8.
     (Π L)^(1/T)/L_i is at most e¹⁵.
 
-    Use when: positive losses of unlike scale, and nothing is to be tuned.
+    Use when: positive losses have different scales, and you want nothing to tune.
 
     Raises:
       ValueError: from the update, no losses.
@@ -271,13 +272,13 @@ def stch(
     """Smooth Tchebycheff scalarisation (Lin et al., ICML 2024, arXiv 2402.19078, g^(STCH)_μ).
 
     Minimises μ log Σ exp(λ_i (L_i − z_i)/μ); its gradient has weights λ_i softmax(λ (L − z)/μ)_i.
-    μ → 0 is the worst task alone.
+    As μ → 0, only the worst task counts.
 
     Properties: permutation equivariant with a uniform preference; may conflict. Cost: O(T), no Gram.
-    (The authors' networks are trained on log(L_i/nadir_i) in place of L_i, after a warm-up: pass such
-    losses, and divide the gradients alike with `normalize(..., by="loss")`.)
+    (After a warm-up, the authors train their networks on log(L_i/nadir_i) in place of L_i: to do so, pass
+    these losses and their gradients, g_i/L_i.)
 
-    Use when: the worst task matters, or a point of a non-convex Pareto front is wanted by preference.
+    Use when: the worst task matters, or you want the point of a non-convex Pareto front that fits a preference.
 
     Args:
       mu: smoothing; the paper tries 0.01 to 1.
@@ -302,7 +303,7 @@ def stch(
         weight = preferred(preference, gram, mask)
         best = per_task("ideal", 0.0 if ideal is None else ideal, gram.shape[-1], gram.dtype)
         big = jnp.finfo(gram.dtype).max / 16 * jnp.minimum(mu, 1.0)  # so that nothing overflows
-        far = jnp.nan_to_num(losses - best, nan=jnp.nan)  # an overflow times a preference of 0 is NaN
+        far = jnp.nan_to_num(losses - best, nan=jnp.nan)  # an Inf times a preference of 0 would be NaN
         worth = jnp.clip(weight * far, -big, big) / mu
         return weight * jax.nn.softmax(jnp.where(here > 0, worth, -jnp.inf)), state
 

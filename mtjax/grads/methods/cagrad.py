@@ -22,7 +22,7 @@ def cagrad(c: Number = 0.4, rescale: str | None = None) -> Weighting:
 
     With g₀ the mean gradient: maximise min_i ⟨g_i, d⟩ over ‖d − g₀‖ ≤ c‖g₀‖. The dual is
     min over the simplex of wᵀG1/T + c‖g₀‖√(wᵀGw), and d = g₀ + c‖g₀‖ g_w/‖g_w‖, so the weights
-    are 1/T + (c‖g₀‖/‖g_w‖) w. An interior point solves the dual, the root smoothed by its barrier.
+    are 1/T + (c‖g₀‖/‖g_w‖) w. An interior-point method solves the dual, its root smoothed by the barrier.
 
     Properties: permutation equivariant; homogeneous; converges to a minimum of the mean loss for
     c < 1; c = 0 is the mean. Conflicts less than the mean; with c ≥ 1 it does not conflict.
@@ -32,11 +32,11 @@ def cagrad(c: Number = 0.4, rescale: str | None = None) -> Weighting:
 
     Args:
       c: radius, relative to ‖g₀‖; 0.4 in the paper's NYUv2 and Cityscapes runs, 0.5 in its toy.
-      rescale: None as printed; "1+c" divides the direction by 1+c, as the authors' toy does; "1+c2" by
-        1+c², as their networks' code does.
+      rescale: None as printed; "1+c" divides the direction by 1+c, as the authors' toy code does; "1+c2" by
+        1+c², as their code for networks does.
 
     Raises:
-      ValueError: `c` below 0, or another `rescale`.
+      ValueError: `c` below 0, or an unknown `rescale`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,15 +61,15 @@ def cagrad(c: Number = 0.4, rescale: str | None = None) -> Weighting:
 
 
 def cagrad_weights(gram: Array, average: Array, c: Number) -> Array:
-    """1/T + (c‖g₀‖/‖g_w‖) w [T]; `average` [T] is 1/T, and 0 for absent tasks."""
+    """The weights 1/T + (c‖g₀‖/‖g_w‖) w [T]; `average` [T] is 1/T for present tasks and 0 for absent ones."""
     here = (average > 0).astype(gram.dtype)
     gram = gram * here[:, None] * here[None, :]
     top = jnp.max(jnp.diagonal(gram))
     gram = gram / jnp.where(top > 0, top, 1)
-    # No relative improvement matters below this length of g₀, which is rounding.
     along = gram @ average
     length = jnp.sqrt(jnp.maximum(jnp.dot(average, along), 0))
     radius = c * length
+    # Below the floor, g₀ is only rounding error, and improvements relative to its length do not matter.
     scale = jnp.maximum(length * jnp.sqrt(jnp.dot(average, jnp.diagonal(gram))), 1e-12)
     # An absent task gets a cost above all others, so that its weight vanishes.
     linear = jnp.where(here > 0, along, 4 * (jnp.max(jnp.abs(along)) + radius)) / scale

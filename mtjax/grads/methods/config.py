@@ -17,7 +17,7 @@ def config() -> Weighting:
     rates d_i⁻¹ g_i·d are equal; permutation equivariant; homogeneous. Cost: one T×T
     eigendecomposition.
 
-    Use when: losses of unlike scale conflict (the paper: physics-informed networks).
+    Use when: losses of different scales conflict (the paper: physics-informed networks).
 
     Example:
       >>> import jax.numpy as jnp

@@ -8,7 +8,7 @@ from mtjax.grads.base import Array, State, Weighting, check_whole, cosines, pres
 def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
     """Gating by gradient similarity (Du et al., 2018, arXiv 1812.02224, section 4).
 
-    d = g_main + Σ_aux max(0, cos(g_main, g_aux)) g_aux, or, unweighted, g_aux kept whole where the
+    d = g_main + Σ_aux max(0, cos(g_main, g_aux)) g_aux; unweighted, each g_aux is kept whole if its
     cosine is not negative.
 
     Properties: never conflicts with the main task; may conflict with the others; homogeneous;
@@ -17,11 +17,11 @@ def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
     Use when: one task matters, and the others are there to help it.
 
     Args:
-      main_task: its index.
-      weighted: weight by the cosine; otherwise keep or drop.
+      main_task: index of the main task.
+      weighted: weight the auxiliary gradients by their cosine; otherwise keep or drop them whole.
 
     Raises:
-      ValueError: `main_task` is no whole number from 0; from the update, it is not below T.
+      ValueError: `main_task` is not an integer of at least 0; from the update, it is not below T.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""FAMO: equal relative progress, at the cost of one more look at the losses."""
+"""FAMO: equal relative progress, at the cost of one more evaluation of the losses."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from mtjax.grads.base import (
 
 
 class FamoState(NamedTuple):
-    """Logits ξ [T], the losses before the step [T], who was present [T], the optimiser's state."""
+    """Logits ξ [T], the losses before the step [T], which tasks were present [T], and the optimiser's state."""
 
     logits: Array
     losses: Array
@@ -34,22 +34,22 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
     """FAMO (Liu et al., NeurIPS 2023, arXiv 2306.03792, Algorithm 1).
 
     z = softmax(ξ) and w_i = c z_i/L_i with c = (Σ z_i/L_i)⁻¹: the gradient of Σ z_i log L_i, scaled.
-    After the step, with the losses on the same batch, δ = (∂z/∂ξ)ᵀ (log L − log L'), and
-    ξ ← ξ − β(δ + γξ). So call, after the parameters have moved,
-    `opt_state = grads.observe(method, opt_state, losses_after)`; without it the logits stay.
+    After the step, the losses L' on the same batch give δ = (∂z/∂ξ)ᵀ (log L − log L'), and
+    ξ ← ξ − β(δ + γξ). Therefore call `opt_state = grads.observe(method, opt_state, losses_after)`
+    after the parameters have been updated; without this call, the logits do not change.
 
     Properties: permutation equivariant; the direction is invariant to the scale of each loss; may
     conflict. Cost: O(T), no Gram, one more forward pass. Losses must be positive; others count as
     1e-8 (subtract a lower bound first).
 
-    Use when: T is so large that the Gram is too dear.
+    Use when: T is so large that the Gram is too expensive.
 
     Args:
-      optimizer: for ξ; default SGD with rate 0.025, as printed (the authors' code uses Adam).
+      optimizer: for ξ; by default SGD with learning rate 0.025, as printed (the authors' code uses Adam).
       gamma: decay of ξ; 0.001 in the paper (the authors' code: 0.01 as Adam's weight decay).
 
     Raises:
-      ValueError: an `optimizer` that is none, or `gamma` below 0; from the update, no losses.
+      ValueError: an `optimizer` that is not an optax transform, or `gamma` below 0; from the update, no losses.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,7 +65,7 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
     check_number("gamma", gamma, low=0)
 
     def init(num_tasks: int) -> FamoState:
-        logits, present = jnp.zeros((2, num_tasks), default_float())  # not one array twice, which cannot be donated
+        logits, present = jnp.zeros((2, num_tasks), default_float())  # two arrays: one used twice cannot be donated
         return FamoState(logits, logits + 1, present, optimizer.init(logits))
 
     def update(gram, state, *, losses=None, mask=None):

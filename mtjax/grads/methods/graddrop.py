@@ -1,4 +1,4 @@
-"""GradDrop: one sign for each parameter, drawn by majority."""
+"""GradDrop: one random sign per parameter, biased towards the majority."""
 
 import math
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from jax.extend.random import threefry_2x32
 from mtjax.grads.base import Array, Transform, check_number, default_float, per_task, presence
 from mtjax.grads.gram import accumulator, constant_like, multiplied, over_rows, power_above
 
-_FEW = 16  # tasks of which the sums are taken in a straight line; a loop over many is as fast
+_FEW = 16  # sums over up to this many tasks are unrolled; for more, a loop is as fast
 
 
 def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Array] | None = None) -> Transform:
     """GradDrop (Chen et al., NeurIPS 2020, arXiv 2010.06808, Algorithm 1, lines 10 to 15).
 
-    For each parameter, with P = ½(1 + Σg/Σ|g|) and U uniform: if f(P) > U the positive parts are
-    kept, otherwise the negative ones; d = Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i. U has 16 random bits.
+    For each parameter, with P = ½(1 + Σg/Σ|g|) and U uniform: if f(P) > U, the mask M keeps the positive
+    parts, otherwise the negative ones; d = Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i. U has 16 random bits.
 
     Properties: elementwise; permutation equivariant in distribution; homogeneous; may conflict;
     E[d] has the sign of Σg. Cost: O(TP), no Gram.
 
-    Use when: T is large and the sum cancels itself.
+    Use when: T is large and the gradients cancel in the sum.
 
     Args:
-      leak: ℓ, the share of every gradient that passes: a number, or [T].
-      purity: f, monotone, from [0, 1] to [0, 1]; default the identity.
+      leak: ℓ, the fraction of each gradient that bypasses the mask: a number, or [T].
+      purity: f, a monotone function from [0, 1] to [0, 1]; by default the identity.
 
     Raises:
       ValueError: a `leak` outside [0, 1].
@@ -52,12 +52,12 @@ def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Ar
         num_tasks = task_grads[0].shape[0]
         key, *draws = jax.random.split(key, len(task_grads) + 1)
         axes = getattr(gram, "axes", [None] * len(task_grads))
-        # The shards of a leaf must not repeat one pattern.
+        # The shards of a leaf must not all draw the same pattern.
         draws = [d if a is None else jax.random.fold_in(d, lax.axis_index(a)) for d, a in zip(draws, axes, strict=True)]
         here = presence(num_tasks, mask, default_float())
         count = jnp.maximum(jnp.sum(here), 1)
         kept = [_drop(g, draw, leak, purity) for g, draw in zip(task_grads, draws, strict=True)]
-        # One row carries the whole direction, and Σ w_i is the number of tasks.
+        # One row holds the direction divided by the number of present tasks; Σ w_i is that number.
         power = power_above(num_tasks)
         return [multiplied(row / count.astype(row.dtype), power)[None] for row in kept], here, key
 
@@ -65,9 +65,10 @@ def graddrop(leak: float | tuple[float, ...] = 0.0, purity: Callable[[Array], Ar
 
 
 def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callable | None) -> Array:
-    """Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i of one leaf [T, ...] over a power of two: two sums; each parameter takes one.
+    """Σ_i (ℓ_i + (1−ℓ_i) M_i) g_i of one leaf [T, ...], divided by a power of two.
 
-    Row by row: as reductions over the task axis XLA's CPU took ten times as long (10 × 1M).
+    Sums the positive and the negative parts, of which each parameter takes one. The sums run row by row: as
+    reductions over the task axis, they took XLA's CPU backend ten times as long (10 × 1M).
     """
     dtype = accumulator(g)
     passes = jnp.broadcast_to(per_task("leak", leak, g.shape[0], dtype), g.shape[:1])
@@ -75,7 +76,7 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
     def add(row: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         up, down, *leaked = sums
         wide = g[row].astype(dtype) * (1 / power_above(g.shape[0]))
-        above = wide > 0  # not of a NaN, which falls; a maximum, which looks for them, takes longer
+        above = wide > 0  # False for NaN, which goes to `fall`; jnp.maximum is slower: it checks for NaN
         rise, fall = jnp.where(above, wide, 0), jnp.where(above, 0, wide)
         if leaked:
             leaked = [leaked[0] + passes[row] * rise, leaked[1] + passes[row] * fall]
@@ -83,19 +84,20 @@ def _drop(g: Array, key: Array, leak: float | tuple[float, ...], purity: Callabl
 
     sums = [constant_like(g[0], 0, dtype)] * (2 if isinstance(leak, float | int) and leak == 0 else 4)
     sums = over_rows(add, tuple(sums), range(g.shape[0]), straight=g.shape[0] <= _FEW)
-    # A pass for each sum: fused with what follows, each would be taken again wherever it is used.
+    # The barriers give each sum a pass of its own: fused into its consumers, it would be recomputed in each.
     up, down, *leaked = map(lax.optimization_barrier, sums)
     size = up - down  # Σ|g|
     share = 0.5 * (1 + (up + down) / jnp.where(size == 0, 1, size))
-    positive = (share if purity is None else purity(share)) > _uniform(key, size.shape, dtype)  # not of a NaN
+    positive = (share if purity is None else purity(share)) > _uniform(key, size.shape, dtype)  # False for NaN
     leaked_up, leaked_down = leaked or (0, 0)
     return jnp.where(positive, up + leaked_down, down + leaked_up)
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """In (0, 1), two numbers of 16 bits a random word: drawing whole ones was half of the time (10 × 1M).
+    """Uniform numbers in (0, 1), two of 16 bits from each random word.
 
-    Threefry makes two words at a time, of which `jax.random.bits` makes one.
+    Drawing a whole word per number took half of the total time (10 × 1M). Threefry makes two words at a time, which
+    `jax.random.bits` would combine into one.
     """
     size = math.prod(shape)
     first, second = jax.random.bits(key, (2,), jnp.uint32)

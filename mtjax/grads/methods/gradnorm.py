@@ -28,7 +28,7 @@ _SURROGATES = {None: positive, "softplus": jax.nn.softplus}
 
 
 class GradNormState(NamedTuple):
-    """Weights [T] (they sum to T), the losses L(0) [T], whether those are known, and the optimiser's state."""
+    """Weights [T], which sum to T; initial losses L(0) [T]; whether each is known [T]; the optimiser's state."""
 
     weights: Array
     initial_losses: Array
@@ -47,28 +47,28 @@ def gradnorm(
     """GradNorm (Chen et al., ICML 2018, arXiv 1711.02257, Algorithm 1).
 
     With n_i = ‖∇_W L_i‖ on the last shared layer W: G_i = w_i n_i, L̃_i = L_i/L_i(0), r_i = L̃_i /
-    mean(L̃), and the weights minimise Σ_i |G_i − sg(mean(G) r_i^α)|. The target is constant, so the
-    gradient is closed form: ∂/∂w_i = n_i sign(G_i − target_i). After each step the weights are
-    clamped above 0 and renormalised to sum to T, in the state. The step itself uses w(t); w(t+1) is
-    kept for the next one.
+    mean(L̃), and the weights minimise Σ_i |G_i − sg(mean(G) r_i^α)|. As the target is held constant, the
+    gradient has a closed form: ∂/∂w_i = n_i sign(G_i − target_i). After each step the weights are
+    clamped above 0 and renormalised to sum to T. A call returns w(t) and stores w(t+1) in the state
+    for the next call.
 
     Properties: permutation equivariant; not invariant to scaling; may conflict. Cost: O(T) beyond
       the Gram.
 
-    Use when: losses train at different speeds; α higher when the tasks differ more (the paper: 1.5
-    for scene understanding, 0.12 for its toy with ten tasks).
+    Use when: tasks train at different speeds; choose a higher α if the tasks differ more (the paper: 1.5
+    for scene understanding, 0.12 for its toy example with ten tasks).
 
     Args:
       alpha: strength of the restoring force.
-      optimizer: for the weights; default Adam with the paper's 0.025.
-      initial_losses: L(0) [T], when known (log C for cross-entropy); default the first losses seen.
-      surrogate: how losses become positive, since L̃^α has no meaning for an RL actor's L ≤ 0. None
-        clamps them at 1e-8 (a loss ≤ 0 counts as learnt), "softplus" is log(1 + e^L), monotone for
+      optimizer: for the weights; by default Adam with the paper's learning rate of 0.025.
+      initial_losses: L(0) [T], if known (log C for cross-entropy); by default the first losses seen.
+      surrogate: how losses are made positive, since L̃^α has no meaning for an RL actor's L ≤ 0: None
+        clamps them at 1e-8 (a loss ≤ 0 counts as learnt); "softplus" is log(1 + e^L), monotone for
         every L; or a function.
-      leaves: predicate over leaf paths that picks W, the last shared layer: `lambda path:
-        "trunk/dense_2" in path`; or "all", every shared leaf, which is NOT the paper's choice. With None, only
-        a single leaf may be shared: which layer is the last, only the caller knows. (The learners of
-        `mtjax.learners` know theirs, and choose it.)
+      leaves: predicate over leaf paths that selects W, the last shared layer: `lambda path:
+        "trunk/dense_2" in path`; or "all" for every shared leaf, which is NOT the paper's choice. None requires
+        that a single leaf is shared, since only the caller knows which layer is the last. (The learners of
+        `mtjax.learners` select it themselves.)
 
     Raises:
       ValueError: an argument out of bounds; from `aggregate` and `lean`, several shared leaves and no `leaves`.
@@ -94,7 +94,7 @@ def gradnorm(
         raise ValueError(f'surrogate must be None, "softplus" or a function, not {surrogate!r}')
 
     def usable(losses: Array) -> Array:
-        """Such that the ratio of two is not NaN: a surrogate may underflow to 0, or overflow."""
+        """The losses after the surrogate, which may underflow to 0 or overflow, clamped so that no ratio is NaN."""
         kind, value = jnp.finfo(losses.dtype), rectify(losses)
         return jnp.where((value >= 0) & (value < kind.tiny), kind.tiny, jnp.minimum(value, kind.max))
 
@@ -132,9 +132,9 @@ def target_norms(weights: Array, norm: Array, ratios: Array, alpha: Number, here
 
 
 def renormalise(weights: Array, before: Array, here: Array, floor: float = 1e-4) -> Array:
-    """Weights [T] clamped above 0, then scaled so that the present tasks keep their sum; all sum to T.
+    """Clamps weights [T] above 0, then scales them so that the present tasks keep their sum and all sum to T.
 
-    T less the absent tasks' weights, not the present ones' own sum, which rounding would let drift.
+    The present tasks' sum is computed as T minus the absent tasks' weights: their own sum would drift by rounding.
     """
     weights = jnp.maximum(weights, floor)
     sum_to = weights.shape[0] - jnp.sum((1 - here) * before)

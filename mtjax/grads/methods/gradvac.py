@@ -10,7 +10,7 @@ from mtjax.grads.base import Array, Number, Weighting, check_number, default_flo
 
 
 class GradVacState(NamedTuple):
-    """Target cosines [T, T] and the key of the random orders."""
+    """Target cosines [T, T] and the PRNG key for the random orders."""
 
     target: Array
     key: Array
@@ -21,10 +21,11 @@ def gradvac(beta: Number = 0.01) -> Weighting:
 
     For each task i, and each j ≠ i in random order: φ_ij is the cosine of the current g'_i with
     g_j; if φ_ij < φ̂_ij, g'_i += ‖g'_i‖(φ̂√(1−φ²) − φ√(1−φ̂²)) / (‖g_j‖√(1−φ̂²)) · g_j, which gives
-    them the cosine φ̂. On every call, met or not, φ̂_ij ← (1−β)φ̂_ij + β φ_ij. Returns Σ_i g'_i.
+    them the cosine φ̂. On every call, whether φ_ij < φ̂_ij or not, φ̂_ij ← (1−β)φ̂_ij + β φ_ij. Returns
+    Σ_i g'_i.
 
-    The paper keeps one target for each group of parameters: `aggregate(..., groups=...)` gives the
-    state its group axis.
+    The paper keeps one target per group of parameters: `aggregate(..., groups=...)` adds the group
+    axis to the state.
 
     Properties: permutation equivariant in distribution; homogeneous; may conflict. Cost: T steps of O(T²).
 
@@ -61,7 +62,7 @@ def gradvac(beta: Number = 0.01) -> Weighting:
 
 
 def vaccinate(gram: Array, target: Array, orders: Array, here: Array, beta: Number) -> tuple[Array, Array]:
-    """Weights [T] and new targets [T, T], with the orders [T steps, T rows] given."""
+    """Weights [T] and new targets [T, T] for the given orders [T steps, T rows]."""
     gram = gram * here[:, None] * here[None, :]
     norm = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
     scale = jnp.max(norm)
@@ -87,7 +88,7 @@ def vaccinate(gram: Array, target: Array, orders: Array, here: Array, beta: Numb
     start = (
         gram,
         jnp.diagonal(gram),
-        target + jnp.zeros_like(gram),
-    )  # which may vary over a mesh where a start does not
+        target + jnp.zeros_like(gram),  # takes on the mesh axes over which `gram` varies
+    )
     (_, _, target), steps = lax.scan(meet, start, orders)
     return here + jnp.zeros_like(here).at[orders].add(steps), target

@@ -10,14 +10,14 @@ def imtl_g() -> Weighting:
     https://openreview.net/forum?id=IMPnRXEWpvr).
 
     The direction with equal projections on every gradient's unit vector, g·u_i = g·u_j, and
-    Σw = 1: w ∝ D⁻¹ C⁺ 1, with C⁺ the pseudo-inverse, so duplicates share their weight (anchoring
-    on task 0, as the paper writes it, is singular there). Σw = 1 fixes the sign, and is singular
-    where 1ᵀD⁻¹C⁺1 is 0: then the direction is 0.
+    Σw = 1: w ∝ D⁻¹ C⁺ 1, with C⁺ the pseudo-inverse, so that duplicate gradients share their weight
+    (anchoring on task 0, as in the paper, is singular there). Σw = 1 fixes the sign, and is singular
+    where 1ᵀD⁻¹C⁺1 is 0: the direction is then 0.
 
     Properties: permutation equivariant; homogeneous. Weights may be negative, so it may oppose all
     tasks at once. Cost: one T×T eigendecomposition.
 
-    Use when: no task may dominate by its scale, and gradients are not nearly dependent.
+    Use when: no task may dominate by its scale, and gradients are not nearly linearly dependent.
 
     Example:
       >>> import jax.numpy as jnp

@@ -32,9 +32,9 @@ def mean() -> Weighting:
 def sum_() -> Weighting:
     """Sum of the task gradients, by definition w_i = 1. Also exported as `sum`.
 
-    Properties: those of `mean`, T times as long. Cost: one weighted sum, no Gram.
+    Properties: those of `mean`; the direction is T times as long. Cost: one weighted sum, no Gram.
 
-    Use when: comparing with papers that sum their losses; with Adam it is the mean.
+    Use when: comparing with papers that sum their losses; with Adam it is equivalent to the mean.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,13 +55,13 @@ def fixed(weights: Sequence[float] | Array) -> Weighting:
 
     Properties: linear under scaling; may conflict with a task. Cost: one weighted sum, no Gram.
 
-    Use when: the tasks' worth is known, or was searched for.
+    Use when: the tasks' relative importance is known or has been tuned.
 
     Args:
       weights: [T].
 
     Raises:
-      ValueError: from the update, not one weight for each of T tasks.
+      ValueError: from the update, the number of weights is not T.
 
     Example:
       >>> import jax.numpy as jnp

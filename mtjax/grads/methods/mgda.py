@@ -1,4 +1,4 @@
-"""MGDA: the point of least norm in the hull of the gradients."""
+"""MGDA: the minimum-norm point in the convex hull of the gradients."""
 
 import jax.numpy as jnp
 
@@ -20,21 +20,21 @@ from mtjax.grads.solvers.simplex import simplex_newton
 def mgda(normalize: str | None = None) -> Weighting:
     """MGDA (Désidéri 2012; Sener and Koltun, NeurIPS 2018, arXiv 1810.04650).
 
-    w = argmin over the simplex of ‖Jᵀw‖² = wᵀGw, by an interior point to the dtype's precision
+    w = argmin over the simplex of ‖Jᵀw‖² = wᵀGw, to the dtype's precision, with an interior-point method
     (Frank-Wolfe with the usual tolerances is off by 0.4% to 33%).
 
-    Properties: with normalize=None never conflicts, and its direction is 0 exactly at
-    Pareto-stationary points; permutation equivariant; homogeneous. Dominated by the task of
+    Properties: with normalize=None it never conflicts, and its direction is 0 exactly at
+    Pareto-stationary points; permutation equivariant; homogeneous. Dominated by the task with the
     smallest gradient. Cost: about 12 T×T Cholesky factors.
 
-    Use when: a Pareto-stationary point is wanted, and gradients have like scales.
+    Use when: you want a Pareto-stationary point, and gradients have similar scales.
 
     Args:
-      normalize: gradients are divided, for finding w only, by: "l2", their norms; "loss", the
-        losses; "loss+", both. The weights apply to the gradients as they are.
+      normalize: what gradients are divided by while w is computed: "l2", their norms; "loss", the
+        losses; "loss+", both. The weights apply to the original gradients.
 
     Raises:
-      ValueError: another `normalize`; from the update, no losses where it divides by them.
+      ValueError: an unknown `normalize`; from the update, no losses although it divides by them.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +48,7 @@ def mgda(normalize: str | None = None) -> Weighting:
 
     def divided(gram: Array, losses: Array | None) -> Array:
         scale, norm = jnp.ones(gram.shape[-1], gram.dtype), norms(gram)
-        longest = jnp.sqrt(jnp.finfo(gram.dtype).max) / (4.0 * gram.shape[-1])  # whose square still is a number
+        longest = jnp.sqrt(jnp.finfo(gram.dtype).max) / (4.0 * gram.shape[-1])  # its square is still finite
         if normalize in ("loss", "loss+"):
             losses = need_losses(f"mgda(normalize={normalize!r})", losses)
             scale = jnp.maximum(positive(jnp.abs(losses)).astype(gram.dtype), norm / longest)
@@ -68,20 +68,20 @@ def mgda(normalize: str | None = None) -> Weighting:
 def mgda_ub(normalize: str | None = None) -> Weighting:
     """MGDA-UB (arXiv 1810.04650, section 3.3): MGDA on the gradients of a shared representation Z.
 
-    min over the simplex of ‖Σ_i w_i ∂L_i/∂Z‖², an upper bound of MGDA's objective up to the norm of
-    ∂Z/∂θ. The T gradients stop at Z, so the trunk needs one backward pass: take the weights from
-    the Gram of ∂L_i/∂Z, then differentiate Σ_i w_i L_i. Inside `aggregate`, pass that Gram:
+    Minimises ‖Σ_i w_i ∂L_i/∂Z‖² over the simplex, an upper bound of MGDA's objective up to the norm of
+    ∂Z/∂θ. The T gradients stop at Z, so that the trunk needs only one backward pass: compute the weights
+    from the Gram of ∂L_i/∂Z, then differentiate Σ_i w_i L_i. Inside `aggregate`, pass that Gram:
     `tx.update(task_grads, state, gram=gram_matrix(representation_grads))`.
 
-    Properties: those of `mgda`, where ∂Z/∂θ has full row rank. Cost: as `mgda`, on [T, T] only.
+    Properties: those of `mgda` if ∂Z/∂θ has full row rank. Cost: as `mgda`, on [T, T] only.
 
-    Use when: one encoder feeds all tasks, and T backward passes through it are too dear.
+    Use when: one encoder feeds all tasks, and T backward passes through it are too expensive.
 
     Args:
       normalize: as for `mgda`.
 
     Raises:
-      ValueError: as `mgda`.
+      ValueError: as for `mgda`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,7 +99,7 @@ def min_norm(gram: Array, here: Array) -> Array:
     squared = jnp.maximum(jnp.diagonal(gram), 0)
     top = jnp.max(squared * here)
     top = jnp.where(top > 0, top, 1)
-    # Absent tasks become long and orthogonal to the others, which only scales the others' weights.
+    # Absent tasks become orthogonal to the others, with the largest norm: this only scales the others' weights.
     alone = jnp.diag(1 - here)
     gram = gram / top * here[:, None] * here[None, :] + alone
     squared = jnp.where(here > 0, jnp.maximum(squared / top, 1e-13), 1)

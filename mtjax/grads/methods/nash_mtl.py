@@ -1,4 +1,4 @@
-"""Nash-MTL and FairGrad: bargaining and α-fair directions, by one Newton solver."""
+"""Nash-MTL and FairGrad: bargaining and α-fair directions, from one Newton solver."""
 
 import jax.numpy as jnp
 
@@ -9,21 +9,21 @@ from mtjax.grads.solvers.bargaining import power_newton
 def nash_mtl(max_norm: Number | None = None) -> Weighting:
     """Nash-MTL (Navon et al., ICML 2022, arXiv 2202.01017, Claim 3.1 and Algorithm 1).
 
-    The Nash bargaining solution: α > 0 with α∘(Gα) = 1, the stationarity of the strictly convex
-    ½αᵀGα − Σ log α, so damped Newton in cosine space replaces the paper's convex-concave loop. Each
-    task has the same share, α_i g_i·Δ = 1, so ‖Jᵀα‖ = √T: use `max_norm`, or a learning rate to
-    match. Where no solution exists (Pareto-stationary points) a tiny ridge keeps α finite, and the
-    norm clip of the published recipe bounds the step.
+    The Nash bargaining solution is α > 0 with α∘(Gα) = 1, the stationarity condition of the strictly
+    convex ½αᵀGα − Σ log α, so that damped Newton in cosine space replaces the paper's convex-concave
+    loop. Each task has the same share, α_i g_i·Δ = 1, so ‖Jᵀα‖ = √T: set `max_norm`, or choose the
+    learning rate accordingly. Where no solution exists (Pareto-stationary points), a tiny ridge keeps
+    α finite, and the norm clipping of the published recipe bounds the step.
 
     Properties: never conflicts; invariant to the scale of each task's loss; permutation
     equivariant. Cost: about 10 T×T Cholesky factors.
 
-    Use when: losses have unlike scales and every task matters.
+    Use when: losses have different scales and every task matters.
 
     Args:
-      max_norm: the most ‖Jᵀα‖ may be; the authors' code clips to 1. None is the algorithm as printed.
-        (For its update_weights_every, wrap in `every_k`. That code also solves for the Gram divided
-        by its norm and keeps the solution's scale: another constant in the learning rate.)
+      max_norm: upper bound of ‖Jᵀα‖; the authors' code clips to 1. None is the algorithm as printed.
+        (For that code's update_weights_every, wrap the method in `every_k`. It also solves for the Gram
+        divided by its norm and does not undo this, which amounts to rescaling the learning rate.)
 
     Raises:
       ValueError: `max_norm` not above 0.
@@ -48,19 +48,19 @@ def nash_mtl(max_norm: Number | None = None) -> Weighting:
 def fairgrad(alpha: Number = 1.0, max_norm: Number | None = None) -> Weighting:
     """FairGrad (Ban and Ji, ICML 2024, arXiv 2402.15638, equation 4 and Algorithm 1).
 
-    α-fair utility of the tasks' rates: G w = w^(−1/α), w > 0. α → 0 is the sum, 1 is proportional
-    fairness (Nash-MTL), 2 minimises potential delay, α → ∞ is max-min. Newton as in `nash_mtl`; with α below
-    0.05 it may stop short of the solution where gradients conflict and their norms differ by orders of magnitude:
-    `residual` says how far.
+    Maximises the α-fair utility of the tasks' rates: G w = w^(−1/α), w > 0. α → 0 is the sum, 1 is proportional
+    fairness (Nash-MTL), 2 minimises potential delay, α → ∞ is max-min. The Newton solver is that of `nash_mtl`; with
+    α below 0.05, it may stop short of the solution if gradients conflict and their norms differ by orders of
+    magnitude: `residual` measures how far.
 
     Properties: never conflicts; permutation equivariant; G → s²G scales w by s^(−2α/(1+α)). Cost:
     about 10 T×T Cholesky factors, up to 100 for α near 0.05.
 
-    Use when: as `nash_mtl`, with a dial between efficiency and fairness.
+    Use when: as for `nash_mtl`, with an adjustable trade-off between efficiency and fairness.
 
     Args:
       alpha: fairness; 1 is the default of the authors' code (the paper tunes it).
-      max_norm: the most ‖Jᵀw‖ may be; None is the algorithm as printed.
+      max_norm: upper bound of ‖Jᵀw‖; None is the algorithm as printed.
 
     Raises:
       ValueError: `alpha` or `max_norm` not above 0.
@@ -102,9 +102,10 @@ def alpha_fair(gram: Array, power: Number, here: Array) -> Array:
 
 
 def _residual(alpha: Number, max_norm: Number | None):
-    """max |w_i (Gw)_i^α − 1| over the tasks with a gradient; of the rates over their mean where a clip may act.
+    """The residual max |w_i (Gw)_i^α − 1| over the tasks with non-zero gradients, as a function.
 
-    A task whose (Gw)_i is within rounding of what it should be counts as 0: of α = 0.1, that may be 1e-30.
+    With `max_norm`, w_i (Gw)_i^α is divided by its mean over the tasks, as the weights may have been clipped. A task
+    whose (Gw)_i is within rounding error of its target counts as 0: for α = 0.1, the target may be 1e-30.
     """
 
     def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
@@ -112,7 +113,7 @@ def _residual(alpha: Number, max_norm: Number | None):
         here = (presence(gram.shape[-1], mask, gram.dtype) > 0) & (norm > 0)
         cosine, scaled = cosines(gram), weights * norm
         image, rounding = norm * (cosine @ scaled), norm * (jnp.abs(cosine) @ jnp.abs(scaled))
-        rounding = 32 * jnp.finfo(gram.dtype).eps * rounding  # the ridge of the solver is half of it
+        rounding = 32 * jnp.finfo(gram.dtype).eps * rounding  # twice the solver's ridge
         rates = jnp.where(here, weights * jnp.maximum(image, 0) ** alpha, 0)
         clear = here & (image > rounding)
         level = 1.0 if max_norm is None else jnp.sum(rates * clear) / jnp.maximum(jnp.sum(clear), 1)

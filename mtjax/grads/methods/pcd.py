@@ -1,4 +1,4 @@
-"""Priority-constrained descent: the main task first, and some progress for every other."""
+"""Priority-constrained descent: the main task first, with some progress for every other task."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from mtjax.grads.solvers.cone import nonnegative
 
 
 class ScaleState(NamedTuple):
-    """Averages of the squared gradient norms [T] and how many gradients they saw [T]."""
+    """Moving averages of the squared gradient norms [T], and the number of gradients in each [T]."""
 
     squares: Array
     count: Array
@@ -30,26 +30,26 @@ class ScaleState(NamedTuple):
 def pcd(main_task: int = 0, tau: Number = 0.02, beta: Number = 0.999, epsilon: Number = 1e-8) -> Weighting:
     """Priority-constrained descent ("Not All Objectives Are Born Equal", TMLR 2026, arXiv 2606.29521).
 
-    With ĝ_i = g_i/√(v_i + ε), v_i the bias-corrected moving average of ‖g_i‖²: the d nearest to ĝ_main of
-    which every other task gains at least τ of what its own ĝ_j would give it,
+    With ĝ_i = g_i/√(v_i + ε), where v_i is the bias-corrected moving average of ‖g_i‖²: the d nearest to ĝ_main from
+    which every other task gains at least the fraction τ of what its own ĝ_j would give it,
 
         min ½‖d − ĝ_main‖² subject to ⟨ĝ_j, d⟩ ≥ τ‖ĝ_j‖² for j ≠ main,
 
-    scaled to the length of g_main. Where no d satisfies all the others, it is g_main; where g_main is 0, it is 0.
+    scaled to the length of g_main. If no d satisfies all constraints, it is g_main; if g_main is 0, it is 0.
 
-    Properties: conflicts with no task but, where the others ask for it, the main one; invariant to the scale of
+    Properties: conflicts with no task except, if the constraints require it, the main one; invariant to the scale of
     every other task; equivariant to permutations that fix the main task. Cost: that of `dualproj`.
 
     Use when: one task matters, and the others must not be hurt by it.
 
     Args:
-      main_task: its index.
-      tau: share of its own progress that each other task is promised, from 0 to 1.
-      beta: decay of the averages.
-      epsilon: added to them.
+      main_task: index of the main task.
+      tau: τ, the fraction of its own progress that every other task is guaranteed, from 0 to 1.
+      beta: decay of the moving averages.
+      epsilon: ε, added to the moving averages.
 
     Raises:
-      ValueError: `main_task` is no whole number from 0, or a number is out of its bounds; from the update,
+      ValueError: `main_task` is not an integer of at least 0, or a number is out of bounds; from the update,
         `main_task` is not below T.
 
     Example:
@@ -85,7 +85,7 @@ def pcd(main_task: int = 0, tau: Number = 0.02, beta: Number = 0.999, epsilon: N
 
 
 def _constrained(cosine: Array, norm: Array, main_task: int, tau: Number) -> Array:
-    """Weights [T] of ĝ in the solution, as long as ĝ_main, from cosines C [T, T] and lengths ‖ĝ‖ [T].
+    """Weights [T] of the ĝ_i in the solution, scaled to ‖ĝ_main‖, from cosines C [T, T] and lengths ‖ĝ_i‖ [T].
 
     d = ĝ_main + Σ_j m_j ĝ_j/‖ĝ_j‖, where m ≥ 0 minimises ½mᵀCm + qᵀm, q_j = ⟨ĝ_j, ĝ_main⟩/‖ĝ_j‖ − τ‖ĝ_j‖.
     """
@@ -96,10 +96,10 @@ def _constrained(cosine: Array, norm: Array, main_task: int, tau: Number) -> Arr
     pull = cosine[main_task] * norm[main_task]
     linear = jnp.where(other, pull - tau * norm, 0)
     push = jnp.where(other, nonnegative(matrix, linear[None])[0], 0)
-    # What cannot be satisfied stays violated, however far d is pushed.
+    # Constraints that cannot be satisfied stay violated, however far d is pushed.
     violated = jnp.max(jnp.where(other, -(matrix @ push + linear), 0))
     push = jnp.where(violated <= jnp.sqrt(epsilon) * jnp.max(jnp.abs(linear)), push, 0)
-    weights = (push + norm * (jnp.arange(num_tasks) == main_task)).astype(cosine.dtype)  # of unit gradients
+    weights = (push + norm * (jnp.arange(num_tasks) == main_task)).astype(cosine.dtype)  # of the unit gradients
     every = jnp.where(jnp.eye(num_tasks) > 0, norm > 0, cosine)
     squared = weights @ every @ weights
     length = jnp.where(squared > 10 * epsilon * jnp.sum(weights) ** 2, jnp.sqrt(jnp.maximum(squared, 0)), 0)

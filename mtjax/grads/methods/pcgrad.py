@@ -13,21 +13,21 @@ def pcgrad(reduction: str = "sum") -> Weighting:
     For each task i, and each j ≠ i in a random order drawn afresh for every i: if g_iᴾᶜ·g_j < 0,
     subtract (g_iᴾᶜ·g_j / ‖g_j‖²) g_j, with g_j the original gradient. Returns Σ_i g_iᴾᶜ.
 
-    It works on coefficients: row i of A, with g_iᴾᶜ = Σ_j A_ij g_j, starts as e_i; the T steps are
-    a scan in which all rows move in parallel, M = A G giving every inner product.
+    The computation uses coefficients: row i of A, with g_iᴾᶜ = Σ_j A_ij g_j, starts as e_i. The T steps
+    are a scan that updates all rows in parallel; M = A G holds the inner products.
 
     Properties: permutation equivariant in distribution; homogeneous; for T = 2 conflicts with no
       task (for T > 2 a later projection may undo an earlier one).
 
     Cost: T steps of O(T²).
 
-    Use when: a cheap, robust first try with few tasks; not with losses on very different scales.
+    Use when: you want a cheap, robust first try with few tasks; not with losses on very different scales.
 
     Args:
-      reduction: "sum", as the paper prints it, or "mean" (over the tasks present).
+      reduction: "sum", as printed in the paper, or "mean" (over the present tasks).
 
     Raises:
-      ValueError: another `reduction`.
+      ValueError: an unknown `reduction`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,9 +59,9 @@ def project(gram: Array, orders: Array, here: Array) -> Array:
 
     Args:
       gram: [T, T].
-      orders: [T steps, T rows]; column i is the order in which row i meets the tasks (its own turn
+      orders: [T steps, T rows]; column i is the order in which row i meets the tasks (meeting itself
         is a no-op).
-      here: [T], 1 for the tasks that are present and 0 for those that are not.
+      here: [T], 1 for present tasks and 0 for absent ones.
     """
     gram = gram * here[:, None] * here[None, :]
     squared = jnp.diagonal(gram)

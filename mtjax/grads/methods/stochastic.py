@@ -1,4 +1,4 @@
-"""SDMGrad and MoDo: MGDA's weights followed by projected gradient steps, unbiased by double sampling."""
+"""SDMGrad and MoDo: MGDA's weights, tracked by projected gradient steps; double sampling makes them unbiased."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -22,20 +22,20 @@ def _start(num_tasks: int) -> Array:
 
 
 def onto_simplex(w: Array, here: Array) -> Array:
-    """Projection on the simplex of the tasks present."""
+    """Projection onto the simplex of the present tasks."""
     return project_simplex(jnp.where(here > 0, w, -jnp.inf)) * here
 
 
 def sdmgrad(lam: Number = 0.3, step_size: Number = 0.1, steps: int = 20) -> Weighting:
     """SDMGrad (Xiao, Ban and Ji, NeurIPS 2023, arXiv 2305.18409, Algorithm 1).
 
-    Steps w ← Π(w − β (Gw + λ G w₀)) on the simplex, w₀ = 1/T, warm-started from the last call; the
-    direction is Jᵀ(w + λ w₀): between MGDA (λ = 0) and the mean (λ → ∞). The paper's estimate is
-    unbiased with three independent samples: pass the cross Gram of two of them,
-    `tx.update(task_grads, state, gram=gram_matrix(grads_1, grads_2))`. (The authors' code divides
-    the Gram by the mean gradient norm's square, takes β = 10 with momentum 0.5 and divides the
-    direction by 1 + λ; here the algorithm is as printed. `normalize` scales gradients first, with one
-    batch's Gram.)
+    Takes steps w ← Π(w − β (Gw + λ G w₀)) on the simplex, with w₀ = 1/T, warm-started from the last call.
+    The direction Jᵀ(w + λ w₀) lies between MGDA (λ = 0) and the mean (λ → ∞). The paper's estimate is
+    unbiased with three independent samples: pass the third one's gradients and the cross Gram of the
+    other two, `tx.update(task_grads, state, gram=gram_matrix(grads_1, grads_2))`. (The authors' code
+    divides the Gram by the square of the mean gradient norm, takes β = 10 with momentum 0.5 and divides
+    the direction by 1 + λ; here the algorithm is as printed. `normalize` scales the gradients first, with
+    one batch's Gram.)
 
     Properties: permutation equivariant; not homogeneous (the step size has a scale). Cost:
     `steps` products [T, T]·[T].
@@ -43,9 +43,9 @@ def sdmgrad(lam: Number = 0.3, step_size: Number = 0.1, steps: int = 20) -> Weig
     Use when: gradients are noisy, and MGDA's exact minimum would follow the noise.
 
     Args:
-      lam: λ, the pull to the mean; 0.3 in the authors' experiments.
-      step_size: β; to converge it must be below 2 over the largest eigenvalue of G.
-      steps: S, inner steps a call; 20 in the authors' code.
+      lam: λ, the pull towards the mean; 0.3 in the authors' experiments.
+      step_size: β; convergence requires it to be below 2 over the largest eigenvalue of G.
+      steps: S, inner steps per call; 20 in the authors' code.
 
     Raises:
       ValueError: `lam` below 0, `step_size` not above 0, or `steps` below 1.
@@ -77,17 +77,17 @@ def modo(step_size: Number = 0.1, rho: Number = 0.0) -> Weighting:
     """MoDo (Chen, Fernando, Ying and Chen, "Three-way trade-off in multi-objective learning", NeurIPS
     2023 and JMLR 25, 2024, equations 2.9a and 2.9b of the latter).
 
-    One step λ ← Π(λ − γ (J₁J₂ᵀ λ + ρλ)) a call, on the simplex, with two independent samples (pass
-    their cross Gram as `gram=gram_matrix(grads_1, grads_2)`); the direction is Jᵀλ, with λ already
-    updated.
+    Each call takes one step λ ← Π(λ − γ (J₁J₂ᵀ λ + ρλ)) on the simplex, with two independent samples
+    (pass their cross Gram as `gram=gram_matrix(grads_1, grads_2)`); the direction is Jᵀλ with the
+    updated λ.
 
     Properties: permutation equivariant; not homogeneous. Cost: one product [T, T]·[T].
 
-    Use when: as `sdmgrad`, at the least cost.
+    Use when: as for `sdmgrad`, at the lowest cost.
 
     Args:
-      step_size: γ; to converge it must be below 2 over the largest eigenvalue of G.
-      rho: ρ, regularisation; 0 as in NeurIPS, 0.1 in the authors' code.
+      step_size: γ; convergence requires it to be below 2 over the largest eigenvalue of G.
+      rho: ρ, regularisation; 0 as in the NeurIPS paper, 0.1 in the authors' code.
 
     Raises:
       ValueError: `step_size` not above 0, or `rho` below 0.

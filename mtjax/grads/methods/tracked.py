@@ -24,7 +24,7 @@ from mtjax.grads.methods.stochastic import onto_simplex
 
 
 class TrackedState(NamedTuple):
-    """A running quantity [T, ...] for each leaf, task weights [T] (unused by DB-MTL), and the calls so far."""
+    """A running quantity [T, ...] for each leaf, task weights [T] (unused by DB-MTL), and the number of calls."""
 
     tracked: list[Array]
     weights: Array
@@ -37,46 +37,46 @@ def _zeros(num_tasks: int, params: list[Array], fill: float) -> TrackedState:
 
 
 def _rows(values: Array, like: Array) -> Array:
-    """[T] shaped to multiply [T, ...]."""
+    """Values [T] reshaped to multiply a leaf [T, ...]."""
     return values.reshape((-1,) + (1,) * (like.ndim - 1)).astype(accumulator(like))
 
 
 def _bounded(y: Array, size: int) -> Array:
-    """y within such a bound that the squares of `size` numbers, on each of a thousand devices, have a finite sum."""
+    """y, clipped so that the squares of `size` numbers on each of a thousand devices have a finite sum."""
     largest = float(jnp.finfo(y.dtype).max)
     big = min(largest**0.45, (largest / 2000 / max(size, 1)) ** 0.5)
     return jnp.clip(y, -big, big)
 
 
 def _approach(y: Array, g: Array, rate: Array) -> Array:
-    """y + rate (g − y), in halves: the difference of two numbers may overflow.
+    """y + rate (g − y), computed on halves, since the difference of two numbers may overflow.
 
-    The barrier: what follows would double the halves once more, and XLA's CPU store both.
+    Without the barrier, consumers would double the halves again, and XLA's CPU backend would store both.
     """
     half = 0.5 * y + rate * (0.5 * g.astype(y.dtype) - 0.5 * y)
     return lax.optimization_barrier(as_finite(2.0 * half, y, g))
 
 
 def _scaled_square(g: Array, total: Array) -> Array:
-    """g²/√total; 0 where g is 0. As g·(g/√total), which has no g² in common with the sum that made `total`."""
-    return g * (g * lax.rsqrt(total + jnp.finfo(total.dtype).tiny))  # a maximum takes longer: it looks for NaNs
+    """g²/√total, 0 where g is 0; written g·(g/√total) so as not to share g² with the computation of `total`."""
+    return g * (g * lax.rsqrt(total + jnp.finfo(total.dtype).tiny))  # jnp.maximum would be slower: it checks for NaN
 
 
 def moco(beta: Number = 0.5, gamma: Number = 0.1, rho: Number = 0.0) -> Transform:
     """MoCo (Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1).
 
-    Tracked gradients y_i ← y_i − β (y_i − g_i), from 0; one projected step on the simplex,
-    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ, of the new Y and λ: the order of the authors' code, not as
-    printed. (That code has β = γ = ρ = 0.1; LibMTL's differs: a softmax for the projection, gradients scaled by
-    L_i/‖g_i‖.)
+    Tracks gradients y_i ← y_i − β (y_i − g_i), from 0; takes one projected step on the simplex,
+    λ ← Π(λ − γ (YYᵀ + ρI) λ); the direction is Yᵀλ with the new Y and λ, in the order of the authors' code, not
+    the printed one. (That code has β = γ = ρ = 0.1. LibMTL's differs: it has a softmax in place of the projection,
+    and scales gradients by L_i/‖g_i‖.)
 
-    Properties: permutation equivariant; has memory, so may conflict with the present gradients.
+    Properties: permutation equivariant; has memory, so that it may conflict with the current gradients.
     Cost: one Gram, and [T, P] of state.
 
     Use when: gradients are noisy and memory allows.
 
     Args:
-      beta: tracking rate; 1 tracks nothing.
+      beta: tracking rate; 1 uses the current gradients only.
       gamma: step size of the weights.
       rho: regularisation of the weights.
 
@@ -116,15 +116,14 @@ def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
     from 0, with β_k = β/k^`beta_decay`; and scales every task to the largest norm:
     d = max_j ‖ĝ_j‖ Σ_i ĝ_i/‖ĝ_i‖.
 
-    Properties: permutation equivariant; invariant to the scale of each task's loss (until the
-    largest norm is taken); may conflict. Cost: T norms, and [T, P] of state. Losses must be
-    positive; others count as 1e-8.
+    Properties: permutation equivariant; invariant to the scale of each task's loss; may conflict.
+    Cost: T norms, and [T, P] of state. Losses must be positive; others count as 1e-8.
 
-    Use when: supervised losses of unlike scale.
+    Use when: supervised losses have different scales.
 
     Args:
-      beta: forgetting rate. The default is LibMTL's, not as printed: the paper tunes it in steps of 0.1.
-      beta_decay: exponent of its decay with the calls k = 1, 2, …; 0 is constant, 0.5 the other choice.
+      beta: forgetting rate. The default is LibMTL's; the paper tunes it in steps of 0.1.
+      beta_decay: exponent of its decay with the calls k = 1, 2, …; 0 keeps it constant, 0.5 is the alternative.
 
     Raises:
       ValueError: `beta` outside [0, 1], or `beta_decay` below 0; from the update, no losses.
@@ -165,9 +164,9 @@ def db_mtl(beta: Number = 0.9, beta_decay: Number = 0.0) -> Transform:
 def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
     """ExcessMTL (He et al., ICML 2024, arXiv 2402.02009, equations 6, 7 and 9).
 
-    Excess risk of task i by a second-order estimate with a diagonal, Adagrad-like curvature,
-    E_i = g_iᵀ diag(Σ_t g_i²)^(−½) g_i; weights follow multiplicatively, w_i ∝ w_i exp(η E_i), on the
-    simplex, from 1/T; the direction is Jᵀw. (The authors' code scales the weights to sum to T.)
+    The excess risk of task i is estimated to second order with a diagonal, Adagrad-like curvature,
+    E_i = g_iᵀ diag(Σ_t g_i²)^(−½) g_i; weights are updated multiplicatively on the simplex,
+    w_i ∝ w_i exp(η E_i), from 1/T; the direction is Jᵀw. (The authors' code scales the weights to sum to T.)
 
     Properties: permutation equivariant; may conflict. Cost: O(TP), no Gram, and [T, P] of state.
 
@@ -191,7 +190,7 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
     check_number("step_size", step_size, low=0)
 
     def init(num_tasks: int, params: list[Array]) -> tuple[TrackedState, Array]:
-        # `weights` are logarithms here: a weight that underflows must be able to come back.
+        # `weights` holds logarithms here, so that a weight that underflows can recover.
         state = _zeros(num_tasks, params, -math.log(num_tasks))
         return state, jnp.zeros(num_tasks, default_float())
 
@@ -200,9 +199,9 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
         here = presence(logs.shape[0], mask)
         big = jnp.finfo(here.dtype).max ** 0.25
         wide = [g.astype(s.dtype) for g, s in zip(task_grads, sums, strict=True)]
-        # The barrier makes the second pass read the new sums: a pass that shares terms with the first would have
-        # XLA's CPU store them, which is [T, P] more to write and read.
-        # One barrier a leaf: a common one would make a replicated leaf vary over the mesh as a sharded one does.
+        # The barrier makes the second pass read the new sums. Without it, the passes would share terms, which XLA's
+        # CPU backend would store: another [T, P] to write and read.
+        # One barrier per leaf: a joint one would make replicated leaves vary over the mesh as sharded ones do.
         sums = [lax.optimization_barrier(jnp.minimum(s + g**2, big**2)) for s, g in zip(sums, wide, strict=True)]
         excess = gram.totals([_scaled_square(g, s) for g, s in zip(wide, sums, strict=True)])
         excess = jnp.minimum(excess.astype(here.dtype), big)
@@ -210,7 +209,7 @@ def excess_mtl(step_size: Number = 0.01, relative: bool = True) -> Transform:
         level = jnp.minimum(safe_divide(excess, first), big) if relative else excess
         moved = logs + step_size * level
         present = [jnp.where(here > 0, x, -jnp.inf) for x in (logs, moved)]
-        before, after = map(jax.nn.logsumexp, present)  # the present tasks keep their share of the whole
+        before, after = map(jax.nn.logsumexp, present)  # the present tasks keep their total share
         kept = jnp.where(here > 0, moved - after + before, logs)
         return task_grads, jax.nn.softmax(present[1]), (TrackedState(sums, kept, count + 1), first)
 

@@ -1,4 +1,4 @@
-"""Trimmed mean: a robust baseline, for each parameter alone."""
+"""Trimmed mean: a robust, coordinate-wise baseline."""
 
 import math
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from mtjax.grads.gram import (
     saturated,
 )
 
-_FEW = 6  # values at each end up to which one pass carries them
-_STRAIGHT = 512  # rows × values that meet each, up to which the pass is a straight line; XLA breaks longer ones up
+_FEW = 6  # up to this `trim`, one pass carries the extreme values
+_STRAIGHT = 512  # up to this many rows × (2·trim + 1), the pass is unrolled; XLA splits longer ones
 
 
 def trimmed_mean(trim: int = 1) -> Transform:
     """Coordinate-wise trimmed mean (Yin et al., ICML 2018, arXiv 1803.01498).
 
     For each parameter, the mean of the T values without the `trim` largest and `trim` smallest.
-    One pass over the tasks moves each value through the sorted largest and smallest seen so far;
-    what falls out is added, so nothing large is added and subtracted again. With a mask, or with
-    more than 6 at each end, the two values between which the others lie are found bit by bit.
+    One pass over the tasks moves each value through the sorted largest and smallest seen so far and
+    sums what falls out, so that no outlier is added and subtracted again. With a mask, or with a
+    `trim` above 6, the lowest and the highest value to keep are found bit by bit instead.
 
     Properties: elementwise; permutation invariant; homogeneous; may conflict; robust to `trim`
-    outliers. Cost: O(T · trim · P) up to a trim of 6, no sort, no Gram; else some 70 passes over
-    [T, P]. Of n present tasks with n ≤ 2·trim the median is left.
+    outliers. Cost: O(T · trim · P) up to a trim of 6, no sort, no Gram; above, about 70 passes over
+    [T, P]. If only n ≤ 2·trim tasks are present, the result is their median.
 
     Use when: a few tasks' gradients may be corrupt.
 
@@ -65,23 +65,23 @@ def trimmed_mean(trim: int = 1) -> Transform:
             middle, slices = partial(_selected, trim=trim, straight=straight), not straight
         else:
             middle, slices = partial(_ranked, trim=trim, here=presence(num_tasks, mask) > 0), True
-        # One row carries the mean, and Σ w_i = 1.
+        # One row holds the mean, and Σ w_i = 1.
         return [_by_parameter(middle, g, slices=slices)[None] for g in task_grads], weights, state
 
     return Transform(init, update)
 
 
 def _by_parameter(function: Callable[[Array], Array], g: Array, *, slices: bool) -> Array:
-    """A leaf [T, ...] to [...] by a function of rows [T, P] to [P]; in slices if it goes through them often."""
+    """Applies a function from [T, P] to [P] to a leaf [T, ...]; in slices of columns if it makes many passes."""
     flat = g.reshape(g.shape[0], math.prod(g.shape[1:]))
     return (by_columns(function, flat) if slices else function(flat)).reshape(g.shape[1:])
 
 
 def _ranked(g: Array, trim: int, here: Array) -> Array:
-    """The same of rows [T, P] [P], between the values of the first and the last rank that are kept.
+    """Trimmed mean [P] of rows [T, P], from the values of the lowest and the highest rank to keep.
 
-    These two are found bit by bit, each by counting what is below: at 50 × 100k a tenth of the time of a sort, at a
-    cost that does not depend on `trim`. A value that several rows share counts in equal parts.
+    These two are found bit by bit, by counting the values below: at 50 × 100k this takes a tenth of the time of a
+    sort, and the cost does not depend on `trim`. Rows that tie at one of the two count in equal parts.
     """
     dtype = accumulator(g)
     count = jnp.sum(here)
@@ -104,7 +104,7 @@ def _ranked(g: Array, trim: int, here: Array) -> Array:
     def add(row: Array, total: Array) -> Array:
         value = g[row].astype(dtype)
         share = jnp.where(value == low, share_low, jnp.where(value == high, share_high, 1))
-        inside = here[row] & ~((value < low) | (value > high))  # a NaN is
+        inside = here[row] & ~((value < low) | (value > high))  # True for NaN
         return total + jnp.where(inside, share * (value / power), 0)
 
     total = lax.fori_loop(0, g.shape[0], add, zero)
@@ -112,13 +112,13 @@ def _ranked(g: Array, trim: int, here: Array) -> Array:
 
 
 def _of_rank(g: Array, rank: Array, here: Array) -> Array:
-    """The value [P] with `rank` smaller ones among the rows of g [T, P] that are present."""
+    """The value [P] of a rank, counted from 0 for the smallest, among the present rows of g [T, P]."""
     bits = 8 * g.dtype.itemsize
     whole = jnp.dtype(f"uint{bits}")
     top = jnp.asarray(1 << (bits - 1), whole)
 
     def ordered(row: Array) -> Array:
-        """Bits that are ordered as the numbers are."""
+        """Unsigned integers in the same order as the floats."""
         pattern = lax.bitcast_convert_type(lax.stop_gradient(row), whole)
         return jnp.where(pattern >= top, ~pattern, pattern | top)
 
@@ -135,11 +135,11 @@ def _of_rank(g: Array, rank: Array, here: Array) -> Array:
 
 
 def _selected(g: Array, trim: int, straight: bool) -> Array:
-    """Passes each row of g [T, P] through the `trim` largest and smallest so far; adds what falls out of both [P]."""
+    """Trimmed mean [P]: passes rows of g [T, P] through the `trim` largest and smallest, averages what falls out."""
     dtype = accumulator(g)
 
     def upper(row: Array, high: tuple) -> tuple[tuple, Array]:
-        """Each place keeps the larger of two and hands on the other."""
+        """Each place keeps the larger of two values and passes on the other."""
         value, kept = g[row].astype(dtype), []
         for place in high:
             kept.append(jnp.maximum(place, value))
@@ -159,7 +159,7 @@ def _selected(g: Array, trim: int, straight: bool) -> Array:
         high, low, value = lower(row, high, low)
         return high, low, total + value / power
 
-    # The first rows fill the largest, the next ones the smallest: what falls out is the filling itself.
+    # The first rows fill the places of the largest, the next those of the smallest; only the initial ±inf fall out.
     num_tasks, power = g.shape[0], power_above(g.shape[0])
     through = partial(over_rows, straight=straight)
     high = (constant_like(g[0], -jnp.inf, dtype),) * trim

@@ -1,4 +1,4 @@
-"""UPGrad and DualProj: projections on the dual cone of the gradients."""
+"""UPGrad and DualProj: projections onto the dual cone of the gradients."""
 
 import jax.numpy as jnp
 
@@ -19,12 +19,13 @@ from mtjax.grads.solvers.cone import dual_cone
 def upgrad(preference: Array | None = None) -> Weighting:
     """UPGrad (Quinton and Rey, "Jacobian descent for multi-objective optimization", arXiv 2406.16232).
 
-    Each p_i g_i is projected on the dual cone {d : Jd ≥ 0}, and the projections are summed: for
+    Each p_i g_i is projected onto the dual cone {d : Jd ≥ 0}, and the projections are summed: for
     each i, min vᵀGv subject to v ≥ p_i e_i, and w = Σ v.
 
-    Properties: never conflicts; linear under scaling of the gradients one by one (doubling g_i
-    doubles its projection); permutation equivariant; 0 only where it must be. Cost: ADMM with one
-    shared inverse, some tens of [T, T] products, then T Cholesky factors of T×T where needed.
+    Properties: never conflicts; linear under scaling of single gradients (doubling g_i doubles its
+    projection); permutation equivariant; 0 only where no direction improves one task without hurting
+    another. Cost: ADMM with one shared inverse, a few tens of [T, T] products, then T Cholesky factors
+    of T×T if needed.
 
     Use when: no task may be hurt, and larger gradients should keep their weight.
 
@@ -32,7 +33,7 @@ def upgrad(preference: Array | None = None) -> Weighting:
       preference: p [T], default 1/T.
 
     Raises:
-      ValueError: from the update, a `preference` of another length than T.
+      ValueError: from the update, a `preference` whose length is not T.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +49,7 @@ def upgrad(preference: Array | None = None) -> Weighting:
 
     def residual(gram: Array, weights: Array, *, losses=None, mask=None) -> Array:
         pulls = jnp.diag(preferred(preference, gram, mask))
-        apart = _project(gram, pulls, mask)  # the sum does not say how exact its terms are: solve again
+        apart = _project(gram, pulls, mask)  # the sum does not tell how exact its terms are: solve again
         norm = norms(gram)
         far = jnp.max(jnp.abs(jnp.sum(apart, axis=0) - weights) * norm)
         return jnp.maximum(_violation(gram, apart, pulls, mask), safe_divide(far, jnp.max(jnp.abs(pulls) @ norm)))
@@ -59,18 +60,18 @@ def upgrad(preference: Array | None = None) -> Weighting:
 def dualproj(preference: Array | None = None) -> Weighting:
     """DualProj (Lopez-Paz and Ranzato's GEM, NeurIPS 2017, arXiv 1706.08840, equation 11).
 
-    The mean gradient, projected on the dual cone {d : Jd ≥ 0}: min vᵀGv subject to v ≥ p.
+    The mean gradient, projected onto the dual cone {d : Jd ≥ 0}: min vᵀGv subject to v ≥ p.
 
     Properties: never conflicts; permutation equivariant; homogeneous. Cost: as `upgrad`, for one
     right-hand side.
 
-    Use when: the mean is wanted wherever it hurts no task.
+    Use when: you want the mean gradient wherever it hurts no task.
 
     Args:
       preference: p [T], default 1/T.
 
     Raises:
-      ValueError: from the update, a `preference` of another length than T.
+      ValueError: from the update, a `preference` whose length is not T.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,7 +92,7 @@ def dualproj(preference: Array | None = None) -> Weighting:
 
 
 def _project(gram: Array, pulls: Array, mask: Array | None) -> Array:
-    """Weights of the projection of each row of `pulls` [N, T], solved in cosine space [N, T]."""
+    """Weights [N, T] of the projection of each row of `pulls` [N, T], solved in cosine space."""
     norm = norms(gram)
     here = presence(gram.shape[-1], mask, gram.dtype) * (norm > 0)
     both = here[:, None] * here[None, :]
@@ -99,12 +100,12 @@ def _project(gram: Array, pulls: Array, mask: Array | None) -> Array:
     top = jnp.max(norm)
     relative = jnp.where(here > 0, norm / jnp.where(top > 0, top, 1), 1)
     solution = dual_cone(cosine, pulls * here * relative) / relative
-    # Rounding must not take a weight below what the constraint v ≥ p says; a zero gradient keeps its p.
+    # Rounding must not violate the constraint v ≥ p; a zero gradient keeps its p.
     return jnp.maximum(solution * here, pulls)
 
 
 def _violation(gram: Array, weights: Array, pulls: Array, mask: Array | None) -> Array:
-    """How far min vᵀGv over v ≥ p is from solved: the largest |min(v − p, Gv)|, in cosine space, over ‖p‖ []."""
+    """The largest violation |min(v − p, Gv)| of the optimality conditions, in cosine space, relative to max |p| []."""
     norm = norms(gram)
     here = (presence(gram.shape[-1], mask, gram.dtype) > 0) & (norm > 0)
     slack, image = (weights - pulls) * norm, (weights * norm) @ cosines(gram)

@@ -1,4 +1,4 @@
-"""Quadratic programs over s ≥ 0, and projections on the dual cone of the gradients: PCD, UPGrad, DualProj."""
+"""Quadratic programs over s ≥ 0, and projections onto the dual cone of the gradients: PCD, UPGrad, DualProj."""
 
 from collections.abc import Callable
 
@@ -11,11 +11,11 @@ from mtjax.grads.base import Array
 from mtjax.grads.gram import constant_like
 from mtjax.grads.solvers.steps import cholesky, inverse, longest_step
 
-_STEPS, _ROUNDS = 200, 3  # at most: of ADMM, and of reading off the active set
+_STEPS, _ROUNDS = 200, 3  # maximum numbers of ADMM steps, and of active-set rounds
 
 
 def dual_cone(cosine: Array, lower: Array) -> Array:
-    """Solves min vᵀCv subject to v ≥ l, for many l at once: `nonnegative` on s = v − l.
+    """Solves min vᵀCv subject to v ≥ l, for many l at once, as `nonnegative` does for s = v − l.
 
     Args:
       cosine: C [T, T], positive semi-definite with unit diagonal.
@@ -33,29 +33,29 @@ def dual_cone(cosine: Array, lower: Array) -> Array:
 def nonnegative(cosine: Array, linear: Array) -> Array:
     """Solves min ½sᵀCs + qᵀs subject to s ≥ 0, for many q at once.
 
-    ADMM with one shared inverse, (C + ρ)⁻¹, so a step is one matrix product for all right-hand
-    sides; then the active set is read off and solved exactly (a few times), which is kept where
-    it lowers the residual ‖min(s, Cs + q)‖∞. What is still inexact (nearly degenerate cones) goes
-    to an interior point, one Cholesky for each q and step.
+    ADMM shares one inverse, (C + ρI)⁻¹, so that a step is one matrix product for all right-hand
+    sides. Then the active set is read off and the free variables are solved exactly (a few times),
+    keeping solutions that lower the residual ‖min(s, Cs + q)‖∞. If the result is still inexact (nearly
+    degenerate cones), an interior-point method follows, with one Cholesky factor for each q and step.
 
     Args:
       cosine: C [T, T], positive semi-definite with unit diagonal.
       linear: q [N, T].
 
     Returns:
-      s [N, T]; where there is no minimum, something large.
+      s [N, T]; large values if there is no minimum.
     """
     size = jnp.maximum(jnp.max(jnp.abs(linear), axis=1, keepdims=True), jnp.finfo(cosine.dtype).tiny)
     return _solve(_definite(cosine), linear / size) * size
 
 
 def _definite(cosine: Array) -> Array:
-    """C with what rounding may have taken from its diagonal."""
+    """C plus a ridge that makes up for what rounding may have taken from its diagonal."""
     return cosine + 16 * float(jnp.finfo(cosine.dtype).eps) * jnp.eye(cosine.shape[0], dtype=cosine.dtype)
 
 
 def _solve(matrix: Array, linear: Array) -> Array:
-    """What `nonnegative` says, of a definite matrix and rows q [N, T] of ordinary size."""
+    """`nonnegative` for a positive definite matrix and rows q [N, T] of moderate magnitude."""
     epsilon = float(jnp.finfo(matrix.dtype).eps)
 
     def residual(s: Array) -> Array:
@@ -67,7 +67,7 @@ def _solve(matrix: Array, linear: Array) -> Array:
 
 
 def _admm(matrix: Array, linear: Array, residual: Callable[[Array], Array], steps: int, tolerance: float) -> Array:
-    """Over-relaxed ADMM for min ½sᵀCs + qᵀs, s ≥ 0: rows of s [N, T]; ten steps per check."""
+    """Over-relaxed ADMM for min ½sᵀCs + qᵀs, s ≥ 0, with result s [N, T]; checks convergence every ten steps."""
     eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 
     def shifted(rho: Array) -> Array:
@@ -103,7 +103,7 @@ def _interior(
     matrix: Array, linear: Array, residual: Callable[[Array], Array], s: Array, worst: Array,
     tolerance: float,
 ) -> Array:  # fmt: skip
-    """Primal-dual interior point for s ≥ 0, y = Cs + q ≥ 0, s∘y = 0; takes no step when s is exact."""
+    """Primal-dual interior-point method for s ≥ 0, y = Cs + q ≥ 0, s∘y = 0; takes no step if s is exact."""
 
     def one(s: Array, y: Array, q: Array) -> tuple[Array, Array]:
         mu = jnp.dot(s, y) / s.shape[0]
@@ -137,7 +137,7 @@ def _interior(
 def _polish(
     matrix: Array, linear: Array, residual: Callable[[Array], Array], s: Array, rounds: int
 ) -> tuple[Array, Array]:
-    """Solves on the free set {s > Cs + q} exactly; keeps what lowers the residual."""
+    """Solves exactly on the free set {s > Cs + q}; keeps the solutions that lower the residual."""
     epsilon = float(jnp.finfo(matrix.dtype).eps)
 
     def solve_free(s: Array, q: Array) -> Array:

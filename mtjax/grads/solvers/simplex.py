@@ -1,4 +1,4 @@
-"""Convex problems over the simplex: MGDA, CAGrad; and the projection onto it."""
+"""Convex problems over the simplex (MGDA, CAGrad), and the projection onto it."""
 
 from collections.abc import Callable
 
@@ -19,17 +19,18 @@ def simplex_newton(
     steps: int = 40,
     tolerance: float | None = None,
 ) -> Array:
-    """Minimises a smooth convex F over the simplex {w ≥ 0, Σw = 1} by a primal-dual interior point.
+    """Minimises a smooth convex F over the simplex {w ≥ 0, Σw = 1} with a primal-dual interior-point method.
 
-    The conditions are ∇F(w) − z − ν1 = 0 and w∘z = μ, with μ → 0. Eliminating z leaves
+    The optimality conditions are ∇F(w) − z − ν1 = 0 and w∘z = μ, with μ → 0. Eliminating z leaves
     (∇²F + diag(z/w)) dw = −∇F + σμ/w + ν1, with ν such that Σ dw = 0. A first solve with σ = 0
-    (Mehrotra's predictor) sets σ; the second shares its factor.
+    (Mehrotra's predictor) sets σ; the second solve reuses its factor.
 
     Args:
       derivatives: (w [T], μ []) -> (gradient [T], Hessian [T, T]); μ lets F be smoothed.
       start: a positive point of the simplex [T]; F should be scaled so that F(start) is about 1.
-      steps: the most steps to take.
-      tolerance: of the gap zᵀw, relative to wᵀ∇F (absolute below 0.02, so that minima of 0 end).
+      steps: maximum number of steps.
+      tolerance: on the gap zᵀw, relative to |wᵀ∇F|, or to 0.02 if that is larger, so that the
+        iteration also ends at a minimum of 0.
 
     Returns:
       The minimiser [T], positive, with sum 1.
@@ -47,8 +48,8 @@ def simplex_newton(
         step, w, z, _ = carry
         mu = jnp.dot(w, z) / num_tasks
         gradient, hessian = derivatives(w, mu)
-        # Σ dw = 0 makes 11ᵀ and a shift of the gradient no-ops in exact arithmetic; in float32 they
-        # keep the matrix regular where F has no curvature along w (a norm has none).
+        # As Σ dw = 0, adding 11ᵀ and shifting the gradient change nothing in exact arithmetic; in float32
+        # they keep the matrix regular where F has no curvature along w (a norm has none).
         ridge = 2 * jnp.finfo(w.dtype).eps * jnp.diagonal(hessian)
         factor = (cholesky(hessian + 1 + jnp.diag(z / w + ridge)), True)
         ones = cho_solve(factor, jnp.ones_like(w))
@@ -68,7 +69,7 @@ def simplex_newton(
         size = jnp.minimum(room, 1)
         new = jnp.maximum(w + size * dw, tiny)
         new = new / jnp.sum(new)
-        sound = jnp.all(jnp.isfinite(new) & jnp.isfinite(dz))  # else the factor broke down: stop
+        sound = jnp.all(jnp.isfinite(new) & jnp.isfinite(dz))  # if not, the factorisation broke down: stop
         w = jnp.where(sound, new, w)
         z = jnp.where(sound, jnp.maximum(z + size * dz, tiny), 0)
         return step + 1, w, z, derivatives(w, mu)[0]
@@ -89,16 +90,16 @@ def barrier_newton(
 ) -> Array:
     """Minimises a convex F over the simplex by following min F_μ(w) − μ Σ log w as μ → 0.
 
-    For an F with a kink, such as a norm, which `simplex_newton` may jump across. F_μ is F smoothed
-    by its own barrier, so that the sum is self-concordant and damped Newton is safe: far from the
-    path (decrement δ ≥ 0.7) the best of four step lengths is taken, 1/(1+δ) among them; near it μ
-    falls.
+    For an F with a kink, such as a norm, across which `simplex_newton` may jump. F_μ is F smoothed
+    by its own barrier, so that the sum is self-concordant and damped Newton is safe. Far from the
+    central path (decrement δ ≥ 0.7), the best of four step lengths is taken, one of which is
+    1/(1+δ); near the path, μ is reduced.
 
     Args:
       objective: (w [T], μ []) -> F_μ(w) [].
       derivatives: (w [T], μ []) -> (gradient [T], Hessian [T, T]) of F_μ.
       start: a positive point of the simplex [T]; F should be scaled so that F(start) is about 1.
-      steps: the most steps to take.
+      steps: maximum number of steps.
 
     Returns:
       The minimiser [T], positive, with sum 1.
@@ -138,10 +139,10 @@ def barrier_newton(
 
 
 def project_simplex(v: Array) -> Array:
-    """Euclidean projection of v [T] on the simplex, by sorting; −inf is left out, NaN counts as −inf."""
+    """Euclidean projection of v [T] onto the simplex, by sorting; entries of −inf (or NaN) become 0."""
     v = jnp.minimum(jnp.where(jnp.isnan(v), -jnp.inf, v), jnp.finfo(v.dtype).max)
     v = v - jnp.maximum(jnp.max(v), jnp.finfo(v.dtype).min)
-    v = jnp.maximum(v, -1e6)  # 0 on the simplex in any case: no entry may be 1 below the largest
+    v = jnp.maximum(v, -1e6)  # such entries become 0 anyway, as do all that are 1 or more below the largest
     ordered = jnp.sort(v, descending=True)
     rank = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
     shift = (jnp.cumsum(ordered) - 1) / rank
