@@ -1,4 +1,4 @@
-"""What PPO and SAC have in common: networks that see through one encoder, and how their policy acts when evaluated."""
+"""What PPO and SAC have in common: networks behind an optional shared encoder, and the policy in evaluation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ See = Callable[[Parameters, Task, Array], Array]
 
 
 class Agent:
-    """The pure functions of one configuration of a policy and what judges it. Holds no state.
+    """The pure functions of one configuration of a policy and its critic (or value network). Holds no state.
 
-    Its state has ``params`` {"policy": Parameters, ``teacher``: Parameters} and ``observations``, running statistics.
+    The agent's state has ``params`` {"policy": Parameters, ``teacher``: Parameters}, and ``observations``, the running
+    statistics of observations.
     """
 
-    teacher: str  # which parameters hold the encoder that both networks see through, if there is one
+    teacher: str  # key of the parameters that hold the shared encoder, if there is one
     policy: Policy
 
     def __init__(self, config: Any, network: NetworkConfig, spec: TaskSpec, *, num_envs: int):
@@ -43,11 +44,11 @@ class Agent:
 
     @property
     def view_size(self) -> int:
-        """Numbers that trunks see: of an observation, or of what the shared encoder makes of it."""
+        """Input size of the trunks: that of an observation, or of the shared encoder's output."""
         return self.encoder.width if self.encoder else self.spec.observation_size
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
-        """The policy, behind the encoder."""
+        """Build the policy; its input is the shared encoder's output, if there is a shared encoder."""
         spec = self.spec
         return make_policy(
             network,
@@ -58,7 +59,7 @@ class Agent:
         )
 
     def _make_value(self, value: NetworkConfig, *, inputs: int, outputs: int) -> Network:
-        """A network of values, behind the encoder."""
+        """Build the body of a value network or critic; ``inputs`` are counted after the shared encoder, if any."""
         return make_network(
             value,
             inputs=inputs,
@@ -75,7 +76,7 @@ class Agent:
         return normalization.normalize(statistics, observation, clip=self.config.observation_clip)
 
     def _see(self, teacher: Parameters, tasks: Task, observation: Array) -> Array:
-        """What the policies of N tasks see of normalised observations [N, B, obs]."""
+        """The inputs of the policies of N tasks at normalised observations [N, B, obs]."""
         return see(self.encoder, teacher, tasks, observation)
 
     def _distribution(self, state: Any, observation: Array) -> Any:
@@ -95,13 +96,13 @@ class Agent:
         """Actions [N, E, ...] of N tasks at observations [N, E, obs].
 
         Args:
-            state: of the agent.
-            observation: raw.
-            key: for drawing.
-            deterministic: [] bool, the mode instead of a sample.
-            unseen: the N tasks if they were not trained on: each is acted for by the mean of what belongs to single
-                tasks.
-            through: in place of ``_see``.
+            state: state of the agent.
+            observation: raw observations.
+            key: for sampling.
+            deterministic: [] bool, return the mode instead of a sample.
+            unseen: the N tasks, if they were not trained on: parameters and statistics of single tasks are then
+                replaced by their mean over the training tasks.
+            through: replaces ``_see``.
         """
         tasks, masks, statistics = self.tasks, self.masks, state.observations
         policy, private = state.params["policy"], state.params["policy"].private
@@ -115,7 +116,7 @@ class Agent:
 
 
 def apply(policy: Policy, parameters: Parameters, tasks: Task, view: Array) -> Any:
-    """The distributions of N tasks, each with its own private parameters, at what the network takes, [N, B, ·]."""
+    """The distributions of N tasks, each with its own private parameters, at network inputs ``view`` [N, B, ·]."""
     over_tasks: Callable[[Any, Any, Task, Array], Any] = jax.vmap(policy.apply, in_axes=(None, 0, 0, 0))
     return over_tasks(parameters.shared, parameters.private, tasks, view)
 
@@ -129,10 +130,10 @@ def choose(policy: Policy, distribution: Any, masks: Array, key: Array, determin
 
 
 def pooled(statistics: normalization.Statistics, number: int) -> normalization.Statistics:
-    """The statistics of all training tasks together, for each of ``number`` others: [number, obs]."""
+    """The statistics pooled over all training tasks, repeated for each of ``number`` other tasks: [number, obs]."""
     return repeat(normalization.pooled(statistics), number)
 
 
 def repeat(tree: Any, number: int) -> Any:
-    """Every leaf [...] as [number, ...]."""
+    """Broadcast every leaf [...] to [number, ...]."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), tree)

@@ -1,4 +1,4 @@
-"""The learner contract, and the experience that flows into it."""
+"""The learner interface, and the data passed to it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Array = jax.Array
 
 
 class TaskSpec(NamedTuple):
-    """What a learner must know of the tasks.
+    """What a learner must know about the tasks.
 
     Attributes:
         num_tasks: T.
         observation_size: numbers in one observation.
         action: the action space.
         action_sizes: [T] real sizes of padded actions, or None if no task's action is padded.
-        contexts: [T, D] embeddings of the tasks' descriptions, or None if the networks do without.
+        contexts: [T, D] embeddings of the tasks' descriptions, or None if the networks do not use them.
     """
 
     num_tasks: int
@@ -41,10 +41,10 @@ class TaskSpec(NamedTuple):
 
 
 class Unseen(NamedTuple):
-    """What is known of N tasks that were not trained on.
+    """What a learner is told about N tasks that it was not trained on.
 
     Attributes:
-        contexts: [N, D] embeddings of their descriptions; D = 0 where nobody reads them.
+        contexts: [N, D] embeddings of their descriptions; D = 0 if no network reads them.
         masks: [N, A] float32, 1 where an entry (or choice) of a padded action is real.
     """
 
@@ -56,11 +56,11 @@ class Transitions(NamedTuple):
     """A rollout: every leaf is [H, T, E, ...] (time, task, environment).
 
     Attributes:
-        observation: [H, T, E, obs] raw observations that were acted on.
+        observation: [H, T, E, obs] raw observations from which the actions were chosen.
         reward: [H, T, E] raw rewards.
-        terminated, truncated: [H, T, E] bool, how the step ended, if it did.
+        terminated, truncated: [H, T, E] bool, whether the step ended its episode, and how.
         final_observation: [H, T, E, obs] the observation after the step, before any reset.
-        extras: what ``act`` returned beside the action (raw action, log-probability …).
+        extras: what ``act`` returned besides the action (raw action, log-probability, …).
     """
 
     observation: Array
@@ -72,12 +72,12 @@ class Transitions(NamedTuple):
 
 
 class Adaptation(NamedTuple):
-    """How a learner finds out which dynamics an unseen task has, with all that was learnt frozen.
+    """How a learner infers the dynamics of an unseen task, with all trained parameters frozen.
 
     Attributes:
-        start: (state, N) -> θ [N, K] before anything was seen of N tasks.
+        start: (state, N) -> initial θ [N, K], before anything has been observed in the N tasks.
         infer: (state, θ [N, K], transitions (a replay's Sample) with leaves [N, B, ...], weight [N, B], key=, and
-            settings of :func:`mtjax.learners.world.infer`) -> θ [N, K]. A transition of weight 0 does not count.
+            keyword arguments of :func:`mtjax.learners.world.infer`) -> θ [N, K]. Transitions of weight 0 are ignored.
         policy: (state, θ [N, K], observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...].
     """
 
@@ -87,17 +87,17 @@ class Adaptation(NamedTuple):
 
 
 class FineTuning(NamedTuple):
-    """An agent for ONE unseen task that starts as a copy of a trained one; everything of it learns on.
+    """An agent for ONE unseen task: it starts as a copy of a trained agent, all of which continues to learn.
 
-    The task is told as an ``Unseen`` of N = 1. Shapes are a learner's, with T = 1.
+    The task is given as an ``Unseen`` with N = 1. Shapes are those of a Learner with T = 1.
 
     Attributes:
         start: (state of the trained agent, key) -> state.
         act: (state, unseen, observation [1, E, obs], key) -> (action [1, E, ...], extras).
         update: (state, unseen, rollout, key) -> (state, metrics).
         policy: (state, unseen, observation [1, E, obs], key, deterministic []) -> action [1, E, ...].
-        rollout_length: H, steps between two updates, of E = 1 environment.
-        replay: the replay that its state holds, or None.
+        rollout_length: H, steps between two updates, in E = 1 environment.
+        replay: the Buffer of the replay in its state, or None.
     """
 
     start: Callable[[Any, Array], Any]
@@ -113,22 +113,22 @@ class Learner(NamedTuple):
 
     Attributes:
         init: key -> state.
-        act: (state, observation [T, E, obs], key) -> (action [T, E, ...], extras). Explores.
+        act: (state, observation [T, E, obs], key) -> (action [T, E, ...], extras). For training: it explores.
         update: (state, Transitions, key) -> (state, metrics by name: [], [T], [T, T] or [T, F]). "loss" [T] and
-            "finite" [T] bool are always there; "finite" is False for the tasks whose loss was not finite when
-            that first happened to any.
+            "finite" [T] bool are always included; "finite" is False for the tasks whose loss was not finite the
+            first time that any task's loss was not.
         policy: (state, observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...]. For
-            evaluation. ``unseen`` None: N = T training tasks; otherwise N tasks that were never trained on, acted
-            for zero-shot.
-        generalises: False if the learner has nothing to say about unseen tasks.
-        replay: the replay that its state holds, or None: who runs it states its memory before it is taken.
+            evaluation. With ``unseen`` None, the N = T training tasks; otherwise N tasks that were never trained
+            on, in which the policy acts zero-shot.
+        generalises: False if the learner has no policy for unseen tasks.
+        replay: the Buffer of the replay in its state, or None; callers report its memory before allocating it.
         adaptation: how it infers an unseen task's dynamics, or None.
-        fine_tuning: environment steps to come -> how it learns on in an unseen task for at most so many (its replay has
-            room for no more), or None.
-        detours: (state, key, H) -> Detours [H, T, E, ...] of a rollout, which the environments follow in place of
-            ``act``; a rollout's extras then hold "detour" [H, T, E] bool. None: there are none.
-        cut: state -> the state after all running episodes were lost: what the next step earns belongs to a new one.
-            None: the state holds nothing of running episodes.
+        fine_tuning: number of environment steps -> FineTuning for an unseen task over at most that many steps (its
+            replay has room for no more), or None.
+        detours: (state, key, H) -> Detours [H, T, E, ...] of a rollout; while one is active, its actions replace those
+            of ``act``. A rollout's extras then hold "detour" [H, T, E] bool. None: no detours.
+        cut: state -> the state after all running episodes were lost: the next reward belongs to a new episode. None:
+            the state holds nothing about running episodes.
     """
 
     init: Callable[[Array], Any]
@@ -149,5 +149,5 @@ def action_masks(spec: TaskSpec) -> Array:
 
 
 def masks_of(sizes: Sequence[int], action: ActionSpec) -> Array:
-    """[N, A] float32: 1 in the first ``sizes[n]`` entries."""
+    """[N, A] float32: 1 in the first ``sizes[n]`` entries of row n."""
     return jnp.asarray((np.arange(action.size)[None] < np.asarray(sizes)[:, None]).astype(np.float32))

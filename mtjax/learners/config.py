@@ -1,4 +1,4 @@
-"""Hyper-parameters of the learners, free of jax so that a command line answers at once."""
+"""Hyper-parameters of the learners. This module does not import jax, so that command lines respond at once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import dataclasses
 
 from mtjax.options import option, refuse_unused
 
-SCHEDULES = ("constant", "linear", "cosine")  # from all to nothing at the end of the run, but for the first
+SCHEDULES = ("constant", "linear", "cosine")  # the last two decay from the full value to 0 by the end of the run
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """What all learners have alike."""
+    """Hyper-parameters common to all learners."""
 
     learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
     discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
@@ -36,7 +36,7 @@ class LearnerConfig:
     rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
 
     def used(self) -> dict[str, tuple[bool, str]]:
-        """For ``refuse_unused``: which of these options something reads, and what would. A subclass has more."""
+        """For ``refuse_unused``: whether anything reads each of these options, and what would. Subclasses add more."""
         counts = self.exploration == "counts", "exploration=counts"
         rnd = self.exploration == "rnd", "exploration=rnd"
         return {
@@ -51,7 +51,7 @@ class LearnerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig(LearnerConfig):
-    """Hyper-parameters of PPO. The floats marked [vmapped] are leaves of the state, one value a seed."""
+    """Hyper-parameters of PPO. The floats marked [vmapped] are leaves of the state, one value per seed."""
 
     learning_rate_schedule: str = option(
         "constant",
@@ -128,7 +128,7 @@ class PPOConfig(LearnerConfig):
     )
 
     def check(self) -> None:
-        """Refuse options without effect. Raises ValueError with one line."""
+        """Reject options without effect. Raises ValueError with a one-line message."""
         detours = self.detour_share, "detour_share above 0"
         entropy = self.entropy_cost, "entropy_cost above 0"
         refuse_unused(
@@ -146,7 +146,7 @@ class PPOConfig(LearnerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DistralConfig(PPOConfig):
-    """Hyper-parameters of Distral. Those of PPO, and the costs that tie the tasks' policies to the distilled one."""
+    """Hyper-parameters of Distral: those of PPO, and the costs that tie the tasks' policies to the distilled one."""
 
     entropy_cost: float = option(0.0, "Weight of PPO's entropy bonus, beside distral_entropy_cost. [vmapped]", low=0)
     distral_kl_cost: float = option(
@@ -164,16 +164,16 @@ class DistralConfig(PPOConfig):
 
     @property
     def alpha(self) -> float:
-        """α = c_KL / (c_KL + c_Ent), the share of the distilled policy in a task's."""
+        """α = c_KL / (c_KL + c_Ent), the exponent of the distilled policy in a task's policy π₀^α exp(β f)."""
         return self.distral_kl_cost / (self.distral_kl_cost + self.distral_entropy_cost)
 
     @property
     def beta(self) -> float:
-        """β = 1 / (c_KL + c_Ent), how much a task's own column counts."""
+        """β = 1 / (c_KL + c_Ent), the weight of a task's own column f."""
         return 1.0 / (self.distral_kl_cost + self.distral_entropy_cost)
 
     def check(self) -> None:
-        """As PPO's; and refuse costs that are both 0. Raises ValueError with one line."""
+        """As PPO's check; also reject two costs of 0. Raises ValueError with a one-line message."""
         super().check()
         if not self.distral_kl_cost + self.distral_entropy_cost:
             raise ValueError("distral_kl_cost: 0.0 needs distral_entropy_cost above 0; one of the two must be")
@@ -181,7 +181,7 @@ class DistralConfig(PPOConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SACConfig(LearnerConfig):
-    """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value a seed."""
+    """Hyper-parameters of SAC. The floats marked [vmapped] are leaves of the state, one value per seed."""
 
     critic_learning_rate: float = option(0.0, "Step size of the critics' Adam; 0 means learning_rate. [vmapped]", low=0)
     temperature_learning_rate: float = option(
@@ -283,7 +283,7 @@ class SACConfig(LearnerConfig):
     )
 
     def check(self) -> None:
-        """Refuse what has no meaning, and options without effect. Raises ValueError with one line."""
+        """Reject meaningless combinations and options without effect. Raises ValueError with a one-line message."""
         if self.return_scaling == "range" and self.discount >= 1:
             raise ValueError(f"return_scaling: 'range' needs a discount below 1, not {self.discount}")
         categorical = self.critic_head == "categorical"
@@ -311,7 +311,7 @@ class SACConfig(LearnerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class HiPBMDPConfig(SACConfig):
-    """Hyper-parameters of HiP-BMDP. Those of SAC, and of the models that shape what its critics see."""
+    """Hyper-parameters of HiP-BMDP: those of SAC, and those of the models that shape its critics' inputs."""
 
     state_encoder: str = option(
         "mlp",
@@ -349,7 +349,7 @@ class HiPBMDPConfig(SACConfig):
     )
 
     def check(self) -> None:
-        """As SAC's; and refuse options without effect (sizes aside, which presets set). Raises ValueError likewise."""
+        """As SAC's check; also reject options without effect, except sizes, which presets set. Raises ValueError."""
         super().check()
         if self.theta_size and not self.transition_cost:
             raise ValueError(

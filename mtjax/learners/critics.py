@@ -1,12 +1,12 @@
-"""Critics: an ensemble of networks, and the two ways in which they speak of a return.
+"""Critics: an ensemble of networks, and the two ways in which they represent a return.
 
-A *head* gives outputs a meaning: ``scalar`` is the mean of the return, ``categorical`` its distribution over
-atoms (C51, arXiv 1707.06887). Both see the actions of a state as C candidates with probabilities: one that was
-drawn if actions are continuous, all of them if discrete. So there is one loss for both kinds of actions:
+A *head* interprets the outputs: ``scalar`` is the mean of the return, ``categorical`` its distribution over
+atoms (C51, arXiv 1707.06887). Both treat the actions of a state as C candidates with probabilities: one sampled
+action if actions are continuous, all choices if they are discrete. So one loss serves both kinds of actions:
 
     soft value of a state = Σ_c π(c) (Q(c) − α log π(c))
 
-Shapes here are of ONE task: N critics, B transitions, C candidates, K outputs.
+Shapes here are those of ONE task: N critics, B transitions, C candidates, K outputs.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Array = jax.Array
 
 
 class Candidates(NamedTuple):
-    """The actions of B states that an expectation runs over.
+    """The actions over which an expectation is taken, in B states.
 
     Attributes:
-        action: [B, A] one action that was drawn; None if actions are discrete: the candidates are all choices.
-        probability: [B, C] π(c); 1 for an action that was drawn.
+        action: [B, A] one sampled action; None if actions are discrete, as the candidates are then all choices.
+        probability: [B, C] π(c); 1 for a sampled action.
         log_prob: [B, C] log π(c).
     """
 
@@ -41,13 +41,13 @@ class Candidates(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What the outputs of a critic mean.
+    """How the outputs of a critic represent a return.
 
     Attributes:
-        size: K, outputs for one candidate.
+        size: K, outputs per candidate.
         value: outputs [..., K] -> mean return [...].
-        target: (outputs [N, B, C, K], candidates, temperature [], reward [B], discount [B]) -> [B, K'], what the
-            critics should say of the transition. ``discount`` is 0 at terminal steps.
+        target: (outputs [N, B, C, K], candidates, temperature [], reward [B], discount [B]) -> [B, K'], the
+            critics' targets for the transitions. ``discount`` is 0 at terminal steps.
         loss: (outputs [N, B, K], target [B, K']) -> [N, B].
     """
 
@@ -58,17 +58,17 @@ class Head(NamedTuple):
 
 
 def make_head(kind: str, *, reduction: str, num_atoms: int, value_range: float) -> Head:
-    """The head that ``critic_head`` names; ``reduction`` ("min" or "mean") makes one answer of N."""
+    """The head named by ``critic_head``; ``reduction`` ("min" or "mean") combines the outputs of the N critics."""
     return scalar(reduction) if kind == "scalar" else categorical(reduction, num_atoms, value_range)
 
 
 def reduce_values(values: Array, reduction: str) -> Array:
-    """One value [...] of N critics' [N, ...]: the smallest, or the mean."""
+    """Reduce N critics' values [N, ...] to one value [...]: the minimum or the mean."""
     return values.min(axis=0) if reduction == "min" else values.mean(axis=0)
 
 
 def scalar(reduction: str) -> Head:
-    """The mean of the return, by squared error (arXiv 1812.05905, eq. 5 and 6)."""
+    """The mean of the return, trained by squared error (arXiv 1812.05905, eq. 5 and 6)."""
 
     def target(outputs: Array, candidates: Candidates, temperature: Array, reward: Array, discount: Array) -> Array:
         soft = reduce_values(outputs[..., 0], reduction) - temperature * candidates.log_prob
@@ -83,9 +83,9 @@ def scalar(reduction: str) -> Head:
 
 
 def categorical(reduction: str, num_atoms: int, value_range: float) -> Head:
-    """The distribution of the return over equally spaced atoms within ± ``value_range``, by cross-entropy.
+    """The distribution of the return over equally spaced atoms within ± ``value_range``, trained by cross-entropy.
 
-    "mean" mixes the N distributions; "min" takes, for each candidate, the one of lowest mean.
+    "mean" mixes the N distributions; "min" takes, for each candidate, the one with the lowest mean.
     """
     atoms = jnp.linspace(-value_range, value_range, num_atoms, dtype=jnp.float32)
 
@@ -93,7 +93,7 @@ def categorical(reduction: str, num_atoms: int, value_range: float) -> Head:
         return jax.nn.softmax(outputs, axis=-1) @ atoms
 
     def one_of(outputs: Array) -> Array:
-        """Probabilities [B, C, K] of N critics' outputs."""
+        """Probabilities [B, C, K]: the distributions of the N critics reduced to one."""
         probabilities = jax.nn.softmax(outputs, axis=-1)
         if reduction == "mean":
             return probabilities.mean(axis=0)
@@ -114,38 +114,38 @@ def categorical(reduction: str, num_atoms: int, value_range: float) -> Head:
 
 
 def project(positions: Array, mass: Array, atoms: Array) -> Array:
-    """Move mass to the atoms beside it (arXiv 1707.06887, eq. 7): the mean stays, where no atom is passed.
+    """Split mass between adjacent atoms (arXiv 1707.06887, eq. 7), keeping the mean unless positions are clipped.
 
     Args:
-        positions: [B, M] where mass lies; clipped to the atoms' range.
+        positions: [B, M] of the mass; clipped to the atoms' range.
         mass: [B, M].
         atoms: [K] equally spaced, ascending.
 
     Returns:
-        Mass [B, K] on the atoms, as much as before.
+        Mass [B, K] on the atoms, with the same total.
     """
     number = atoms.shape[0]
     place = (jnp.clip(positions, atoms[0], atoms[-1]) - atoms[0]) / (atoms[1] - atoms[0])
-    below = jnp.clip(place.astype(jnp.int32), 0, number - 2)  # within bounds, where a position is NaN too
-    share = jnp.clip(place - below.astype(place.dtype), 0.0, 1.0)  # of the atom above
-    parts = mass[..., None] * jnp.stack([1.0 - share, share], axis=-1)  # [B, M, 2]; of every atom it were [B, M, K]
+    below = jnp.clip(place.astype(jnp.int32), 0, number - 2)  # in bounds even if a position is NaN
+    share = jnp.clip(place - below.astype(place.dtype), 0.0, 1.0)  # that of the atom above
+    parts = mass[..., None] * jnp.stack([1.0 - share, share], axis=-1)  # [B, M, 2]; for all atoms it would be [B, M, K]
 
     def add(below: Array, parts: Array) -> Array:
         pairs = jnp.zeros((number, 2), parts.dtype).at[below].add(parts, mode="promise_in_bounds")
-        return pairs[:, 0] + jnp.roll(pairs[:, 1], 1)  # above the last atom there is nothing
+        return pairs[:, 0] + jnp.roll(pairs[:, 1], 1)  # 0 wraps round: no mass lies above the last atom
 
     return jax.vmap(add)(below, parts)
 
 
 class Critic(NamedTuple):
-    """An ensemble of N critics that share an architecture and nothing else.
+    """An ensemble of N critics that share an architecture but no parameters.
 
     Attributes:
         init: key -> Parameters; shared leaves are [N, ...], private ones [T, N, ...].
         apply: (shared, private of one task, the task, observation [B, obs], action [B, A] or None)
             -> outputs [N, B, C, K].
-        diagnose: (…, task, network input [B, in]) -> what the first critic decides on beside its outputs, as in
-            Network.
+        diagnose: (shared, private of one task, the task, network input [B, in]) -> what Network's ``diagnose`` says
+            of the first critic.
         last_shared: as in Policy.
     """
 
@@ -156,14 +156,14 @@ class Critic(NamedTuple):
 
 
 def inputs_and_outputs(observation_size: int, action: ActionSpec, head: Head) -> tuple[int, int]:
-    """Sizes of a critic's network: a continuous action is an input, discrete ones are outputs."""
+    """Input and output size of a critic's network: a continuous action is an input, discrete ones are outputs."""
     if action.kind == "continuous":
         return observation_size + action.size, head.size
     return observation_size, action.size * head.size
 
 
 def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> Critic:
-    """``number`` critics of a network that has the sizes of ``inputs_and_outputs``."""
+    """An ensemble of ``number`` critics; ``network`` has the sizes given by ``inputs_and_outputs``."""
 
     def init(key: Array) -> Parameters:
         return jax.vmap(network.init, out_axes=Parameters(0, 1))(jax.random.split(key, number))
@@ -181,7 +181,7 @@ def ensemble(network: Network, number: int, action: ActionSpec, head: Head) -> C
 
 
 def through(encoder: SharedEncoder, critic: Critic, observation_size: int) -> Critic:
-    """Critics that see an observation through one encoder, theirs and the policy's."""
+    """Critics whose observations pass through one encoder, which the policy uses, too."""
 
     def init(key: Array) -> Parameters:
         keys = jax.random.split(key)
@@ -202,7 +202,7 @@ def through(encoder: SharedEncoder, critic: Critic, observation_size: int) -> Cr
 
 
 def of_action(outputs: Array, action: ActionSpec, taken: Array) -> Array:
-    """Outputs [N, B, K] for the actions that were taken, of outputs [N, B, C, K] for all candidates."""
+    """Select the outputs [N, B, K] of the actions taken from those of all candidates, [N, B, C, K]."""
     if action.kind == "continuous":
         return outputs[:, :, 0]
     return jnp.take_along_axis(outputs, taken[None, :, None, None], axis=2)[:, :, 0]

@@ -19,7 +19,7 @@ Array = jax.Array
 
 
 class _LastShared:
-    """Stands for the last layer that tasks share until it is known which that is (see ``of_network``)."""
+    """Placeholder for the predicate that selects the last shared layer, until ``of_network`` supplies it."""
 
     def __call__(self, path: str) -> bool:
         raise TypeError("a method that looks at the last shared layer goes through of_network first")
@@ -29,12 +29,12 @@ POLICY = "a policy's losses are near or below 0"
 
 
 def gradient_method(spec: str, num_tasks: int, option: str = "grads", *, losses: str | None = POLICY) -> grads.Method:
-    """The method of mtjax.grads that an option names. GradNorm looks at the last shared layer, as its paper says.
+    """The method of mtjax.grads that an option names. GradNorm uses the last shared layer, as in its paper.
 
-    The method's constants are leaves of its state, named "<option>.<constant>": they vmap beside the seeds.
+    The method's constants are leaves of its state, named "<option>.<constant>", so that they vmap along with the seeds.
 
     Raises:
-        ValueError: there is no such method, it cannot be used by a learner, or not for so many tasks.
+        ValueError: there is no such method, learners cannot use it, or it does not support this many tasks.
     """
     method = grads.tunable(spec, f"{option}.")
     if getattr(method, "on_representation", False):
@@ -52,13 +52,13 @@ def gradient_method(spec: str, num_tasks: int, option: str = "grads", *, losses:
 
 
 def _calls(call: registry.Call) -> list[registry.Call]:
-    """The methods of a specification: combinators and what they wrap."""
+    """All methods in a specification: combinators and the methods that they wrap."""
     inner = [value for value in call.arguments.values() if isinstance(value, registry.Call)]
     return [call, *(found for one in inner for found in _calls(one))]
 
 
 def _check_gradnorm(call: registry.Call, option: str, losses: str | None) -> None:
-    """Refuse what GradNorm would make of losses that are near or below 0: L/L(0) says nothing of them."""
+    """Reject GradNorm for losses that may be near or below 0, for which its ratio L/L(0) is meaningless."""
     if losses and call.arguments["surrogate"] is None and call.arguments["initial_losses"] is None:
         given = {"alpha": call.arguments["alpha"], "surrogate": "softplus"}
         written = ", ".join(f"{name}={value!r}" for name, value in given.items()).replace("'", '"')
@@ -69,11 +69,11 @@ def _check_gradnorm(call: registry.Call, option: str, losses: str | None) -> Non
 
 
 def of_network(method: grads.Method, last_shared: tuple[str, ...]) -> grads.Method:
-    """A method as one network's gradients are shown to it.
+    """Prepare a method for the gradients of one network.
 
     Args:
-        method: of mtjax.grads. One of ``gradient_method`` that looks at the last shared layer learns here which it is.
-        last_shared: how the paths of the network's last shared layers begin.
+        method: of mtjax.grads. One from ``gradient_method`` that uses the last shared layer is told here which it is.
+        last_shared: path prefixes of the network's last shared layers.
     """
     if not isinstance(getattr(method, "leaves", None), _LastShared):
         return method
@@ -85,7 +85,7 @@ class DescentState(NamedTuple):
 
     Attributes:
         shared: optimiser state of the shared parameters.
-        private: that of the private ones; leaves lead with [T].
+        private: optimiser state of the private parameters; leaves lead with [T].
         grads: state of the gradient transform; () if nothing is shared.
     """
 
@@ -95,10 +95,10 @@ class DescentState(NamedTuple):
 
 
 class Descent:
-    """The pure functions that move one network's parameters. Holds no state.
+    """The pure functions that update one network's parameters. Holds no state.
 
     The tasks' gradients of shared parameters are combined by a method of :mod:`mtjax.grads`; private
-    parameters have no conflict, and each task's are moved by their own optimiser.
+    parameters cannot conflict, and an optimiser of its own updates those of each task.
 
     Args:
         method: of mtjax.grads.
@@ -110,11 +110,11 @@ class Descent:
         self.method, self.num_tasks, self.optimizer = method, num_tasks, optimizer
 
     def _transform(self, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
-        # One task has nothing to conflict with.
+        # A single task has no conflicts to measure.
         return grads.aggregate(self.method, num_tasks=self.num_tasks, seed=key, track_gram=self.num_tasks > 1)
 
     def init(self, parameters: Parameters, key: Array) -> DescentState:
-        """The state before the first step; ``key`` is for methods that draw."""
+        """The state before the first step; ``key`` is for methods that use random numbers."""
         shares = bool(jax.tree.leaves(parameters.shared))
         return DescentState(
             shared=self.optimizer.init(parameters.shared),
@@ -134,16 +134,16 @@ class Descent:
         """Take one step.
 
         Args:
-            parameters: of the network.
-            state: of the descent.
+            parameters: parameters of the network.
+            state: state of the descent.
             task_grads: every leaf [T, ...]: each task's gradient of the shared parameters, and of its own.
-            losses: [T], for methods that look at them.
+            losses: [T], for methods that use them.
             rate: [] learning rate.
-            mask: [T] true for the tasks that take part; all of them, if None.
+            mask: [T] true for the tasks that take part; None means all.
 
         Returns:
-            (parameters, state, what is known of the conflict: "cosine" [T, T], "conflict" [], "norm" [T], "weight"
-            [T]; nothing if nothing is shared).
+            (parameters, state, measures of gradient conflict: "cosine" [T, T], "conflict" [], "norm" [T], "weight" [T];
+            empty if nothing is shared or T = 1).
         """
         direction, transform, known = parameters.shared, (), {}
         if state.grads != ():
@@ -166,11 +166,11 @@ def combine(
     losses: Array,
     mask: Array | None = None,
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """One gradient per task [T, ...] in; one direction, the transform's state, and what is known of the conflict.
+    """Combine one gradient per task [T, ...] into one direction, and measure the conflict between gradients.
 
     Returns:
-        (direction, state, "cosine" [T, T], "conflict" [], "norm" [T] and "weight" [T] by name; nothing for one task,
-        whose Gram matrix is not computed).
+        (direction, the transform's state, "cosine" [T, T], "conflict" [], "norm" [T] and "weight" [T] by name; no
+        measures for a single task, whose Gram matrix is not computed).
     """
     direction, state = transform.update(task_grads, state, parameters, losses=losses, mask=mask)
     if losses.shape[0] == 1:
@@ -181,18 +181,18 @@ def combine(
 
 
 def optimizer(*, max_grad_norm: float, epsilon: float, weight_decay: float) -> optax.GradientTransformation:
-    """Clipping (0 is none), Adam, decoupled weight decay (0 is none), without a learning rate."""
+    """Clipping (0: none), Adam and decoupled weight decay (0: none), without a learning rate."""
     clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity()
     decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
     return optax.chain(clip, optax.scale_by_adam(eps=epsilon), decay)
 
 
 def clipped_adam(*, max_grad_norm: float, epsilon: float) -> optax.GradientTransformation:
-    """Adam on ``{name: gradients}`` of several networks, each clipped to a global norm of its own (0 is none).
+    """Adam on ``{name: gradients}`` of several networks, each clipped to a global norm of its own (0: no clipping).
 
-    Under one norm for all, a critic of large values would clip the policy's gradient away, down to Adam's epsilon.
-    All leaves are moved as one vector: a small network's many leaves cost more kernels than arithmetic, 5 to 8% of a
-    PPO update with two layers of 64.
+    With one norm for all, a critic of large values would make clipping shrink the policy's gradient to the order of
+    Adam's epsilon. All leaves are updated as one vector: for a small network, one kernel per leaf costs more than the
+    arithmetic, 5 to 8% of a PPO update with two layers of 64.
     """
     adam = optax.scale_by_adam(eps=epsilon)
 
@@ -218,9 +218,9 @@ def clipped_adam(*, max_grad_norm: float, epsilon: float) -> optax.GradientTrans
 
 
 def over_steps(metrics: Mapping[str, Array]) -> dict[str, Array]:
-    """Metrics [K, ...] of K gradient steps as their means, and "finite" [T]: was the loss of each task finite?
+    """The means of metrics [K, ...] over K gradient steps, and "finite" [T]: whether each task's loss was finite.
 
-    Shared parameters carry a NaN to every task at once: only the first step that had one tells whose it was.
+    Shared parameters carry a NaN to every task at once: only the first step that has one shows which task it came from.
     """
     finite = jnp.isfinite(metrics["loss"])  # [K, T]
     means = {name: metric.mean(axis=0) for name, metric in metrics.items()}
@@ -228,5 +228,5 @@ def over_steps(metrics: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def polyak(targets: Any, parameters: Any, share: Array) -> Any:
-    """Targets that have taken over ``share`` [] of the parameters: trees of one form, any shapes."""
+    """Move targets by the fraction ``share`` [] towards the parameters: trees of the same structure, any shapes."""
     return jax.tree.map(lambda old, new: old + share * (jnp.asarray(new) - old), targets, parameters)

@@ -1,9 +1,9 @@
-"""Detours: random actions held for a while, which lead where the policy's own noise never would.
+"""Detours: random actions held for a while, which reach states that the policy's own noise never would.
 
-Noise that is new at every step is undone by the next action of the policy; a hand that rests before a handle never
-gets behind it. Temporally extended ε-greedy (Dabney, Ostrovski and Barreto, arXiv 2006.01782, section 4) holds one
-random action for a random time instead. On-policy learners do not learn from a detour's steps, for which no policy of
-theirs is to thank; an advantage ends where a detour begins, as at a truncation, so that a detour is no more than
+Noise drawn anew at every step is undone by the policy's next action; a hand that rests in front of a handle never gets
+behind it. Temporally extended ε-greedy (Dabney, Ostrovski and Barreto, arXiv 2006.01782, section 4) instead holds one
+random action for a random number of steps. On-policy learners do not learn from a detour's steps, whose actions their
+policy did not choose; and an advantage ends where a detour begins, as at a truncation, so that a detour merely provides
 another state to start from.
 """
 
@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 class Detours(NamedTuple):
-    """Which steps of a rollout are on a detour, and what is done there.
+    """Which steps of a rollout are on a detour, and the actions taken there.
 
     Attributes:
         active: [H, T, E] bool.
@@ -34,18 +34,18 @@ class Detours(NamedTuple):
 def draw(
     key: Array, masks: Array, action: ActionSpec, *, share: Array | float, longest: int, length: int, num_envs: int
 ) -> Detours:
-    """Detours of one rollout, each environment's own: lengths uniform in 1 … ``longest``, actions uniform.
+    """Draw one rollout's detours, independent per environment: lengths uniform in 1 … ``longest``, actions uniform.
 
     Args:
-        key: of this rollout alone.
+        key: used for this rollout only.
         masks: [T, A] 1 for the real actions (or choices) of each task.
         action: the action space.
-        share: of all steps, on average.
-        longest: steps.
+        share: average share of all steps that are on a detour.
+        longest: steps of the longest detour.
         length: H.
         num_envs: E.
     """
-    # A detour may be under way when the rollout begins, so that every step has the same share: `longest` earlier steps.
+    # Simulates `longest` earlier steps: a detour may be under way at the start, so every step has the same share.
     shape = (longest + length, masks.shape[0], num_envs)
     begin_key, steps_key, action_key = jax.random.split(key, 3)
     mean = (1 + longest) / 2
@@ -71,11 +71,11 @@ def draw(
 
 
 def follow(detours: Detours, index: Array, action: Array) -> tuple[Array, Array]:
-    """(what is done at step ``index`` in place of the policy's ``action`` [T, E, ...], active [T, E])."""
+    """(actions at step ``index``, those of detours in place of the policy's ``action`` [T, E, ...]; active [T, E])."""
     active, other = detours.active[index], detours.action[index]
     return jnp.where(active.reshape(active.shape + (1,) * (action.ndim - active.ndim)), other, action), active
 
 
 def before(active: Array) -> Array:
-    """[H, T, E] bool: the next step is on a detour, so that no advantage reaches over it."""
+    """[H, T, E] bool: the next step is on a detour, so the advantage is cut after this one."""
     return jnp.concatenate([active[1:], jnp.zeros_like(active[:1])])

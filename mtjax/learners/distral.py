@@ -1,16 +1,16 @@
-"""Distral (arXiv 1707.04175) with networks: a policy for every task, drawn to one distilled policy π₀.
+"""Distral (arXiv 1707.04175) with networks: one policy per task, regularised towards a distilled policy π₀.
 
 The paper's policy gradient (section 3, equations 8 to 10), with PPO's clipped surrogate and advantages:
 
-* each task maximises its regularised return, R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), in which the
-  paper's α/β is c_KL and its 1/β is c_KL + c_Ent;
-* π₀ maximises c_KL Σ_i E_{π_i} log π₀(a|s): the states are those of the tasks' own experience, the expectation over
-  actions is exact, and the divergence is KL(π_i ‖ π₀), never the other way round;
-* with two columns π_i ∝ π₀^α · exp(β f_i), so that what the tasks have in common is acted on at once and f_i learns
-  only what is special to its task (equation 8). For Gaussians the product of π₀^α and a Gaussian of the task's own,
-  which is a Gaussian again; its scale is its own, without β.
+* each task maximises its regularised return, R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), where c_KL is the
+  paper's α/β and c_KL + c_Ent its 1/β;
+* π₀ maximises c_KL Σ_i E_{π_i} log π₀(a|s): the states come from each task's own experience, the expectation over
+  actions is exact, and the divergence is KL(π_i ‖ π₀), never the reverse;
+* with two columns, π_i ∝ π₀^α · exp(β f_i), so that behaviour common to the tasks takes effect at once and f_i learns
+  only what is specific to its task (equation 8). For Gaussians, π_i is the product of π₀^α and a Gaussian of the task's
+  own, which is again a Gaussian; β is not used, since the task's Gaussian has a scale of its own.
 
-Everything else (advantages, minibatches, surgery on the gradients of π₀, vmapped seeds) is :mod:`mtjax.learners.ppo`.
+Everything else (advantages, minibatches, gradient surgery on π₀, vmapped seeds) is :mod:`mtjax.learners.ppo`.
 `mtjax.learners.distral_tabular` solves the same objective exactly.
 """
 
@@ -38,7 +38,7 @@ Array = jax.Array
 
 
 class _Distral(_PPO):
-    """PPO whose policies are regularised by, and distilled into, a policy that knows no task."""
+    """PPO whose policies are regularised by, and distilled into, a policy that is not told the task."""
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
         """Parameters: shared {"prior": π₀, "task": what the tasks' networks share}, private {"task": the rest}."""
@@ -73,7 +73,7 @@ class _Distral(_PPO):
         return Policy(init, apply, column.distribution, diagnose, last)
 
     def _shape_reward(self, state: PPOState, rollout: Transitions, observation: Array, reward: Array) -> Array:
-        """R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), with the policies that acted."""
+        """R + c_KL log π₀(a|s) − (c_KL + c_Ent) log π_i(a|s), evaluated with the policies that acted."""
         shared = state.params["policy"].shared
         prior = jax.vmap(self.prior, in_axes=(None, 0))(shared, observation)
         raw = task_major(rollout.extras["raw_action"])
@@ -85,7 +85,7 @@ class _Distral(_PPO):
     def _further_loss(
         self, shared: Mapping[str, Any], p: Any, mask: Array, batch: Minibatch, hyper: Any
     ) -> tuple[Array, Mapping[str, Array]]:
-        """c_KL · KL(π_i ‖ π₀), of which only π₀ is moved: the maximum likelihood of what the task does."""
+        """c_KL · KL(π_i ‖ π₀), which trains only π₀: a maximum-likelihood fit to the actions of the task's policy."""
         prior = self.prior(shared["policy"], batch.observation)
         divergence = _mean(self.policy.distribution.kl(jax.lax.stop_gradient(p), prior, mask), batch.weight)
         return self.config.distral_kl_cost * divergence, {"kl/prior": divergence}
@@ -93,7 +93,7 @@ class _Distral(_PPO):
     def evaluation_policy(
         self, state: PPOState, observation: Array, key: Array, deterministic: Array, unseen: Unseen | None = None
     ) -> Array:
-        """As PPO's; a task that was not trained on is acted for by π₀."""
+        """As PPO's; in tasks that were not trained on, π₀ acts."""
         if unseen is None:
             return super().evaluation_policy(state, observation, key, deterministic)
         normalized = self._normalize(pooled(state.observations, len(observation)), observation)
@@ -106,9 +106,10 @@ def product(prior: Any, own: Any, alpha: Array | float, beta: Array | float) -> 
 
     Args:
         prior: parameters of π₀: logits [..., A], or a Normal.
-        own: those of the task's own column.
-        alpha: α in [0, 1]; 0 leaves the own column alone.
-        beta: β, which scales the logits of the own column. (A faster column, too: Adam moves all weights alike.)
+        own: parameters of the task's own column.
+        alpha: α in [0, 1]; at 0 only the task's own column counts.
+        beta: β, which scales the logits of the own column, and thereby the column's learning speed, since Adam's steps
+            do not depend on the scale of the gradient. A Normal is not scaled.
     """
     if not isinstance(own, Normal):
         return alpha * prior + beta * own
@@ -132,7 +133,7 @@ def make_distral(
 
     Args:
         config: hyper-parameters.
-        network: sizes of all networks, and the arrangement of the tasks' own policies and values; the paper's is
+        network: sizes of all networks, and the arrangement of the tasks' own policies and values; the paper uses
             "independent". π₀ is one network that is not told the task.
         method: a method of mtjax.grads for the gradients of π₀ (and of whatever else the arrangement shares).
         spec: tasks and spaces.
@@ -140,7 +141,7 @@ def make_distral(
         num_updates: updates of the whole run, for learning-rate schedules.
 
     Raises:
-        ValueError: the rollout cannot be cut into the minibatches asked for; or ``policy_encoder`` is not "own".
+        ValueError: the rollout cannot be divided into the requested minibatches; or ``policy_encoder`` is not "own".
     """
     check_minibatches(config, num_envs)
     if network.policy_encoder != "own":
@@ -148,5 +149,5 @@ def make_distral(
             "policy_encoder: policies of distral are tied by their distillation and have encoders of their own"
         )
     learner = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
-    # π₀ acts for unseen tasks, whatever the arrangement; without a KL cost nothing teaches it.
+    # π₀ acts in unseen tasks, whatever the arrangement; without a KL cost nothing trains it.
     return learner._replace(generalises=config.distral_kl_cost > 0)

@@ -1,7 +1,7 @@
-"""Distral (arXiv 1707.04175) exactly, on transition tables: the oracle for the deep version.
+"""Exact Distral (arXiv 1707.04175) on transition tables: the reference solution for the version with networks.
 
-Every task i has a policy π_i that is drawn towards a distilled policy π₀, which in turn is the policy that
-best explains them all. With c_KL and c_Ent the costs of leaving π₀ and of being certain (the paper's section 2),
+Every task i has a policy π_i that is regularised towards a distilled policy π₀, which in turn is the policy that
+best explains all π_i. With c_KL the cost of diverging from π₀ and c_Ent the cost of low entropy (paper, section 2),
 
     α = c_KL / (c_KL + c_Ent),   β = 1 / (c_KL + c_Ent),
     J = Σ_i E[ Σ_t γᵗ ( R_i + (α/β) log π₀(a|s) − (1/β) log π_i(a|s) ) ]          (paper, equation 1)
@@ -29,11 +29,11 @@ from mtjax.envs.gridworld import ACTIONS, TransitionTable, transition_table
 from mtjax.suites.base import Suite
 
 Array = jax.Array
-MAX_SWEEPS = 10_000  # of a fixed point; a discount of 0.99 needs about 1,600 for seven digits
+MAX_SWEEPS = 10_000  # limit of a fixed-point iteration; a discount of 0.99 needs about 1,600 for seven digits
 
 
 class TaskSolution(NamedTuple):
-    """One task solved against a prior; leaves lead with [T] for several.
+    """The solution of one task, given a prior; leaves lead with [T] for several tasks.
 
     Attributes:
         value: V [S], regularised; 0 in terminal states.
@@ -51,8 +51,8 @@ class Solution(NamedTuple):
 
     Attributes:
         tasks: the last TaskSolution, leaves [T, ...].
-        log_prior: log π₀ [S, A] that they were solved against.
-        objective: J [2 * iterations], after every half-step: tasks, distilled, tasks, …
+        log_prior: log π₀ [S, A], the prior of that solution.
+        objective: J [2 * iterations], after every half-step: tasks, distillation, tasks, …
     """
 
     tasks: TaskSolution
@@ -61,30 +61,30 @@ class Solution(NamedTuple):
 
 
 def coefficients(kl_cost: Array | float, entropy_cost: Array | float) -> tuple[Array, Array]:
-    """(α, β) of the paper's c_KL and c_Ent, which may not both be 0."""
+    """(α, β) for the paper's c_KL and c_Ent, which must not both be 0."""
     total = jnp.asarray(kl_cost, jnp.float32) + entropy_cost
     return kl_cost / total, 1.0 / total
 
 
 def tables(suite: Suite, split: str = "train", *, memory: bool = False) -> TransitionTable:
-    """The tables of a grid world suite's tasks, leaves [T, ...].
+    """The transition tables of a grid world suite's tasks, leaves [T, ...].
 
     Args:
         suite: a ``gridworld-*`` suite.
-        split: which of its tasks.
-        memory: the last action is part of the state, as it is for the paper's distilled policy (`remember`).
+        split: which split's tasks.
+        memory: include the last action in the state, as for the paper's distilled policy (see `remember`).
     """
     of_tasks = jax.vmap(transition_table)(suite.splits[split].tasks)
     return jax.vmap(remember)(of_tasks) if memory else of_tasks
 
 
 def remember(table: TransitionTable) -> TransitionTable:
-    """The same task with the last action in its state: (A + 1) · S states, cell + S · action.
+    """The same task with the last action in its state: (A + 1) · S states, numbered cell + S · action.
 
-    Action A means "none yet". A policy that depends on it can keep its direction.
+    Action A means "none yet". A policy that depends on the last action can keep its direction.
     """
     states, actions = table.next_state.shape
-    led_here = jnp.arange(actions, dtype=jnp.int32) * states  # [A] offset after taking that action
+    led_here = jnp.arange(actions, dtype=jnp.int32) * states  # [A] offset of the state after each action
     return TransitionTable(
         next_state=jnp.tile(table.next_state + led_here, (actions + 1, 1)),
         reward=jnp.tile(table.reward, (actions + 1, 1)),
@@ -107,11 +107,11 @@ def solve_task(
         V(s) = (1/β) log Σ_a π₀(a|s)^α exp(β Q(s, a)),   Q(s, a) = R(s, a) + γ V(s'),   π = π₀^α exp(β (Q − V))
 
     Args:
-        table: one task.
+        table: transition table of one task.
         log_prior: log π₀ [S, A].
         alpha, beta: see `coefficients`. α = 0 ignores the prior: soft Q-learning.
         discount: γ in [0, 1).
-        tolerance: the largest change of a value in the last sweep.
+        tolerance: sweeps stop once no value changes by more than this.
     """
 
     def backup(value: Array) -> tuple[Array, Array]:
@@ -125,7 +125,7 @@ def solve_task(
 
 
 def occupancy(table: TransitionTable, log_policy: Array, *, discount: Array | float, tolerance: float = 1e-7) -> Array:
-    """Discounted number of visits Σ_t γᵗ P(s_t = s) of every state [S]; the episode ends on a terminal one."""
+    """Discounted visits Σ_t γᵗ P(s_t = s) of every state [S]; 0 for terminal states, which end the episode."""
     flow = jnp.where(table.terminal[:, None], 0.0, jnp.exp(log_policy))  # nothing leaves a terminal state
 
     def sweep(visits: Array) -> Array:
@@ -139,9 +139,9 @@ def distill(visits: Array, log_policies: Array, log_prior: Array) -> Array:
     """The π₀ that maximises Σ_i E_{π_i} Σ_t γᵗ log π₀(a|s): the visit-weighted mean of the tasks' policies.
 
     Args:
-        visits: [T, S] of `occupancy`.
+        visits: [T, S] from `occupancy`.
         log_policies: [T, S, A].
-        log_prior: [S, A], kept where no task ever is.
+        log_prior: [S, A], kept in states that no task visits.
 
     Returns:
         log π₀ [S, A].
@@ -162,7 +162,7 @@ def objective(
     discount: Array | float,
     tolerance: float = 1e-6,
 ) -> Array:
-    """One task's part of J [] (equation 1), by evaluating its policy exactly."""
+    """One task's contribution to J [] (equation 1), by exact evaluation of its policy."""
     policy = jnp.exp(log_policy)
     regularised = table.reward + (alpha / beta) * log_prior - log_policy / beta
 
@@ -186,10 +186,10 @@ def solve(
 
     Args:
         tables: the tasks, leaves [T, ...], over one state space.
-        kl_cost: c_KL, of leaving π₀. 0: independent soft learners.
-        entropy_cost: c_Ent, of being certain. 0 with one task: unregularised control, in the limit.
+        kl_cost: c_KL, cost of diverging from π₀. 0: independent soft learners.
+        entropy_cost: c_Ent, cost of low entropy. 0 with one task: unregularised control, in the limit.
         discount: γ in [0, 1).
-        iterations: of both half-steps.
+        iterations: repetitions of both half-steps.
     """
     alpha, beta = coefficients(kl_cost, entropy_cost)
     coefficient = {"alpha": alpha, "beta": beta, "discount": discount}
@@ -213,7 +213,7 @@ def solve(
 
 
 def keeps_direction(log_prior: Array, cells: Array, num_cells: int) -> Array:
-    """How likely π₀ is to repeat the last action in some cells, e.g. a corridor's.
+    """The probability that π₀ repeats the last action in some cells, e.g. those of a corridor.
 
     Args:
         log_prior: [(A + 1) · S, A] of tasks with memory.
@@ -221,14 +221,14 @@ def keeps_direction(log_prior: Array, cells: Array, num_cells: int) -> Array:
         num_cells: S.
 
     Returns:
-        [N, A]: of every cell and last action, the probability of taking that action again.
+        [N, A]: for every cell and last action, the probability of taking that action again.
     """
     actions = jnp.arange(len(ACTIONS))
     return jnp.exp(log_prior[cells[:, None] + num_cells * actions, actions])
 
 
 def _fixed_point(function: Callable[[Array], Array], start: Array, tolerance: float) -> Array:
-    """Apply a contraction until nothing changes by more than ``tolerance``."""
+    """Apply a contraction until no entry changes by more than ``tolerance``."""
 
     def changing(carry: tuple[Array, Array, Array]) -> Array:
         _, change, sweep = carry

@@ -1,14 +1,15 @@
-"""Exploration bonuses, each task's own: a reward for reaching what this task has seldom or never seen.
+"""Exploration bonuses, separate for each task: a reward for reaching observations seldom or never seen in this task.
 
-``counts`` (after 1611.04717, with a plain hash in place of SimHash): 1 / √n, n the visits of this observation. For
-suites whose observations repeat exactly, such as grid worlds.
+``counts`` (after arXiv 1611.04717, with a plain hash in place of SimHash): 1 / √n, where n is the number of visits to
+this observation. For suites whose observations repeat exactly, such as grid worlds.
 
-``rnd``, random network distillation (1810.12894): how badly a network predicts another one, fixed and random, at this
-observation. For continuous suites. Divided by its running root mean square, so that 1 is the usual bonus.
+``rnd``, random network distillation (arXiv 1810.12894): the error of a network that predicts the output of another,
+fixed and random, at this observation; divided by its running root mean square, so that a typical bonus is 1. For
+continuous suites.
 
-Both look at the observation that a step leads to, before any reset. What the policy learns from is the reward after
-scaling plus ``exploration_bonus`` times this; evaluation and records never see it. A learner with a replay asks for the
-bonus of what it draws, by what is known by then: what was new when it was stored is so no more.
+Both use the observation that a step leads to, before any reset. The policy learns from the scaled reward plus
+``exploration_bonus`` times the bonus; evaluations and recorded returns exclude it. For learners with a replay, the
+bonus is recomputed at sampling time: a transition that was novel when stored may be familiar by then.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from mtjax.learners.config import LearnerConfig
 from mtjax.networks.components import Trunk, init_stack
 
 Array = jax.Array
-STEPS = 4  # gradient steps of a predictor on one rollout
-CLIP = 5.0  # of normalised observations
-MANY = 2**30  # visits of a bin are counted so far: int32 would become negative, and the bonus NaN
+STEPS = 4  # gradient steps of a predictor per rollout
+CLIP = 5.0  # bound of normalised observations
+MANY = 2**30  # largest count of a bin: past the range of int32 it would turn negative, and the bin count as new
 
 
 class Exploration(NamedTuple):
-    """A bonus as pure functions of one seed's state; leaves of the state lead with [T] where they are a task's own.
+    """A bonus as pure functions of one seed's state; leaves of the state that belong to single tasks lead with [T].
 
     Attributes:
         init: key -> state.
-        step: (state, observations reached [H, T, E, obs]) -> (state, bonus [H, T, E] float32, at least 0). They count
-            as seen from now on.
-        bonus: (state, observations [T, B, obs]) -> bonus [T, B] of what was seen before; nothing is learnt from it.
+        step: (state, observations reached [H, T, E, obs]) -> (state, bonus [H, T, E] float32, at least 0). The
+            observations count as seen from then on.
+        bonus: (state, observations [T, B, obs]) -> bonus [T, B] of earlier observations, without learning from them.
     """
 
     init: Callable[[Array], Any]
@@ -46,7 +47,7 @@ class Exploration(NamedTuple):
 
 
 def make_exploration(config: LearnerConfig, *, num_tasks: int, observation_size: int) -> Exploration | None:
-    """The bonus that ``config.exploration`` names, or None."""
+    """The bonus that ``config.exploration`` names; None for "none"."""
     sizes = {"num_tasks": num_tasks, "observation_size": observation_size}
     if config.exploration == "counts":
         return counts(bins=config.count_bins, resolution=config.count_resolution, **sizes)
@@ -59,7 +60,7 @@ def make_exploration(config: LearnerConfig, *, num_tasks: int, observation_size:
 
 
 class CountState(NamedTuple):
-    """Visits [T, bins] int32 of hashed observations, and the hash's odd multipliers [obs] uint32."""
+    """Visits [T, bins] int32 of hashed observations, and the odd multipliers [obs] uint32 of the hash."""
 
     visits: Array
     multipliers: Array
@@ -68,8 +69,8 @@ class CountState(NamedTuple):
 def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: float) -> Exploration:
     """Counts of observations, rounded to multiples of ``resolution`` and hashed into ``bins``.
 
-    Observations that fall into one bin share a count, so there should be many more bins than observations. The
-    visits of the rollout itself are counted before its bonus is given.
+    Observations that fall into the same bin share a count, so there should be many more bins than distinct
+    observations. A rollout's own visits are counted before its bonus is computed.
     """
 
     def init(key: Array) -> CountState:
@@ -77,7 +78,7 @@ def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: floa
         return CountState(jnp.zeros((num_tasks, bins), jnp.int32), multipliers)
 
     def bin_of(observation: Array, multipliers: Array) -> Array:
-        """[..., obs] to a bin [...], int32."""
+        """Hash observations [..., obs] to bins [...], int32."""
         whole = jnp.round(observation / resolution).astype(jnp.int32).astype(jnp.uint32)
         mixed = jnp.sum(whole * multipliers, axis=-1, dtype=jnp.uint32)
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):  # the mixing steps of MurmurHash3
@@ -85,7 +86,7 @@ def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: floa
         return ((mixed ^ (mixed >> 16)) % jnp.uint32(bins)).astype(jnp.int32)
 
     def look(visits: Array, reached: Array) -> Array:
-        """Bonus of ONE task's bins [...], from its visits [bins]."""
+        """Bonus of the bins [...] that ONE task reached, from its visits [bins]."""
         return jax.lax.rsqrt(jnp.maximum(visits[reached], 1).astype(jnp.float32))
 
     def step(state: CountState, observation: Array) -> tuple[CountState, Array]:
@@ -108,7 +109,7 @@ def counts(*, num_tasks: int, observation_size: int, bins: int, resolution: floa
 
 
 class RndState(NamedTuple):
-    """Of T tasks: parameters of targets and predictors, Adam, running statistics of what they see and say."""
+    """Of T tasks: parameters of targets and predictors, Adam's state, statistics of observations and of errors."""
 
     target: Any
     predictor: Any
@@ -138,7 +139,7 @@ def rnd(*, num_tasks: int, observation_size: int, layers: tuple[int, ...], learn
         return jnp.square(network.apply(predictor, x) - network.apply(target, x)).mean(axis=-1)
 
     def learn(predictor: Any, optimizer: Any, target: Any, x: Array) -> tuple[Any, Any]:
-        """A few steps of ONE task's predictor on what the rollout reached."""
+        """Train ONE task's predictor for ``STEPS`` steps on the observations x [B, obs] that the rollout reached."""
 
         def one(carry: tuple[Any, Any], _: Any) -> tuple[tuple[Any, Any], None]:
             predictor, optimizer = carry
@@ -149,7 +150,7 @@ def rnd(*, num_tasks: int, observation_size: int, layers: tuple[int, ...], learn
         return jax.lax.scan(one, (predictor, optimizer), None, length=STEPS)[0]
 
     def in_usual_errors(errors: normalization.Statistics, found: Array) -> Array:
-        """Errors [T, B] by their running root mean square."""
+        """Errors [T, B] divided by their running root mean square."""
         return found * jax.lax.rsqrt(errors.variance + jnp.square(errors.mean) + 1e-12)[:, None]
 
     def step(state: RndState, observation: Array) -> tuple[RndState, Array]:

@@ -1,19 +1,19 @@
 """HiP-BMDP (arXiv 2007.07206) on soft actor-critic: tasks that differ in hidden parameters of their dynamics.
 
 Policy and critics see φ(s), an encoded observation, and θ = ψ(i), the embedding of the task's dynamics; the models of
-:mod:`mtjax.learners.world` shape both. What moves what:
+:mod:`mtjax.learners.world` shape both. These losses train each part:
 
-* φ: the critics' loss, and the losses of transitions, rewards and reconstruction. Never the policy's (as in SAC-AE).
-* ψ: the losses of transitions and rewards, and the θ-learning error. Never a value: θ stands for the dynamics, so that
-  one step's prediction suffices to infer it for a task that was never trained on.
-* the models: what they predict. φ(s') as a target, and W₂ in the θ-learning error, have no gradient.
+* φ: the critics' loss and the transition, reward and reconstruction losses. Never the policy's loss (as in SAC-AE).
+* ψ: the transition and reward losses and the θ-learning error. Never a value loss: θ stands for the dynamics alone, so
+  that one-step prediction suffices to infer it for a task that was never trained on.
+* the models: their own prediction losses. φ(s') as a target, and W₂ in the θ-learning error, have no gradient.
 
 Special cases by flags: without θ (``theta_size=0``) this is DeepMDP (arXiv 1906.02736) on SAC; with reconstruction in
-place of the models SAC-AE (arXiv 1910.01741); with the identity for φ and no losses, SAC.
+place of the models, SAC-AE (arXiv 1910.01741); with the identity for φ and no auxiliary losses, SAC.
 
-All of it is one more tree among the critics' shared parameters, "world": so that target critics have a slowly moving
-encoder, as their authors have, and everything else is :mod:`mtjax.learners.sac`. With ``auxiliary_gate`` each task's
-auxiliary losses move φ only as far as their gradients agree with that of its critics (arXiv 1812.02224).
+All these parameters form one more tree among the critics' shared parameters, "world", so that the target critics have a
+slowly moving encoder, as in the authors' code; everything else is :mod:`mtjax.learners.sac`. With ``auxiliary_gate``, a
+task's auxiliary losses train φ only as far as their gradients agree with that of its critics (arXiv 1812.02224).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from mtjax.networks.task import Task
 
 Array = jax.Array
 Loss = Callable[[Parameters], tuple[Array, dict[str, Array]]]
-MAIN = "value"  # the loss that the auxiliary ones are to help
-SMALLEST_SPREAD = 1e-4  # of embeddings; below it they count as equal
+MAIN = "value"  # name of the critics' loss, which the auxiliary losses are meant to support
+SMALLEST_SPREAD = 1e-4  # lower bound of the embeddings' spread; below it they count as equal
 
 
 class _HiPBMDP(_SAC):
@@ -56,14 +56,14 @@ class _HiPBMDP(_SAC):
         sizes = {"observation_size": spec.observation_size, "action": spec.action, "num_tasks": spec.num_tasks}
         self.world = make_world(config, **sizes, encoder=_image_encoder(config, network, spec))
         network = dataclasses.replace(network, image_shape=(), conv_channels=NetworkConfig().conv_channels)
-        network.check()  # again: images have an encoder of their own, so that options of another one are without effect
+        network.check()  # again: the state encoder takes images, so options of the network's own encoder have no effect
         super().__init__(config, network, method, spec, num_envs=num_envs)
 
     # -------------------------------------------------------------------------------------- networks
 
     @property
     def negative_critic_losses(self) -> str | None:
-        """Their critics' losses are those of the models, too: a density has a logarithm above 0."""
+        """As SAC's; here the critics' losses include those of the models, whose log densities may be above 0."""
         likely = self.config.transition_cost and self.config.transition_model != "deterministic"
         return "a likely transition's loss is below 0" if likely else None
 
@@ -72,11 +72,11 @@ class _HiPBMDP(_SAC):
         return self.world.latent_size + self.world.theta_size
 
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
-        """SAC's critics on [φ(s), θ]. Parameters: shared {"world", "critic": theirs}, private theirs."""
+        """SAC's critics on [φ(s), θ]. Parameters: shared {"world", "critic": SAC's}; the private ones are SAC's."""
         inner, spec = super()._make_critic(network), self.spec
 
         def init(key: Array) -> Parameters:
-            own = inner.init(key)  # which splits it into one for each critic
+            own = inner.init(key)  # splits the key into one per critic
             world_key = jax.random.fold_in(key, self.config.num_critics)
             return own._replace(shared={"world": self.world.init(world_key), "critic": own.shared})
 
@@ -96,7 +96,7 @@ class _HiPBMDP(_SAC):
         return critics.Critic(init, apply, diagnose, last)
 
     def theta(self, world: Any, task: Task) -> Array:
-        """[K] θ of ONE task; of one that was not trained on, whose code is uniform, the mean of the others'."""
+        """[K] θ of ONE task; for an unseen task, whose code is uniform, the mean over the training tasks."""
         return task.code @ self.world.embeddings(world)
 
     def thetas(self, critic: Parameters, tasks: Task) -> Array:
@@ -104,10 +104,10 @@ class _HiPBMDP(_SAC):
         return jax.vmap(self.theta, in_axes=(None, 0))(critic.shared["world"], tasks)
 
     def told(self, world: Any, theta: Array) -> Array:
-        """θ [..., K] as policy and critics see it: from the training tasks' mean, in units of their spread.
+        """θ [..., K] as policy and critics see it: relative to the training tasks' mean, in units of their spread.
 
-        The θ-learning error makes its scale that of one step's change, which a network would hardly notice. Values do
-        not move it: no gradient.
+        The θ-learning error gives θ the scale of one step's change, which a network would hardly notice. Value losses
+        must not train θ, so there is no gradient.
         """
         if not self.world.theta_size:
             return theta
@@ -119,7 +119,7 @@ class _HiPBMDP(_SAC):
     # ---------------------------------------------------------------------------------------- acting
 
     def _see(self, teacher: Parameters, tasks: Task, observation: Array) -> Array:
-        """[N, B, Z + K] φ(s) and θ, which the policy does not move."""
+        """[N, B, Z + K] φ(s) and θ, which the policy's loss does not train."""
         return self._view(teacher, self.thetas(teacher, tasks), observation)
 
     def _view(self, critic: Parameters, thetas: Array, observation: Array) -> Array:
@@ -130,7 +130,7 @@ class _HiPBMDP(_SAC):
     def adapted_policy(
         self, state: SACState, theta: Array, observation: Array, key: Array, deterministic: Array, unseen: Unseen
     ) -> Array:
-        """As ``evaluation_policy`` for N tasks that were not trained on, with their θ [N, K]."""
+        """As ``evaluation_policy``, for N tasks that were not trained on, with given θ [N, K]."""
 
         def of_theta(critic: Parameters, tasks: Task, observation: Array) -> Array:
             return self._view(critic, theta, observation)
@@ -142,7 +142,7 @@ class _HiPBMDP(_SAC):
     def critic_gradient(
         self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array
     ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
-        """The critics' gradient of ONE task, and those of its auxiliary losses as far as they are admitted."""
+        """The critics' gradient for ONE task, plus those of its auxiliary losses as far as the gate admits them."""
         losses = self.losses(policy, known, batch, target)
         gate = self.config.auxiliary_gate
         if gate == "none" or len(losses) == 1:
@@ -160,7 +160,7 @@ class _HiPBMDP(_SAC):
         return (admitted, metrics | gates), direction
 
     def losses(self, policy: Parameters, known: Known, batch: Batch, target: Array) -> dict[str, Loss]:
-        """The losses of ONE task by name, the critics' first: functions of the critics' parameters."""
+        """The losses of ONE task by name, the critics' first; each is a function of the critics' parameters."""
         config, world = self.config, self.world
         steps = Steps(batch.observation, batch.action, batch.reward, batch.next_observation)
 
@@ -195,7 +195,7 @@ class _HiPBMDP(_SAC):
         return found
 
     def _theta_error(self, critic: Parameters, policy: Parameters, known: Known, batch: Batch) -> Array:
-        """[] the mean over pairs: every state of this task, with the policy's action there, and another task."""
+        """[] mean θ-learning error over states of this task, each with the policy's action and a random other task."""
         tasks = self.spec.num_tasks
         if not (self.config.theta_size and self.config.theta_cost) or tasks == 1:
             return jnp.zeros((), jnp.float32)
@@ -212,7 +212,7 @@ class _HiPBMDP(_SAC):
     # ------------------------------------------------------------------------------ tasks never trained on
 
     def adaptation(self) -> Adaptation | None:
-        """How θ of an unseen task is inferred; None if nothing is conditioned on it."""
+        """How θ of an unseen task is inferred; None if nothing is conditioned on θ."""
         if not self.config.theta_size:
             return None
 
@@ -242,7 +242,7 @@ class _HiPBMDP(_SAC):
 
 
 def _image_encoder(config: HiPBMDPConfig, network: NetworkConfig, spec: TaskSpec) -> ImageEncoder | None:
-    """The state encoder of images, if observations are any."""
+    """The state encoder for images; None if observations are not images."""
     if not network.image_shape:
         return None
     if config.state_encoder == "identity":
@@ -254,15 +254,15 @@ def _image_encoder(config: HiPBMDPConfig, network: NetworkConfig, spec: TaskSpec
 
 
 def admit(gradients: list[Parameters], *, weighted: bool) -> tuple[Parameters, Array]:
-    """Combine the critics' gradient with auxiliary ones (arXiv 1812.02224), on the encoder that they share.
+    """Combine the critics' gradient with auxiliary ones (arXiv 1812.02224) on the encoder that they share.
 
     Args:
-        gradients: of the critics' loss, then of each auxiliary loss; all of the critics' parameters of ONE task.
-        weighted: an auxiliary gradient counts by its cosine with the first, if positive; otherwise whole where the
-            cosine is not negative.
+        gradients: of the critics' loss, then of each auxiliary loss; each for all critics' parameters, of ONE task.
+        weighted: weight an auxiliary gradient by its cosine with the first, or by 0 if that is negative; otherwise keep
+            it whole where the cosine is not negative.
 
     Returns:
-        (the gradient, weights [L]). What no other loss moves, such as a model's own parameters, is summed.
+        (the gradient, weights [L]). Gradients of parameters outside the encoder, e.g. a model's own, are summed.
     """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
     gate = grads.aggregate(
@@ -285,8 +285,8 @@ def make_hipbmdp(
 
     Args:
         config: hyper-parameters.
-        network: arrangement and sizes of policy and critics, which see [φ(s), θ]; the paper's is "none", blind to the
-            task but for θ.
+        network: arrangement and sizes of policy and critics, which see [φ(s), θ]; the paper uses "none", which
+            tells them nothing of the task but θ.
         method: a method of mtjax.grads for the policy's gradients and, unless ``config.critic_grads`` names another,
             those of critics, encoder and models.
         spec: tasks and spaces.
@@ -294,7 +294,7 @@ def make_hipbmdp(
         num_updates: updates of the whole run; unused.
 
     Raises:
-        ValueError: as make_sac; or options of a network that the state encoder makes useless.
+        ValueError: as make_sac; or network options that have no effect because of the state encoder.
     """
     del num_updates
     return _HiPBMDP(config, network, method, spec, num_envs=num_envs).learner()

@@ -1,4 +1,4 @@
-"""From a rollout [H, T, E, ...] to minibatches [T, B, ...]: every minibatch holds all tasks."""
+"""From a rollout [H, T, E, ...] to minibatches [T, B, ...], each of which holds all tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 class Minibatch(NamedTuple):
-    """What the loss sees of one task; leaves are [T, B, ...] outside, [B, ...] inside the loss."""
+    """Input of the loss; leaves are [T, B, ...] outside the loss, and [B, ...] of one task inside it."""
 
     observation: Array  # normalised
     raw_action: Array
@@ -25,11 +25,11 @@ class Minibatch(NamedTuple):
     advantage: Array
     target: Array
     value: Array
-    weight: Array | None = None  # 0 for what is not to be learnt from; None: everything is
+    weight: Array | None = None  # 0 for transitions not to learn from; None: all count
 
 
 def check_minibatches(config: PPOConfig, num_envs: int) -> None:
-    """Raise ValueError if a rollout cannot be cut into the minibatches asked for."""
+    """Raise ValueError if a rollout cannot be divided into the requested minibatches."""
     if config.rollout_length * num_envs % config.num_minibatches:
         raise ValueError(
             f"num_minibatches: {config.num_minibatches} does not divide rollout_length × num_envs = "
@@ -38,9 +38,9 @@ def check_minibatches(config: PPOConfig, num_envs: int) -> None:
 
 
 def shuffled(key: Array, total: int, epochs: int, minibatches: int) -> Array:
-    """Which of ``total`` transitions each minibatch takes, [epochs · minibatches, total / minibatches] int32.
+    """Indices of the transitions in each minibatch, [epochs · minibatches, total / minibatches] int32.
 
-    Every epoch visits every transition once, in an order of its own.
+    Every epoch visits each of the ``total`` transitions once, in a random order of its own.
     """
 
     def epoch(key: Array) -> Array:
@@ -50,7 +50,7 @@ def shuffled(key: Array, total: int, epochs: int, minibatches: int) -> Array:
 
 
 def pack(batch: Minibatch) -> tuple[Array, Callable[[Array], Minibatch]]:
-    """All of a batch as rows [T, B, F], so that a minibatch is one gather; and the way back.
+    """Pack a batch into rows [T, B, F], so that a minibatch is one gather; also return the inverse function.
 
     Integers (choices) become float32, which is exact for any number of choices below 2²⁴.
     """

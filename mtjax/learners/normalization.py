@@ -1,4 +1,4 @@
-"""Running mean and variance, one row a task: observations and returns are never pooled over tasks."""
+"""Running mean and variance, one row per task: training never pools observations or returns over tasks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Statistics(NamedTuple):
 
 
 def init(num_tasks: int, shape: Sequence[int] = ()) -> Statistics:
-    """Statistics of nothing: mean 0, variance 1, so that normalising is the identity."""
+    """Statistics before any sample: mean 0, variance 1, so that normalising is the identity."""
     full = (num_tasks, *shape)
     return Statistics(jnp.zeros((num_tasks,), jnp.float32), jnp.zeros(full, jnp.float32), jnp.ones(full, jnp.float32))
 
 
 def moments(samples: Array, axes: tuple[int, ...], weight: Array | None = None) -> tuple[Array, Array, Array | float]:
-    """Mean and variance over ``axes``, and the number of samples: of those that have a weight (0 where none has).
+    """Mean, variance and number of the samples with weight 1, over ``axes`` (all 0 where there are none).
 
     Args:
         samples: any shape.
         axes: the axes to reduce.
-        weight: of the shape of the samples, 0 or 1; None is 1 everywhere.
+        weight: 0 or 1, of the same shape as ``samples``; None means 1 everywhere.
     """
     if weight is None:
         return samples.mean(axis=axes), samples.var(axis=axes), float(_size(samples, axes))
@@ -48,16 +48,16 @@ def moments(samples: Array, axes: tuple[int, ...], weight: Array | None = None) 
 
 
 def update(statistics: Statistics, samples: Array, axes: tuple[int, ...], weight: Array | None = None) -> Statistics:
-    """Merge new samples (Chan et al. 1979; exact in any grouping up to rounding).
+    """Merge new samples into the statistics (Chan et al. 1979; exact up to rounding, however samples are grouped).
 
     Args:
         statistics: of T tasks.
         samples: [..., T, ..., *shape]; reducing ``axes`` leaves [T, *shape].
         axes: the axes to reduce.
-        weight: as in :func:`moments`, for samples that are one number each.
+        weight: as in :func:`moments`; only for scalar samples.
 
     Returns:
-        Statistics of the old and the new samples together.
+        Statistics of the old and new samples together.
     """
     mean, variance, number = moments(samples, axes, weight)
     number = jnp.asarray(number, jnp.float32)
@@ -77,7 +77,7 @@ def update(statistics: Statistics, samples: Array, axes: tuple[int, ...], weight
 
 
 def normalize(statistics: Statistics, x: Array, *, clip: float) -> Array:
-    """(x − mean) / deviation, clipped to ± clip. ``x`` is [T, E, *shape] or [..., *shape] of one task."""
+    """(x − mean) / deviation, clipped to ± clip. ``x`` is [T, E, *shape], or [..., *shape] of one task."""
     mean, variance = statistics.mean, statistics.variance
     extra = x.ndim - mean.ndim
     if extra and statistics.count.ndim:  # [T, *shape] against [T, E, *shape]
@@ -87,7 +87,7 @@ def normalize(statistics: Statistics, x: Array, *, clip: float) -> Array:
 
 
 def pooled(statistics: Statistics) -> Statistics:
-    """Statistics of all tasks together, for a task that was never seen. Drops the task axis."""
+    """Statistics of all tasks together, weighed equally, for an unseen task. Drops the task axis."""
     mean = statistics.mean.mean(axis=0)
     variance = (statistics.variance + jnp.square(statistics.mean - mean)).mean(axis=0)
     return Statistics(statistics.count.sum(), mean, variance)

@@ -1,10 +1,10 @@
-"""PopArt (arXiv 1602.07714, over tasks 1809.04474): each task's values are learnt in a unit of their own.
+"""PopArt (arXiv 1602.07714; multi-task: 1809.04474): each task's values are learnt in a unit of their own.
 
 The unit is the running mean and deviation of the task's value targets, and the value loss is measured in it, so that
-no task's rewards are too large or too small for the network that they share. When a unit changes, what has been learnt
-must not change its meaning: a task's last scale and shift take up the difference, exactly.
+no task's rewards are too large or too small for the network that they share. When a unit changes, the values must not:
+the scale and shift of the task's output absorb the difference exactly.
 
-The paper rescales a head of each task. Here each task has a scale and a shift behind whatever head there is, so that it
+The paper rescales each task's head. Here each task has a scale and a shift after whatever head there is, so that PopArt
 works with every arrangement.
 """
 
@@ -20,17 +20,17 @@ from mtjax.networks.base import Network, Parameters, Weights
 from mtjax.networks.task import Task
 
 Array = jax.Array
-UNIT = "unit"  # its name among a task's private parameters
+UNIT = "unit"  # its key among a task's private parameters
 SMALLEST, LARGEST = 1e-3, 1e6  # bounds of a unit's deviation
 
 
 class Unit(NamedTuple):
-    """Of one task [], or of all [T]. The value is deviation · (scale · output + shift) + mean.
+    """The unit of one task [], or of all tasks [T]. The value is deviation · (scale · output + shift) + mean.
 
     Attributes:
-        scale, shift: learnt, like a last layer.
-        mean, deviation: of the value targets; no gradient reaches them.
-        count: how often they were renewed.
+        scale, shift: learnt, like an output layer.
+        mean, deviation: running moments of the value targets; no gradient reaches them.
+        count: number of updates of these moments.
     """
 
     scale: Array
@@ -41,7 +41,7 @@ class Unit(NamedTuple):
 
 
 def with_unit(network: Network, num_tasks: int) -> Network:
-    """A value network with one output whose values are in the rewards' unit, whatever that is."""
+    """Wrap a value network with one output, so that its values are denormalised to the rewards' unit."""
 
     def init(key: Array) -> Parameters:
         parameters = network.init(key)
@@ -64,13 +64,13 @@ def with_unit(network: Network, num_tasks: int) -> Network:
 
 
 def renewed(parameters: Parameters, target: Array, step: float, weight: Array | None = None) -> Parameters:
-    """The parameters after new value targets [T, B]: other units, the same values.
+    """Update the units by new value targets [T, B], without changing the values.
 
     Args:
-        parameters: of a network ``with_unit``.
+        parameters: parameters of a network from ``with_unit``.
         target: [T, B] in the rewards' unit.
-        step: share of these targets in the new moments (the first few weigh equally).
-        weight: [T, B] of each target; None weighs all alike. A task where all are 0 keeps its unit.
+        step: share of these targets in the new moments (the first few batches count equally).
+        weight: [T, B], weight of each target; None weighs all alike. A task whose weights are all 0 keeps its unit.
     """
     old: Unit = parameters.private[UNIT]
     new_mean, new_variance, number = normalization.moments(target, (1,), weight)
@@ -90,5 +90,5 @@ def renewed(parameters: Parameters, target: Array, step: float, weight: Array | 
 
 
 def deviation(private: Any) -> Array | float:
-    """The unit in which a task's value errors are measured; 1 for a network without."""
+    """The deviation by which a task's value errors are divided; 1 for a network without a unit."""
     return jax.lax.stop_gradient(private[UNIT].deviation) if UNIT in private else 1.0

@@ -1,7 +1,7 @@
 """Proximal policy optimisation (arXiv 1707.06347) over the whole task axis.
 
 One update, top to bottom: `_targets` turns a rollout into per-task advantages and value targets, `_epochs`
-visits minibatches, and `_step` computes one loss per task, one gradient per task, combines the gradients of
+iterates over minibatches, and `_step` computes one loss per task, one gradient per task, combines the gradients of
 shared parameters with a transform of :mod:`mtjax.grads`, and applies Adam. There is one code path: plain
 averaging is the weighting 1/T, one agent per task is the arrangement that shares nothing.
 """
@@ -35,7 +35,7 @@ Array = jax.Array
 
 
 class Hyper(NamedTuple):
-    """Hyper-parameters that are leaves of the state, so that they vmap beside the seeds. All [] float32."""
+    """Hyper-parameters that are leaves of the state, so that they vmap along with the seeds. All [] float32."""
 
     learning_rate: Array
     discount: Array
@@ -50,14 +50,14 @@ class PPOState(NamedTuple):
     Attributes:
         params: {"policy": Parameters, "value": Parameters}.
         shared_optimizer, private_optimizer: optax states; the private one leads with [T].
-        grads: state of the gradient transform, by part of the network.
+        grads: states of the gradient transforms, by part of the network (see ``_PPO._parts``).
         observations: running statistics [T, obs].
         returns: running statistics [T] of discounted returns, by which rewards are scaled.
-        return_sums: [T, E] discounted reward of the running episodes.
+        return_sums: [T, E] discounted sums of the running episodes' rewards.
         hyper: see Hyper.
         exploration: state of the exploration bonus; None without one.
-        rate_factor: [] what the adaptive KL rule has made of the learning rate.
-        updates: [] int32.
+        rate_factor: [] factor of the adaptive KL rule on the learning rate.
+        updates: [] int32, updates so far.
     """
 
     params: dict[str, Parameters]
@@ -76,7 +76,7 @@ class PPOState(NamedTuple):
 class _PPO(Agent):
     """The pure functions of one configuration. Holds no state.
 
-    A learner that differs from PPO in its policy, its reward or a further loss replaces `_make_policy`,
+    A learner that differs from PPO in its policy, its reward or an additional loss overrides `_make_policy`,
     `_shape_reward` or `_further_loss`.
     """
 
@@ -143,18 +143,18 @@ class _PPO(Agent):
         return state._replace(return_sums=jnp.zeros_like(state.return_sums))
 
     def _parts(self, shared: Mapping[str, Any]) -> dict[str, Any]:
-        """The trees that each have a Gram matrix of their own: policy and value, or both as one."""
+        """The parameter trees that each have their own Gram matrix: policy and value, or both as one."""
         return {"all": shared} if self.parts == ("all",) else {part: shared[part] for part in self.parts}
 
     def _last_shared(self) -> dict[str, tuple[str, ...]]:
-        """How the paths of the last shared layers begin, of each of ``_parts``."""
+        """Path prefixes of the last shared layers, for each of ``_parts``."""
         each = {"policy": self.policy.last_shared, "value": (self.value.last_shared,)}
         if self.parts != ("all",):
             return each
         return {"all": tuple(f"{name}/{start}" for name, starts in each.items() for start in starts)}
 
     def _transform(self, part: str, key: Array | int = 0) -> optax.GradientTransformationExtraArgs:
-        tasks = self.spec.num_tasks  # one task has nothing to conflict with
+        tasks = self.spec.num_tasks  # a single task has no conflicts to measure
         return grads.aggregate(self.methods[part], num_tasks=tasks, seed=key, track_gram=tasks > 1)
 
     # ------------------------------------------------------------------------------------------ acting
@@ -169,7 +169,7 @@ class _PPO(Agent):
         return family.to_action(raw), extras
 
     def _plan_detours(self, state: PPOState, key: Array, length: int) -> detours.Detours:
-        """Detours of a rollout of ``length`` steps."""
+        """Draw the detours of a rollout of ``length`` steps."""
         return detours.draw(
             key,
             self.masks,
@@ -213,27 +213,27 @@ class _PPO(Agent):
         return state, metrics
 
     def _explore(self, state: PPOState, rollout: Transitions) -> tuple[Any, Array]:
-        """The state of the exploration bonus, and the bonus [H, T, E] of a rollout's steps."""
+        """The updated state of the exploration bonus, and the bonus [H, T, E] of a rollout's steps."""
         if self.exploration is None:
             return None, jnp.zeros((), jnp.float32)
         return self.exploration.step(state.exploration, rollout.final_observation)
 
     def _targets(self, state: PPOState, rollout: Transitions, bonus: Array | float = 0.0):
-        """Scale rewards, evaluate the critic, estimate advantages. Returns ([T, H·E] batch, return state)."""
+        """Scale rewards, evaluate the critic, estimate advantages. Returns ([T, H·E] batch, returns, return_sums)."""
         config, hyper = self.config, state.hyper
         reward = rollout.reward * config.reward_scale
         done = rollout.terminated | rollout.truncated
         detour = rollout.extras.get("detour")  # [H, T, E] bool
         returns, return_sums = state.returns, state.return_sums
         if config.return_scaling == "running":
-            own = reward if detour is None else jnp.where(detour, 0.0, reward)  # a detour's are not the policy's
+            own = reward if detour is None else jnp.where(detour, 0.0, reward)  # a detour's reward isn't the policy's
             return_sums, sums = discounted_sums(return_sums, own, done, discount=hyper.discount)
             counted = None if detour is None else 1.0 - detour
             returns = normalization.update(returns, sums, axes=(0, 2), weight=counted)
             reward = in_deviations(returns, reward)
         observation = self._normalize(state.observations, task_major(rollout.observation))
         reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
-        final = spread.whole(task_major(rollout.final_observation))  # from which few are taken
+        final = spread.whole(task_major(rollout.final_observation))  # only few rows of it are gathered
         value = self._values(state.params["value"], observation)
         values = time_major(value, reward.shape)
 
@@ -270,7 +270,7 @@ class _PPO(Agent):
         return batch, returns, return_sums
 
     def _shape_reward(self, state: PPOState, rollout: Transitions, observation: Array, reward: Array) -> Array:
-        """What is learnt from in place of the scaled reward [H, T, E]; ``observation`` [T, H·E, obs] is normalised."""
+        """The reward to learn from, given the scaled one [H, T, E]; ``observation`` [T, H·E, obs] is normalised."""
         return reward
 
     def _values(self, p: Parameters, observation: Array) -> Array:
@@ -279,7 +279,7 @@ class _PPO(Agent):
         return apply(p.shared, p.private, self.tasks, observation)[..., 0]
 
     def _old_distribution(self, state: PPOState, observation: Array) -> Any:
-        """Distribution that acted, needed in full only for an exact KL penalty."""
+        """The distributions that acted; () unless the exact KL penalty needs them."""
         if not self.config.kl_cost:
             return ()
         old = self._distribution(state, observation)
@@ -288,12 +288,12 @@ class _PPO(Agent):
         return jax.tree.map(lambda leaf: widen(leaf[:, None] if leaf.ndim == 2 else leaf, like), old)
 
     def _epochs(self, state: PPOState, batch: Minibatch, key: Array):
-        """Visit ``num_epochs`` × ``num_minibatches`` minibatches, each with all tasks."""
+        """Make one step on each of ``num_epochs`` × ``num_minibatches`` minibatches, which hold all tasks."""
         config = self.config
         order_key, loss_key = jax.random.split(key)
 
         rows, unpack = pack(batch)
-        rows = spread.whole(rows)  # a minibatch takes from anywhere
+        rows = spread.whole(rows)  # a minibatch gathers rows from anywhere
         order = shuffled(order_key, batch.advantage.shape[1], config.num_epochs, config.num_minibatches)
 
         def visit(carry, step):
@@ -302,20 +302,20 @@ class _PPO(Agent):
             minibatch = unpack(spread.divided(jnp.take(rows, indices, axis=1, mode="clip"), axis=1))
             new, metrics = self._step(state, minibatch, jax.random.fold_in(loss_key, index))
             if config.target_kl:
-                active = active & (metrics["kl"].mean() <= 1.5 * config.target_kl)  # of the policy before this step
+                active = active & (metrics["kl"].mean() <= 1.5 * config.target_kl)  # measured before this step
                 new = jax.tree.map(lambda a, b: jnp.where(active, a, b), new, state)
             return (new, active), metrics
 
         steps = (order, jnp.arange(order.shape[0], dtype=jnp.int32))
         (state, _), metrics = jax.lax.scan(visit, (state, jnp.ones((), bool)), steps)
         metrics = over_steps(metrics)
-        if config.adaptive_kl:  # every minibatch's own is of the policy before its step: the first one's is 0
+        if config.adaptive_kl:  # a minibatch's own "kl" is measured before its step: at first it is 0
             last = unpack(spread.divided(jnp.take(rows, order[-1], axis=1, mode="clip"), axis=1))
             state = state._replace(rate_factor=self._adapt(state.rate_factor, self._divergence(state, last).mean()))
         return state, metrics
 
     def _divergence(self, state: PPOState, minibatch: Minibatch) -> Array:
-        """[T] KL divergence of the policies from those that acted (as the metric "kl")."""
+        """[T] KL divergence between the policies that acted and these, estimated like the metric "kl"."""
         distribution = self._distribution(state, minibatch.observation)
         log_prob = jax.vmap(self.policy.distribution.log_prob)(distribution, self.masks, minibatch.raw_action)
         log_ratio = log_prob - minibatch.log_prob
@@ -349,12 +349,12 @@ class _PPO(Agent):
         return state, {**aux, **diagnostics}
 
     def _combine(self, states: Mapping[str, Any], shared: Any, task_grads: Any, losses: Mapping[str, Array]):
-        """One gradient per task [T, ...] in, one direction out, and what is known of their conflict."""
-        if not states:  # nothing is shared, nothing can conflict
-            return shared, {}, {}  # trees without leaves, as their direction is
+        """Combine one gradient per task [T, ...] into one direction, and measure the conflict between gradients."""
+        if not states:  # nothing is shared, so nothing can conflict
+            return shared, {}, {}  # trees without leaves, and so is the direction
         params, gradients = self._parts(shared), self._parts(task_grads)
         directions = {part: tree for part, tree in params.items() if part not in states}  # empty trees
-        of_part = {  # the losses whose gradients these are
+        of_part = {  # the losses that each part's gradients belong to
             "all": losses["loss"],
             "policy": losses["loss/policy"],
             "value": self.config.value_cost * losses["loss/value"],
@@ -380,7 +380,7 @@ class _PPO(Agent):
         hyper: Hyper,
         key: Array,
     ) -> tuple[Array, Mapping[str, Array]]:
-        """The loss of ONE task on its minibatch [B, ...], and its parts by name."""
+        """The loss of ONE task on its minibatch [B, ...], and its components and other metrics by name."""
         config, family = self.config, self.policy.distribution
         mean = functools.partial(_mean, weight=batch.weight)
         view = batch.observation
@@ -402,7 +402,7 @@ class _PPO(Agent):
         policy_loss += further
 
         value = self.value.apply(shared["value"], private["value"], task, batch.observation)[..., 0]
-        unit = popart.deviation(private["value"])  # of this task's values
+        unit = popart.deviation(private["value"])  # unit of this task's values
         error = jnp.square((value - batch.target) / unit)
         if config.value_clip:
             near = batch.value + unit * jnp.clip((value - batch.value) / unit, -config.value_clip, config.value_clip)
@@ -422,7 +422,7 @@ class _PPO(Agent):
     def _further_loss(
         self, shared: Mapping[str, Any], p: Any, mask: Array, batch: Minibatch, hyper: Any
     ) -> tuple[Array | float, Mapping[str, Array]]:
-        """A loss of ONE task to add to its policy's, given its distribution ``p`` [B, ...], and metrics by name."""
+        """A loss to add to ONE task's policy loss, given its distribution ``p`` [B, ...], and metrics by name."""
         return 0.0, {}
 
     def _learning_rate(self, state: PPOState) -> Array:
@@ -430,7 +430,7 @@ class _PPO(Agent):
         return state.hyper.learning_rate * state.rate_factor * remaining
 
     def _remaining(self, state: PPOState, schedule: str, part: float = 1.0) -> Array | float:
-        """What a schedule leaves at this update of what it began with; it ends, with 0, after this part of the run."""
+        """The factor that a schedule applies at this update; it is 0 after the first ``part`` of the run (1: all)."""
         progress = state.updates.astype(jnp.float32) / (part * self.num_updates)
         return {
             "constant": lambda: 1.0 if part == 1.0 else jnp.where(progress < 1.0, 1.0, 0.0),
@@ -439,7 +439,7 @@ class _PPO(Agent):
         }[schedule]()
 
     def _adapt(self, factor: Array, kl: Array) -> Array:
-        """Lower the learning rate after a large KL, raise it after a small one (ratio 1.5, within 1/30..30)."""
+        """Lower the learning rate after a large KL, raise it after a small one (factor 1.5, within 1/30..30)."""
         lower, upper = kl > 2.0 * self.config.adaptive_kl, kl < 0.5 * self.config.adaptive_kl
         return jnp.clip(factor * jnp.where(lower, 1 / 1.5, jnp.where(upper, 1.5, 1.0)), 1 / 30, 30.0)
 
@@ -464,19 +464,19 @@ def make_ppo(
         num_updates: updates of the whole run, for learning-rate schedules.
 
     Raises:
-        ValueError: the rollout cannot be cut into the minibatches asked for.
+        ValueError: the rollout cannot be divided into the requested minibatches.
     """
     check_minibatches(config, num_envs)
     return _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
 
 
 def _mean(x: Array, weight: Array | None) -> Array:
-    """Mean [] of x [B], of what has a weight."""
+    """Mean [] of the entries of x [B] with weight 1; 0 if there are none."""
     return x.mean() if weight is None else jnp.sum(x * weight) / jnp.maximum(weight.sum(), 1.0)
 
 
 def _moments(x: Array, weight: Array | None) -> tuple[Array, Array]:
-    """Mean and variance [T, 1] of x [T, B], of what has a weight (and 0 where nothing has)."""
+    """Mean and variance [T, 1] of the entries of x [T, B] with weight 1 (0 where there are none)."""
     mean, variance, _ = normalization.moments(x, (1,), weight)
     return mean[:, None], variance[:, None]
 

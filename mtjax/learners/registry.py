@@ -1,4 +1,4 @@
-"""The learners by name. Free of jax, so that a command line answers at once: a learner is imported when made."""
+"""The learners by name. Does not import jax, so that command lines respond at once: ``make`` imports the learner."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Kind(NamedTuple):
     """A kind of learner.
 
     Attributes:
-        config: dataclass of its options; "rollout_length", the steps between two updates, is always one.
-        maker: "module:function". The function takes what ``make`` takes after the name.
+        config: dataclass of its options, which always include "rollout_length", the steps between two updates.
+        maker: "module:function". The function takes the arguments of ``make`` after ``name``.
     """
 
     config: type
@@ -45,8 +45,8 @@ def make(
     """Build a learner.
 
     Args:
-        name: of ``LEARNERS``.
-        config: its options.
+        name: a key of ``LEARNERS``.
+        config: the learner's options.
         network: arrangement and sizes of its networks.
         method: a method of mtjax.grads, e.g. ``grads.pcgrad()``.
         spec: tasks and spaces.
@@ -54,7 +54,7 @@ def make(
         num_updates: updates of the whole run, for schedules.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: options or sizes do not fit together.
     """
     module, function = LEARNERS[name].maker.split(":")
     return getattr(importlib.import_module(module), function)(

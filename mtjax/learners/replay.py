@@ -1,11 +1,11 @@
 """Replay: the newest transitions of every task, on the device, in one array.
 
-Observations and rewards are stored as the environment gave them: whatever normalises them does so when they are
-sampled, with the statistics of that moment. Truncation is no end: a transition keeps ``terminated`` alone, and the
-observation that was reached before any reset, which a truncated target bootstraps from.
+Observations and rewards are stored as the environment returned them; they are normalised when sampled, with the
+statistics of that moment. Truncation is not termination: a transition stores only ``terminated``, and the observation
+reached before any reset, from which the target of a truncated step bootstraps.
 
-A row of the array is a whole transition, so that a batch is one gather; all tasks bring equally many, so that one
-position serves all; and the capacity is a multiple of what one rollout brings, so that no insertion wraps round.
+A row of the array is a whole transition, so that a batch is one gather; all tasks add equally many transitions, so that
+one position serves all; and the capacity is a multiple of a rollout's transitions, so that no insertion wraps round.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ GIGABYTE = 1e9
 
 
 class Replay(NamedTuple):
-    """What is stored.
+    """The stored transitions of every task.
 
     Attributes:
-        rows: [T, capacity, F] float32, one transition a row; rows from ``size`` on hold nothing yet.
-        position: [] int32, where the next rollout goes.
-        size: [] int32, transitions of each task.
+        rows: [T, capacity, F] float32, one transition per row; rows from ``size`` on are still empty.
+        position: [] int32, row at which the next rollout is stored.
+        size: [] int32, stored transitions of each task.
     """
 
     rows: Array
@@ -45,8 +45,8 @@ class Sample(NamedTuple):
         observation: [T, B, obs] raw.
         action: [T, B, A] float32, or [T, B] int32 choices.
         reward: [T, B] raw.
-        terminated: [T, B] bool; False where an episode was only cut.
-        final_observation: [T, B, obs] raw, what was reached, before any reset.
+        terminated: [T, B] bool; False where an episode was only truncated.
+        final_observation: [T, B, obs] raw, the observation reached, before any reset.
     """
 
     observation: Array
@@ -57,18 +57,18 @@ class Sample(NamedTuple):
 
 
 class Buffer:
-    """The pure functions of a replay of one shape. Holds no state.
+    """The pure functions of a replay of fixed shape. Holds no state.
 
     Args:
         spec: tasks and spaces.
         capacity: transitions of each task; rounded up to whole rollouts.
         arriving: H·E, transitions of each task in one rollout.
-        limit: bytes that the replay of all seeds may take; 0 is what the device has free.
-        saved: False if checkpoints leave it out.
+        limit: bytes that the replays of all seeds may take; 0 means the free memory of the device.
+        saved: False if checkpoints omit the replay.
 
     Attributes:
-        capacity: the rounded one.
-        bytes: what the replay of one seed takes.
+        capacity: transitions of each task, after rounding.
+        bytes: memory of the replay of one seed.
     """
 
     def __init__(self, spec: TaskSpec, *, capacity: int, arriving: int, limit: float = 0.0, saved: bool = True):
@@ -81,7 +81,7 @@ class Buffer:
         self.bytes = 4 * spec.num_tasks * self.capacity * self.width
 
     def init(self) -> Replay:
-        """Nothing has been stored."""
+        """An empty replay."""
         zero = jnp.zeros((), jnp.int32)
         return Replay(jnp.zeros((self.spec.num_tasks, self.capacity, self.width), jnp.float32), zero, zero + 0)
 
@@ -101,7 +101,7 @@ class Buffer:
     def sample(self, replay: Replay, key: Array, batch_size: int) -> Sample:
         """Draw ``batch_size`` transitions of every task, uniformly and with replacement.
 
-        Each task's draws are its own. Nothing must be drawn from an empty replay: it would be zeros.
+        Each task is sampled independently. Do not sample from an empty replay: it would return zeros.
         """
         shape = (self.spec.num_tasks, batch_size)
         index = jax.random.randint(key, shape, 0, jnp.maximum(replay.size, 1))
@@ -109,7 +109,7 @@ class Buffer:
         return self.unpack(spread.divided(rows, axis=1))
 
     def unpack(self, rows: Array) -> Sample:
-        """Rows [..., F] as what they were made of."""
+        """Split rows [..., F] into the parts of a Sample."""
         parts = Sample(*jnp.split(rows, self.ends, axis=-1))
         shaped = Sample(*(part.reshape(*rows.shape[:-1], *s) for part, s in zip(parts, self.shapes, strict=True)))
         choices = self.spec.action.kind == "discrete"  # exact in float32 for any number of choices below 2²⁴
@@ -121,7 +121,7 @@ class Buffer:
     # ------------------------------------------------------------------------------------------ memory
 
     def describe(self, num_seeds: int) -> str:
-        """What it holds and takes, in one line."""
+        """One line on what the replays of all seeds hold, and how much memory they take."""
         seeds = f" and {num_seeds} seeds" if num_seeds > 1 else ""
         return (
             f"replay: {self.capacity:,} transitions of each of {self.spec.num_tasks} tasks{seeds}, "
@@ -129,16 +129,16 @@ class Buffer:
         )
 
     def require_memory(self, num_seeds: int) -> None:
-        """Refuse to take more than there is.
+        """Check that the replays of all seeds fit into memory.
 
         Raises:
-            ValueError: the replay of all seeds is larger than the limit, or than what the device has free.
+            ValueError: they are larger than the limit, or than the free memory of the device.
         """
         if allowed := self.lacking(num_seeds):
             raise ValueError(f"{self.describe(num_seeds)}, but {allowed}; lower replay_capacity or num_seeds")
 
     def lacking(self, number: int) -> str | None:
-        """What there is in place of the memory that so many of these replays need; None if there is enough."""
+        """What memory there is, in words, if ``number`` of these replays do not fit into it; None if they fit."""
         need, free = number * self.bytes, free_memory()
         if self.limit and need > self.limit:
             return f"replay_limit allows {size_text(self.limit)}"
@@ -148,7 +148,7 @@ class Buffer:
 
 
 def size_text(number: float) -> str:
-    """Bytes in a unit that suits them."""
+    """A number of bytes as text, in a suitable unit."""
     for unit, name in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= unit:
             return f"{number / unit:.3g} {name}"
@@ -156,7 +156,7 @@ def size_text(number: float) -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that are free on the device, or on a Linux machine without one; None where nobody says."""
+    """Free bytes of the device, or of the host if the device is the CPU (Linux only); None if unknown."""
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -175,12 +175,12 @@ def free_memory() -> int | None:
 
 
 def is_replay(value: Any) -> bool:
-    """For ``is_leaf``: a replay is one thing."""
+    """For ``is_leaf``: treat a replay as a single leaf."""
     return isinstance(value, Replay)
 
 
 def emptied(tree: Any) -> Any:
-    """The tree with every replay in it forgotten, and without its memory."""
+    """The tree with every replay in it replaced by an empty one that takes no memory."""
 
     def empty(value: Any) -> Any:
         if not is_replay(value):
@@ -191,7 +191,7 @@ def emptied(tree: Any) -> Any:
 
 
 def refilled(tree: Any, like: Any) -> Any:
-    """The tree with the replays that ``emptied`` has taken the memory of as large as in ``like``, and still empty."""
+    """The inverse of ``emptied`` for memory: every replay gets the size it has in ``like``, but stays empty."""
 
     def refill(value: Any, wanted: Any) -> Any:
         if not is_replay(value):

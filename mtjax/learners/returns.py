@@ -1,4 +1,4 @@
-"""Returns and advantages. Time leads: every argument is [H, ...], one column an environment."""
+"""Returns and advantages. Time is the leading axis: arrays are [H, ...], one column per environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def generalized_advantages(
     discount: Array | float,
     gae_lambda: Array | float,
 ) -> tuple[Array, Array]:
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), right at truncation.
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16), correct at truncation.
 
-    A terminal step has nothing to bootstrap from; a truncated one bootstraps from the value of the
+    A terminal step does not bootstrap; a truncated one bootstraps from the value of the
     observation BEFORE the reset. The λ-trace is cut at both.
 
     Args:
@@ -49,16 +49,16 @@ def generalized_advantages(
 
 
 def next_values(value: Array, done: Array, evaluate: Callable[[Array], Array]) -> Array:
-    """V(final_observation) of every step, evaluated only where the value of the next step is not it.
+    """V(final_observation) of every step; only episode ends and the last step need the critic.
 
-    Within an episode the state that a step reaches is the one observed next, whose value is known already. What
-    remains is looked at in pieces of an eighth of the rollout, as many as it takes: mostly one.
+    Within an episode, the final observation of a step is the next step's observation, whose value is already known. The
+    other steps are evaluated in chunks of at least an eighth of the rollout, as many as needed, mostly one.
 
     Args:
         value: [H, T, E] V(observation).
         done: [H, T, E] bool, the episode ended with this step.
-        evaluate: which of the H·E steps of each task (row h·E + e), [T, K] int32 → V(final_observation) [T, K]; an
-            index of H·E asks for nothing, and any value may stand for it.
+        evaluate: indices [T, K] int32 into the H·E steps of each task (row h·E + e) → V(final_observation) [T, K]. An
+            index of H·E is padding, for which any value may be returned.
 
     Returns:
         [H, T, E].

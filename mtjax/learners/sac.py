@@ -1,9 +1,9 @@
-"""Soft actor-critic (arXiv 1812.05905) over the whole task axis: MTSAC; for discrete actions arXiv 1910.07207.
+"""Soft actor-critic (arXiv 1812.05905; discrete actions: 1910.07207) over the whole task axis, i.e. MTSAC.
 
-One update, top to bottom: `_take_in` stores a rollout, `_explore` shows it to the exploration bonus (if there is one),
-`_learn` makes gradient steps, and `_step` is one of them: a batch with equally many transitions of every task, one
-loss and one gradient per task for the critics, then for the policy, each combined with a transform of
-:mod:`mtjax.grads`; one temperature a task; targets that follow.
+One update, top to bottom: `_take_in` stores a rollout, `_explore` updates the exploration bonus with it (if there is
+one), `_learn` makes gradient steps, and `_step` is one of them: on a batch with equally many transitions of every task,
+one loss and one gradient per task for the critics, then for the policy, each combined with a transform of
+:mod:`mtjax.grads`; then one temperature per task, and the target critics.
 
 A loss sees ONE task's batch. There is one code path: plain averaging is the weighting 1/T, one agent per task is
 the arrangement that shares nothing, and one task is T = 1.
@@ -44,12 +44,12 @@ from mtjax.networks.shared_encoder import behind
 from mtjax.networks.task import Task
 
 Array = jax.Array
-MANY = 2**31 - 1  # beyond it int32 would be negative, and the random actions of the start would come again
-OF_TASK = Parameters(None, 0)  # how vmap hands a network to one task: what is shared as it is, and its own slice
+MANY = 2**31 - 1  # beyond it, int32 would turn negative and the initial random actions would start again
+OF_TASK = Parameters(None, 0)  # vmap axes of a network: one task gets all shared parameters and its private slice
 
 
 class Hyper(NamedTuple):
-    """Hyper-parameters that are leaves of the state, so that they vmap beside the seeds. All [] float32."""
+    """Hyper-parameters that are leaves of the state, so that they vmap along with the seeds. All [] float32."""
 
     learning_rate: Array
     critic_learning_rate: Array
@@ -67,12 +67,12 @@ class SACState(NamedTuple):
         params: {"policy": Parameters, "critic": Parameters}; the critics' leaves are [N, ...] and [T, N, ...].
         targets: Parameters of the target critics.
         log_temperature: [T].
-        descent: {"policy": DescentState, "critic": DescentState}; with PaCo's weights in common, "weights", too.
+        descent: {"policy": DescentState, "critic": DescentState}; with PaCo's common weights, also "weights".
         temperature_optimizer: optax state.
         observations: running statistics [T, obs].
-        rewards: what scales each task's rewards.
+        rewards: statistics by which each task's rewards are scaled.
         replay: see Replay.
-        seen: [] int32, transitions of each task that were ever stored; it stops at 2³¹ − 1.
+        seen: [] int32, transitions of each task stored so far, overwritten ones included; saturates at 2³¹ − 1.
         hyper: see Hyper.
         updates: [] int32, rollouts learnt from.
         exploration: state of the exploration bonus; None without one.
@@ -93,15 +93,15 @@ class SACState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a gradient step sees: leaves are [T, B, ...] outside, [B, ...] inside a loss of one task.
+    """Input of a gradient step: leaves are [T, B, ...] outside, [B, ...] inside a loss of one task.
 
     Attributes:
-        observation, next_observation: normalised; the next one is that before any reset.
-        action: what was done.
+        observation, next_observation: normalised; the next one is the one before any reset.
+        action: the action taken.
         reward: scaled.
-        discount: γ, and 0 where the step was terminal.
-        view, next_view: what the policies see of the observations (see ``_SAC._see``).
-        bonus: for exploring, weighed; part of the values' targets, not of the reward. None: there is no bonus.
+        discount: γ; 0 where the step was terminal.
+        view, next_view: the policies' inputs at the observations (see ``_SAC._see``).
+        bonus: weighted exploration bonus; part of the value targets, not of the reward. None without exploration.
     """
 
     observation: Array
@@ -115,14 +115,14 @@ class Batch(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a loss knows of its task, beside the batch; leaves lead with [T] outside.
+    """What a loss knows about its task, besides the batch; leaves lead with [T] outside.
 
     Attributes:
-        task: which it is.
+        task: the task.
         mask: [A] real entries (or choices) of the action.
         temperature: [] α.
-        weight: [] of this task's loss among the others'.
-        key: for drawing actions.
+        weight: [] weight of this task's loss among the others.
+        key: [2] for sampling actions: one for the target, one for the policy's loss.
     """
 
     task: Task
@@ -151,7 +151,7 @@ class _SAC(Agent):
             saved=config.checkpoint_replay,
         )
         self._check(config, network)
-        network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of what is done
+        network = dataclasses.replace(network, squash=True)  # log-probabilities must be those of the executed actions
         self.policy = self._make_policy(behind(self.encoder, network))
         self.head = critics.make_head(
             config.critic_head,
@@ -183,7 +183,7 @@ class _SAC(Agent):
 
     @staticmethod
     def _check(config: SACConfig, network: NetworkConfig) -> None:
-        """Refuse what does not fit together. Raises ValueError with one line."""
+        """Reject options that do not fit together. Raises ValueError with a one-line message."""
         if network.policy_encoder == "both":
             raise ValueError("policy_encoder: the critics of SAC teach their encoder alone; choose own or value")
         weighs = [(one.arrangement, one.told) == ("paco", "none") for one in (network, network.of_value())]
@@ -222,12 +222,12 @@ class _SAC(Agent):
         )
 
     def adaptation(self) -> Adaptation | None:
-        """How an unseen task's dynamics are inferred: not at all, for nothing here depends on them."""
+        """How an unseen task's dynamics are inferred; None, since nothing in SAC depends on them."""
         return None
 
     @property
     def negative_critic_losses(self) -> str | None:
-        """What makes losses of the critics negative, for a message; None if nothing does."""
+        """Why losses of the critics may be negative, for an error message; None if they cannot be."""
         return None
 
     # ------------------------------------------------------------------------------------------ state
@@ -255,24 +255,24 @@ class _SAC(Agent):
         )
 
     def start_descent(self, params: Mapping[str, Parameters], keys: Sequence[Array]) -> dict[str, Any]:
-        """The states of the descents of policy and critics, before the first step; a key for each."""
+        """The initial states of the descents of policy and critics, with one key for each."""
         parts = zip(("policy", "critic"), keys, strict=True)
         states: dict[str, Any] = {part: self.descent[part].init(self._own(params[part]), key) for part, key in parts}
         return {**states, "weights": self.common.init(params["policy"])} if self.common else states
 
     def _own(self, parameters: Parameters) -> Parameters:
-        """Of a network, or its gradients, what is not in common with another."""
+        """The parameters of a network, or its gradients, without weights that it has in common with another."""
         return paco.apart(parameters) if self.common else parameters
 
     def cut(self, state: SACState) -> SACState:
         return state._replace(rewards=self.rewards.cut(state.rewards))
 
     def _see(self, teacher: Parameters, tasks: Task, observation: Array) -> Array:
-        """As any agent's, but that the policy moves no encoder."""
+        """As any agent's, but the policy's loss does not train the encoder."""
         return jax.lax.stop_gradient(super()._see(teacher, tasks, observation))
 
     def target_entropy(self, hyper: Hyper) -> Array:
-        """[T] the entropy that each task's temperature keeps: −scale · dim(A), or scale · log(choices)."""
+        """[T] target entropy of each task's policy: −scale · dim(A), or scale · log(number of choices)."""
         sizes = self.masks.sum(axis=1)
         if self.spec.action.kind == "continuous":
             return -hyper.target_entropy_scale * sizes
@@ -291,7 +291,7 @@ class _SAC(Agent):
 
     @property
     def _warm_start(self) -> int:
-        """Transitions of each task before anything is learnt: a smaller replay is full before."""
+        """Transitions of each task before learning starts; at most a full replay, or it would never start."""
         return min(self.config.warm_start, self.buffer.capacity)
 
     def _any_action(self, key: Array, mask: Array, number: int) -> Array:
@@ -308,7 +308,7 @@ class _SAC(Agent):
         state, bonus = self._explore(state, rollout)
         state, metrics = self._learn(state, key)
         arrived = jnp.isfinite(rollout.reward) & jnp.isfinite(rollout.final_observation).all(axis=-1)
-        arrived = arrived.all(axis=(0, 2))  # a NaN in the replay is blamed on its task before it is ever drawn
+        arrived = arrived.all(axis=(0, 2))  # flags a NaN's task as it enters the replay, before any sampling
         metrics["finite"] = jnp.where(arrived.all(), metrics["finite"], arrived)
         metrics["replay/size"] = state.replay.size.astype(jnp.float32)
         metrics["learning_rate"] = state.hyper.learning_rate
@@ -318,7 +318,7 @@ class _SAC(Agent):
         return state._replace(updates=state.updates + 1), metrics
 
     def _routing(self, state: SACState, rollout: Transitions) -> dict[str, Array]:
-        """How policy and critics route or mix for each task, at the rollout's first step."""
+        """Routing and mixing weights of policy and critics for each task, at the rollout's first step."""
         observation = self._normalize(state.observations, rollout.observation[0])  # [T, E, obs]
         view = self._see(state.params["critic"], self.tasks, observation)
         metrics = diagnose(self.policy, state.params["policy"], self.tasks, view, "policy")
@@ -327,7 +327,7 @@ class _SAC(Agent):
         return metrics | diagnose(self.critic, state.params["critic"], self.tasks, observation, "value")
 
     def _take_in(self, state: SACState, rollout: Transitions) -> SACState:
-        """Store a rollout [H, T, E, ...] as it is, and let the running statistics see it."""
+        """Store a rollout [H, T, E, ...] unchanged, and update the running statistics with it."""
         observations = state.observations
         if self.config.normalize_observations:
             observations = normalization.update(observations, rollout.observation, axes=(0, 2))
@@ -345,7 +345,7 @@ class _SAC(Agent):
         )
 
     def _explore(self, state: SACState, rollout: Transitions) -> tuple[SACState, Array | None]:
-        """Let the exploration bonus see a rollout; the bonus [H, T, E] of its steps, for the record."""
+        """Update the exploration bonus with a rollout. Returns (state, bonus [H, T, E] of its steps, for logging)."""
         if self.exploration is None:
             return state, None
         exploration, bonus = self.exploration.step(state.exploration, rollout.final_observation)
@@ -354,7 +354,7 @@ class _SAC(Agent):
     def _learn(self, state: SACState, key: Array) -> tuple[SACState, dict[str, Array]]:
         """Make the gradient steps that follow a rollout.
 
-        Before the warm start is over none is kept: what they measured is NaN, and nothing that was not finite counts.
+        Until the warm start is over, the steps are discarded: metrics are NaN, and non-finite losses are ignored.
         """
         replay, exploration, config = state.replay, state.exploration, self.config
         ready = replay.size >= self._warm_start
@@ -368,7 +368,7 @@ class _SAC(Agent):
                 batch = batch._replace(bonus=config.exploration_bonus * bonus)
             return self._step(state, batch, step_key)
 
-        before = state._replace(replay=None, exploration=None)  # of which the loop needs no copy
+        before = state._replace(replay=None, exploration=None)  # not needed in the loop, which would copy them
         after, metrics = jax.lax.scan(visit, before, jax.random.split(key, self.num_steps))
         state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), after, before)
         found = over_steps(metrics)
@@ -377,7 +377,7 @@ class _SAC(Agent):
         return state._replace(replay=replay, exploration=exploration), {**found, "finite": finite}
 
     def _prepare(self, state: SACState, sample: Sample) -> Batch:
-        """Normalise and scale raw transitions with the statistics of now."""
+        """Normalise and scale raw transitions with the current statistics."""
         temperature = jnp.exp(state.log_temperature)
         bonus = jnp.abs(temperature * self.target_entropy(state.hyper))
         reward = self.rewards.apply(
@@ -397,7 +397,7 @@ class _SAC(Agent):
         )
 
     def _step(self, state: SACState, batch: Batch, key: Array) -> tuple[SACState, dict[str, Array]]:
-        """One gradient step of critics, policy and temperatures, and of the targets after them."""
+        """One gradient step of critics, policy and temperatures, then an update of the targets."""
         policy, critic, hyper = state.params["policy"], state.params["critic"], state.hyper
         known = self._known(state, key)
         target = jax.vmap(self.task_target, in_axes=(OF_TASK, OF_TASK, 0, 0))(policy, state.targets, known, batch)
@@ -433,10 +433,10 @@ class _SAC(Agent):
         critic = paco.tied(critic, policy) if self.common else critic
         targets = polyak(state.targets, critic, hyper.polyak)
         if exploded is not None:
-            draw_key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # beyond those that the losses draw by
+            draw_key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # distinct from the losses' keys
             rows = paco.combinations(draw_key, exploded)
             policy, critic, targets = (paco.redrawn(network, rows) for network in (policy, critic, targets))
-            critic = paco.tied(critic, policy) if self.common else critic  # to the last bit
+            critic = paco.tied(critic, policy) if self.common else critic  # equal bit for bit
         state = state._replace(
             params={"policy": policy, "critic": critic},
             targets=targets,
@@ -448,7 +448,7 @@ class _SAC(Agent):
         metrics["loss"] = metrics["loss/policy"] + metrics["loss/value"]
         if exploded is not None:
             metrics["left_out"] = exploded.astype(jnp.float32)
-            metrics["loss"] = jnp.where(exploded, 0.0, metrics["loss"])  # however large, it has moved nothing
+            metrics["loss"] = jnp.where(exploded, 0.0, metrics["loss"])  # however large, it had no effect
         metrics |= {f"grads/{name}": value for name, value in policy_conflict.items()}
         metrics |= {f"grads/{name}/value": value for name, value in critic_conflict.items()}
         return state, metrics
@@ -462,7 +462,7 @@ class _SAC(Agent):
         rate: Array,
         exploded: Array | None,
     ) -> tuple[Parameters, DescentState, dict[str, Array]]:
-        """Move one network by its tasks' gradients, but for weights in common: as Descent.step."""
+        """Update one network, except for common weights, with its tasks' gradients. Returns as Descent.step."""
         network = state.params[part]
         moved, descent, conflict = self.descent[part].step(
             self._own(network),
@@ -475,11 +475,11 @@ class _SAC(Agent):
         return (paco.put(moved, network.private[paco.WEIGHTS]) if self.common else moved), descent, conflict
 
     def _exploded(self, loss: Array) -> Array | None:
-        """[T] whose critics' loss [T] is above PaCo's threshold, or NaN, if not all are; None without a threshold."""
+        """[T] bool: the critics' loss is above PaCo's threshold or NaN, unless all are; None without a threshold."""
         if not self.config.paco_threshold:
             return None
         above = ~(loss <= self.config.paco_threshold)
-        return above & ~above.all()  # or, if all are left out, nothing would be learnt for ever
+        return above & ~above.all()  # if all were left out, nothing would ever be learnt again
 
     def _known(self, state: SACState, key: Array) -> Known:
         temperature = jnp.exp(state.log_temperature)
@@ -488,10 +488,10 @@ class _SAC(Agent):
         return Known(self.tasks, self.masks, temperature, weights, jax.random.split(key, (tasks, 2)))
 
     def task_target(self, policy: Parameters, targets: Parameters, known: Known, batch: Batch) -> Array:
-        """What the critics of ONE task should say of its transitions [B]: [B, K'] (see critics.Head).
+        """The targets [B, K'] of ONE task's critics for its transitions [B] (see critics.Head).
 
-        The next action is drawn from the policy at the observation before any reset, so that a truncated step
-        bootstraps from where it got to; a terminal one has nothing to bootstrap from.
+        The next action is sampled from the policy at the observation before any reset, so that a truncated step
+        bootstraps from the state that it reached; a terminal one does not bootstrap.
         """
         candidates = self._candidates(policy, known, batch.next_view, known.key[0])
         outputs = self.critic.apply(*targets, known.task, batch.next_observation, candidates.action)
@@ -501,7 +501,7 @@ class _SAC(Agent):
     def critic_gradient(
         self, critic: Parameters, policy: Parameters, known: Known, batch: Batch, target: Array
     ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
-        """What moves the critics, for ONE task: ((their loss, metrics by name), its gradient)."""
+        """The critics' loss and gradient for ONE task: ((loss, metrics by name), gradient)."""
         return jax.value_and_grad(self.critic_loss, has_aux=True)(critic, known, batch, target)
 
     def critic_loss(
@@ -530,7 +530,7 @@ class _SAC(Agent):
         return known.weight * loss, {"loss/policy": loss, "entropy": entropy}
 
     def _candidates(self, policy: Parameters, known: Known, view: Array, key: Array) -> Candidates:
-        """The actions that an expectation over the policy of ONE task runs over, where it sees ``view`` [B, ·]."""
+        """The actions over which to take expectations for the policy of ONE task, at its inputs ``view`` [B, ·]."""
         family = self.policy.distribution
         p = self.policy.apply(*policy, known.task, view)
         if self.spec.action.kind == "continuous":
@@ -538,11 +538,11 @@ class _SAC(Agent):
             log_prob = family.log_prob(p, known.mask, raw)[:, None]
             return Candidates(family.to_action(raw), jnp.ones_like(log_prob), log_prob)
         log_prob = jax.nn.log_softmax(jnp.where(known.mask > 0, p, -1e9), axis=-1)
-        # A choice that is none has probability 0, and no logarithm.
+        # Padded choices have probability 0, and 0 in place of its logarithm.
         return Candidates(None, jnp.exp(log_prob) * known.mask, jnp.where(known.mask > 0, log_prob, 0.0))
 
     def _heat(self, state: SACState, entropy: Array, exploded: Array | None = None) -> tuple[Array, Any]:
-        """Move each task's temperature so that its entropy [T] nears its target: the loss is α (H − H̄), in log α."""
+        """Update each task's temperature to bring its entropy [T] to its target: the loss is α (H − H̄), in log α."""
         if not self.config.learn_temperature:
             return state.log_temperature, state.temperature_optimizer
         gradient = jnp.exp(state.log_temperature) * (entropy - self.target_entropy(state.hyper))
@@ -554,10 +554,10 @@ class _SAC(Agent):
 
 
 def task_weights(kind: str, temperature: Array) -> Array:
-    """Weights [T] of the tasks' losses, of mean 1, by their temperatures [T].
+    """Weights [T] of the tasks' losses, with mean 1, computed from their temperatures [T].
 
-    "exponential" is exp(−α_i) over the mean, as arXiv 2003.13661 prints it (times T, since losses are averaged);
-    "inverse" is its authors' code, T · softmax(−log α), which is 1/α over the mean.
+    "exponential" is exp(−α_i) over its mean, as in the text of arXiv 2003.13661 (times T, since losses are averaged);
+    "inverse" follows its authors' code, T · softmax(−log α), which is 1/α over its mean.
     """
     if kind == "equal":
         return jnp.ones_like(temperature)
@@ -566,7 +566,7 @@ def task_weights(kind: str, temperature: Array) -> Array:
 
 
 def _or(rate: Array, default: Array) -> Array:
-    """A rate, or the default where it is 0."""
+    """``rate``, or ``default`` where it is 0."""
     return jnp.where(rate > 0, rate, default)
 
 
@@ -583,16 +583,16 @@ def make_sac(
 
     Args:
         config: hyper-parameters.
-        network: arrangement and sizes of policy and critics. Continuous actions are squashed, whatever it says.
-        method: a method of mtjax.grads, e.g. ``grads.pcgrad()``, for the policy; and for the critics, unless
-            ``config.critic_grads`` names another.
+        network: arrangement and sizes of policy and critics. Continuous actions are always squashed.
+        method: a method of mtjax.grads, e.g. ``grads.pcgrad()``, for the policy and, unless ``config.critic_grads``
+            names another, for the critics.
         spec: tasks and spaces.
         num_envs: E, environments of one task.
         num_updates: updates of the whole run; unused, as there are no schedules.
 
     Raises:
-        ValueError: ``critic_grads`` names no method; ``policy_encoder`` is "both"; or ``paco_threshold`` has
-            nothing to draw, or ``paco_weights`` nothing to share.
+        ValueError: ``critic_grads`` names no method; ``policy_encoder`` is "both"; ``paco_threshold`` or
+            ``paco_weights`` does not fit the arrangement, or ``paco_threshold`` the categorical critic.
     """
     del num_updates
     return _SAC(config, network, method, spec, num_envs=num_envs).learner()

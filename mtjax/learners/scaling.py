@@ -1,4 +1,4 @@
-"""What scales each task's rewards before a critic sees them: tasks of a thousandfold reward share a network."""
+"""Scaling of each task's rewards, so that tasks whose rewards differ a thousandfold can share a critic."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SMALLEST = 1e-6
 
 
 class RewardScale(NamedTuple):
-    """What has been seen of rewards. Of running episodes [T, E], of tasks [T].
+    """Statistics of rewards: of the running episodes [T, E], and of the tasks [T].
 
     Attributes:
         sums: [T, E] discounted sum of the episode's rewards so far.
-        totals: [T, E] their plain sum.
-        lengths: [T, E] float32, their number.
+        totals: [T, E] undiscounted sum of the same rewards.
+        lengths: [T, E] float32, number of these rewards.
         returns: running statistics [T] of the discounted sums.
         largest: [T] the largest discounted return in absolute value.
     """
@@ -40,9 +40,9 @@ class RewardScaling(NamedTuple):
         init: (T, E) -> RewardScale.
         update: (RewardScale, reward [H, T, E], ended [H, T, E] (terminated or truncated), truncated [H, T, E],
             discount []) -> RewardScale.
-        apply: (RewardScale, reward [T, B], bonus [T], discount []) -> scaled reward [T, B]. ``bonus`` is the
-            temperature times the entropy that a step is expected to earn on top of its reward, as a size.
-        cut: RewardScale -> RewardScale without the running episodes, which were lost.
+        apply: (RewardScale, reward [T, B], bonus [T], discount []) -> scaled reward [T, B]. ``bonus`` is the absolute
+            value of the entropy bonus expected per step, temperature times entropy.
+        cut: RewardScale -> RewardScale without the running episodes, for when these were lost.
     """
 
     init: Callable[[int, int], RewardScale]
@@ -52,23 +52,23 @@ class RewardScaling(NamedTuple):
 
 
 def in_deviations(returns: normalization.Statistics, reward: Array) -> Array:
-    """Rewards [..., T, E] by the deviation of each task's discounted return, clipped to ± ``MAX_SCALED_REWARD``."""
+    """Rewards [..., T, E] over the deviation of each task's discounted return, clipped to ± ``MAX_SCALED_REWARD``."""
     scaled = reward * jax.lax.rsqrt(returns.variance + 1e-6)[:, None]
     return jnp.clip(scaled, -MAX_SCALED_REWARD, MAX_SCALED_REWARD)
 
 
 def make_reward_scaling(kind: str, *, value_range: float, unscaled: float = 0.0) -> RewardScaling:
-    """What ``return_scaling`` names: "none", "running" or "range".
+    """The scaling that ``return_scaling`` names: "none", "running" or "range".
 
     Args:
         kind: the name.
-        value_range: what "range" scales returns to.
-        unscaled: what a step may earn besides, in scaled reward (exploration): "range" leaves room for it.
+        value_range: the bound to which "range" scales returns.
+        unscaled: exploration bonus per step, in units of scaled reward; "range" leaves room for it.
 
-    "range" is the normaliser of arXiv 2505.23150 (eq. 2): rewards are multiplied so that the largest return seen, and
-    the entropy bonus of an endless episode, come to ``value_range``. An episode that was cut counts as if it had
-    gone on for ever with its mean reward. Where the paper looks ahead from every step of a finished episode, this
-    looks back, with the same geometric weights: nothing but the running sums must be kept.
+    "range" is the normaliser of arXiv 2505.23150 (eq. 2): rewards are multiplied so that the largest return seen, plus
+    half the entropy bonus of an endless episode, comes to ``value_range``. A truncated episode counts as if it had
+    continued for ever with its mean reward. Where the paper looks ahead from every step of a finished episode, this
+    looks back, with the same geometric weights, so that only the running sums need to be stored.
     """
 
     def apply(scale: RewardScale, reward: Array, bonus: Array, discount: Array) -> Array:

@@ -1,9 +1,9 @@
-"""Learning on: an agent of SAC's kind in one task that it was not trained on.
+"""Fine-tuning: a trained agent of SAC's kind continues to learn in one task that it was not trained on.
 
-The agent of the one task is the trained one with all networks as they are. What belonged to single training tasks
-(heads, temperatures, statistics) starts as their mean; the optimisers and the replay start empty; there is no phase of
-random actions, and no exploration bonus. Of HiP-BMDP's embeddings the mean stands for the task: policy and critics,
-which see embeddings from their mean, are told 0 throughout, and what is learnt of the task is in the networks.
+The single-task agent starts with all networks of the trained agent. Whatever belonged to single training tasks (heads,
+temperatures, statistics) starts as a mean over them; the optimisers and the replay start empty; there is no phase of
+random actions, and no exploration bonus. With HiP-BMDP, the mean embedding stands for the task: policy and critics,
+which see embeddings relative to their mean, get 0 throughout, and the networks learn what is specific to the task.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 NUM_ENVS = 1
-KNOWN = 1000.0  # steps that the training tasks' scale of returns counts as, so that the task's own soon prevails
+KNOWN = 1000.0  # largest sample count of the training tasks' return statistics, so that the task's own soon prevail
 
 
 def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
-    """How a trained agent of SAC's kind, such as HiP-BMDP, learns on in one unseen task for at most so many steps."""
+    """How a trained SAC or HiP-BMDP agent continues to learn in one unseen task, for at most ``steps`` steps."""
     alone = of_one_task(agent, steps)
 
     def told(unseen: Unseen) -> _SAC:
@@ -63,7 +63,7 @@ def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
 
 
 def rollout_length(agent: _SAC) -> int:
-    """Steps between two updates: the agent's own or more, so that about whole numbers of gradient steps are due."""
+    """Steps between two updates: the agent's own or more, so that a nearly whole number of gradient steps is due."""
     ratio = agent.config.update_to_data * NUM_ENVS
     shortest = max(agent.config.rollout_length, math.ceil(1 / ratio))
 
@@ -74,28 +74,28 @@ def rollout_length(agent: _SAC) -> int:
 
 
 def of_one_task(agent: _SAC, steps: int) -> _SAC:
-    """The agent's functions for T = 1 and so many steps, with its networks (whose task codes keep their length)."""
+    """The agent's functions for T = 1 and ``steps`` steps, with its networks (whose task codes keep their length)."""
     one = copy.copy(agent)
     one.config = dataclasses.replace(agent.config, warm_start=0)
     one.spec = agent.spec._replace(num_tasks=1, action_sizes=None, contexts=None)
     one.exploration = None
     one.num_envs, one.arriving = NUM_ENVS, rollout_length(agent) * NUM_ENVS
     one.num_steps = max(1, round(agent.config.update_to_data * one.arriving))
-    # Room for more than will arrive would only take memory: draws are among what is there.
+    # A capacity above the number of transitions to come would only waste memory: it does not affect sampling.
     one.buffer = Buffer(one.spec, capacity=min(agent.config.replay_capacity, steps), arriving=one.arriving)
-    # One task has nothing to conflict with, and a method may be one of all training tasks, e.g. their weights.
+    # A single task has no conflicts, and the method may be specific to the training tasks, e.g. weights for each.
     one.descent = {part: Descent(grads.mean(), 1, d.optimizer) for part, d in agent.descent.items()}
     return one
 
 
 def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
-    """A trained state [T, ...] as the start of one task's [1, ...]."""
+    """Convert a trained state [T, ...] to the initial state of one task [1, ...]."""
 
     def mean(leaf: Array) -> Array:
         return leaf.mean(axis=0, keepdims=True)
 
     def middle(sizes: Array) -> Array:
-        """Of a thousandfold range of sizes [T], the geometric mean [1]: one large task would be all of another mean."""
+        """Geometric mean [1] of sizes [T] that may differ a thousandfold: the largest would dominate another mean."""
         return jnp.exp(mean(jnp.log(jnp.maximum(sizes, SMALLEST))))
 
     def single(parameters: Parameters) -> Parameters:

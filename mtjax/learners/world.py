@@ -1,7 +1,7 @@
-"""The parts of a hidden-parameter block MDP (arXiv 2007.07206): encoder φ, task embedding ψ, transitions, rewards.
+"""Parts of a hidden-parameter block MDP (arXiv 2007.07206): encoder φ, task embedding ψ, models of one step.
 
-All of it is pure and needs no agent. Transitions of one task, [B, ...], are explained by a vector θ; ψ gives the T
-training tasks one each, and for a task that was not trained on :func:`infer` finds one with everything else fixed.
+All functions are pure and need no agent. A vector θ describes the dynamics and rewards of one task; ψ gives one to each
+of the T training tasks, and :func:`infer` finds one for an unseen task from its transitions, everything else fixed.
 
     T(φ(s), a, θ) ≈ φ(s'),    R(φ(s), a, θ) ≈ r,    ‖ψ(i) − ψ(j)‖ ≈ W₂(T(·, ψ(i)), T(·, ψ(j))).
 
@@ -43,7 +43,7 @@ class World(NamedTuple):
     Attributes:
         init: key -> parameters, a dict of "encoder", "embedding", "transition", "reward" and "decoder".
         encode: φ, (parameters, observation [..., obs]) -> latent [..., Z].
-        embeddings: ψ, parameters -> [T, K], θ of every training task.
+        embeddings: ψ, parameters -> [T, K], the θ of every training task.
         transition: (parameters, latent [..., Z], action, θ [K] or [..., K]) -> Normal [M, ..., Z] of the next latent
             state. Actions are as the environment takes them: [..., A], or choices [...].
         reward: as ``transition`` -> [...].
@@ -62,7 +62,7 @@ class World(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Transitions of ONE task, with leaves [B, ...]: normalised observations and scaled rewards, if an agent's are."""
+    """Transitions of ONE task, leaves [B, ...]; observations are normalised and rewards scaled if the agent's are."""
 
     observation: Array
     action: Array
@@ -81,7 +81,7 @@ def make_world(
     """Build the parts that a configuration describes.
 
     Args:
-        config: their kinds and sizes. Parts whose cost is 0 have no parameters, and must not be used.
+        config: kinds and sizes of the parts. Parts whose cost is 0 have no parameters, and must not be used.
         observation_size: numbers in one observation.
         action: the action space.
         num_tasks: T.
@@ -142,7 +142,7 @@ def make_world(
 
 
 def transition_loss(world: World, parameters: Any, steps: Steps, theta: Array) -> Array:
-    """[B] −log T(φ(s') | φ(s), a, θ); φ(s') is what is to be met, and has no gradient."""
+    """[B] −log T(φ(s') | φ(s), a, θ); φ(s') is the target, and has no gradient."""
     target = jax.lax.stop_gradient(world.encode(parameters, steps.next_observation))
     latent = world.encode(parameters, steps.observation)
     return dynamics.negative_log_likelihood(world.transition(parameters, latent, steps.action, theta), target)
@@ -164,8 +164,8 @@ def reconstruction_loss(world: World, parameters: Any, steps: Steps, latent_cost
 def theta_error(world: World, parameters: Any, observation: Array, action: Array, index: Array, other: Array) -> Array:
     """The θ-learning error of pairs of tasks, (‖ψ(i) − ψ(j)‖ − W₂(T(s, a, ψ(i)), T(s, a, ψ(j))))².
 
-    The distance of the predictions has no gradient: ψ is moved to where the models are, and the models and φ are
-    moved by what they predict alone. Every pair has its own norm and its own W₂.
+    The distance between the predictions has no gradient: ψ is fitted to the models, and this error does not train the
+    models or φ. The norm and W₂ are taken per pair.
 
     Args:
         world, parameters: the models.
@@ -202,32 +202,33 @@ def infer(
     prior_cost: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """θ of a task that was not trained on: gradient steps on the transition loss, everything else frozen.
+    """Infer θ of a task that was not trained on, by gradient steps on the transition loss; all else is frozen.
 
-    The steps are taken in z, θ = mean + L z, where mean and L Lᵀ are the moments of the training tasks' embeddings: so
-    that a step has the size of what tells tasks apart, and θ does not move where the models never saw it move.
+    The steps are taken in z, θ = mean + L z, where mean and L Lᵀ are mean and covariance of the training tasks'
+    embeddings: a step then has the scale of the differences between tasks, and θ moves only in directions in which it
+    varied in training.
 
     Args:
         world, parameters: the trained models.
-        theta: [K] where to start, e.g. the mean of the training tasks'.
+        theta: [K] initial θ, e.g. the mean of the training tasks' embeddings.
         steps: transitions of the task, [B, ...].
-        weight: [B] of every transition, e.g. 0 for what is padding; None weighs all alike. Where all are 0, θ stays.
+        weight: [B] weight of every transition, e.g. 0 for padding; None weighs all alike. If all are 0, θ stays.
         num_steps: gradient steps (Adam).
-        learning_rate: of those, in z.
-        batch_size: transitions of one gradient step, drawn by their weight; 0 takes all at every step.
-        prior_cost: weight of ½‖z‖² beside the mean loss of a transition. A little keeps θ where policies were trained;
-            it matters where transitions say little. No effect where all weights are 0.
-        key: for drawing them.
+        learning_rate: Adam's, in z.
+        batch_size: transitions per gradient step, drawn in proportion to their weights; 0 uses all at every step.
+        prior_cost: weight of ½‖z‖² relative to the mean loss of a transition. A small one keeps θ where policies were
+            trained; it matters where transitions are uninformative. No effect if all weights are 0.
+        key: for drawing batches; may be None if ``batch_size`` is 0.
 
     Returns:
         [K].
     """
     every = world.embeddings(parameters)
     unit = _root_of_covariance(every)
-    origin = jnp.linalg.pinv(unit) @ (theta - every.mean(axis=0))  # z where it starts, from which z is counted below
+    origin = jnp.linalg.pinv(unit) @ (theta - every.mean(axis=0))  # z of the initial θ; below, z is relative to it
     weight = jnp.ones(steps.reward.shape) if weight is None else weight
     share = weight / jnp.maximum(weight.sum(), 1e-6)
-    # Chosen, not weighted: what does not count may be NaN.
+    # Masked by where, not by multiplication: transitions of weight 0 may be NaN.
     steps = jax.tree.map(lambda x: jnp.where((weight > 0).reshape(-1, *(1,) * (x.ndim - 1)), x, 0), steps)
     latent, target = (world.encode(parameters, x) for x in (steps.observation, steps.next_observation))
     optimizer = optax.adam(learning_rate)
@@ -254,7 +255,7 @@ def infer(
 
 
 def _root_of_covariance(thetas: Array) -> Array:
-    """L [K, K] with L Lᵀ the covariance of embeddings [T, K]; where they do not differ, L is 0."""
+    """L [K, K] such that L Lᵀ is the covariance of embeddings [T, K]; L is 0 if they do not differ."""
     centred = thetas - thetas.mean(axis=0)
     values, vectors = jnp.linalg.eigh(centred.T @ centred / len(thetas))
     return vectors * jnp.sqrt(jnp.maximum(values, 0.0))
