@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax import spread
+from mtjax import sharding
 from mtjax.envs.base import ActionSpec, Array, Env, Step, Task
 
 
@@ -74,7 +74,7 @@ class Vectorized:
         """Advance every environment; where an episode ends, start the next from a fresh reset."""
         step_key, reset_key = jax.random.split(key)
         over_envs = jax.vmap(self.env.step, in_axes=(None, 0, 0, 0))
-        over_tasks = spread.apart(jax.vmap(over_envs))
+        over_tasks = sharding.independent(jax.vmap(over_envs))
         env_state, step = over_tasks(self.tasks, state.env, actions, self._keys(step_key))
         step = self._checked(step)
         steps = state.steps + 1
@@ -91,7 +91,7 @@ class Vectorized:
 
     def _reset(self, key):
         over_envs = jax.vmap(self.env.reset, in_axes=(None, 0))
-        state, observation = spread.apart(jax.vmap(over_envs))(self.tasks, self._keys(key))
+        state, observation = sharding.independent(jax.vmap(over_envs))(self.tasks, self._keys(key))
         self._check("reset's observation", observation, (self.observation_size,))
         return jax.tree.map(_strong, state), observation.astype(jnp.float32)
 

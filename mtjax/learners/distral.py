@@ -27,7 +27,7 @@ from mtjax.learners.agent import choose, pooled
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.learners.minibatches import Minibatch, check_minibatches, task_major, time_major
-from mtjax.learners.ppo import _PPO, PPOState, _mean
+from mtjax.learners.ppo import PPO, PPOState, _mean
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import Normal, within_bounds
@@ -37,7 +37,7 @@ from mtjax.networks.task import Task, training_tasks
 Array = jax.Array
 
 
-class _Distral(_PPO):
+class Distral(PPO):
     """PPO whose policies are regularised by, and distilled into, a policy that is not told the task."""
 
     def _make_policy(self, network: NetworkConfig) -> Policy:
@@ -148,6 +148,6 @@ def make_distral(
         raise ValueError(
             "policy_encoder: policies of distral are tied by their distillation and have encoders of their own"
         )
-    learner = _Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
+    learner = Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
     # π₀ acts in unseen tasks, whatever the arrangement; without a KL cost nothing trains it.
     return learner._replace(generalises=config.distral_kl_cost > 0)

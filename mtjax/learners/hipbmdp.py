@@ -31,7 +31,7 @@ from mtjax.learners import world as worlds
 from mtjax.learners.agent import pooled
 from mtjax.learners.base import Adaptation, Learner, TaskSpec, Unseen
 from mtjax.learners.config import HiPBMDPConfig
-from mtjax.learners.sac import _SAC, Batch, Known, SACState
+from mtjax.learners.sac import SAC, Batch, Known, SACState
 from mtjax.learners.world import Steps, make_world
 from mtjax.networks.base import Parameters
 from mtjax.networks.components import join
@@ -45,7 +45,7 @@ MAIN = "value"  # name of the critics' loss, which the auxiliary losses are mean
 SMALLEST_SPREAD = 1e-4  # lower bound of the embeddings' spread; below it they count as equal
 
 
-class _HiPBMDP(_SAC):
+class HiPBMDP(SAC):
     """SAC whose critics own an encoder, task embeddings and models."""
 
     def __init__(self, config: HiPBMDPConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
@@ -297,4 +297,4 @@ def make_hipbmdp(
         ValueError: as make_sac; or network options that have no effect because of the state encoder.
     """
     del num_updates
-    return _HiPBMDP(config, network, method, spec, num_envs=num_envs).learner()
+    return HiPBMDP(config, network, method, spec, num_envs=num_envs).learner()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax import spread
+from mtjax import sharding
 from mtjax.learners.config import PPOConfig
 
 Array = jax.Array
@@ -72,10 +72,10 @@ def pack(batch: Minibatch) -> tuple[Array, Callable[[Array], Minibatch]]:
 def task_major(x: Array) -> Array:
     """[H, T, E, ...] → [T, H·E, ...]."""
     x = jnp.moveaxis(x, 1, 0)
-    return spread.divided(x.reshape(x.shape[0], -1, *x.shape[3:]), axis=1)
+    return sharding.sharded(x.reshape(x.shape[0], -1, *x.shape[3:]), axis=1)
 
 
 def time_major(x: Array, shape: tuple[int, ...]) -> Array:
     """[T, H·E] → [H, T, E]."""
     length, tasks, envs = shape
-    return spread.divided(jnp.moveaxis(x.reshape(tasks, length, envs), 0, 1), axis=2)
+    return sharding.sharded(jnp.moveaxis(x.reshape(tasks, length, envs), 0, 1), axis=2)

@@ -88,8 +88,10 @@ def redrawn(parameters: Parameters, rows: Array) -> Parameters:
     return put(parameters, mixed)
 
 
-def without(task_grads: Parameters, exploded: Array) -> Parameters:
-    """The gradients, every leaf [T, ...], with those of exploded tasks set to 0."""
+def without(task_grads: Parameters, exploded: Array | None) -> Parameters:
+    """The gradients, every leaf [T, ...], with those of exploded tasks set to 0; None if none can explode."""
+    if exploded is None:
+        return task_grads
     return jax.tree.map(lambda g: jnp.where(_wide(exploded, g), 0.0, g), task_grads)
 
 

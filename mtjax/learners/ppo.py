@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtjax import grads, spread
+from mtjax import grads, sharding
 from mtjax.learners import detours, normalization, popart
 from mtjax.learners.agent import Agent
 from mtjax.learners.base import Learner, TaskSpec, Transitions
@@ -50,7 +50,7 @@ class PPOState(NamedTuple):
     Attributes:
         params: {"policy": Parameters, "value": Parameters}.
         shared_optimizer, private_optimizer: optax states; the private one leads with [T].
-        grads: states of the gradient transforms, by part of the network (see ``_PPO._parts``).
+        grads: states of the gradient transforms, by part of the network (see ``PPO._parts``).
         observations: running statistics [T, obs].
         returns: running statistics [T] of discounted returns, by which rewards are scaled.
         return_sums: [T, E] discounted sums of the running episodes' rewards.
@@ -73,7 +73,7 @@ class PPOState(NamedTuple):
     exploration: Any = None
 
 
-class _PPO(Agent):
+class PPO(Agent):
     """The pure functions of one configuration. Holds no state.
 
     A learner that differs from PPO in its policy, its reward or an additional loss overrides `_make_policy`,
@@ -233,13 +233,13 @@ class _PPO(Agent):
             reward = in_deviations(returns, reward)
         observation = self._normalize(state.observations, task_major(rollout.observation))
         reward = self._shape_reward(state, rollout, observation, reward) + config.exploration_bonus * bonus
-        final = spread.whole(task_major(rollout.final_observation))  # only few rows of it are gathered
+        final = sharding.replicated(task_major(rollout.final_observation))  # only few rows of it are gathered
         value = self._values(state.params["value"], observation)
         values = time_major(value, reward.shape)
 
         def of_final(steps: Array) -> Array:
             chosen = jnp.take_along_axis(final, steps[:, :, None], axis=1, mode="clip")
-            chosen = spread.divided(chosen, axis=1)
+            chosen = sharding.sharded(chosen, axis=1)
             return self._values(state.params["value"], self._normalize(state.observations, chosen))
 
         ended = rollout.truncated if detour is None else rollout.truncated | detours.before(detour)
@@ -293,13 +293,13 @@ class _PPO(Agent):
         order_key, loss_key = jax.random.split(key)
 
         rows, unpack = pack(batch)
-        rows = spread.whole(rows)  # a minibatch gathers rows from anywhere
+        rows = sharding.replicated(rows)  # a minibatch gathers rows from anywhere
         order = shuffled(order_key, batch.advantage.shape[1], config.num_epochs, config.num_minibatches)
 
         def visit(carry, step):
             state, active = carry
             indices, index = step
-            minibatch = unpack(spread.divided(jnp.take(rows, indices, axis=1, mode="clip"), axis=1))
+            minibatch = unpack(sharding.sharded(jnp.take(rows, indices, axis=1, mode="clip"), axis=1))
             new, metrics = self._step(state, minibatch, jax.random.fold_in(loss_key, index))
             if config.target_kl:
                 active = active & (metrics["kl"].mean() <= 1.5 * config.target_kl)  # measured before this step
@@ -310,7 +310,7 @@ class _PPO(Agent):
         (state, _), metrics = jax.lax.scan(visit, (state, jnp.ones((), bool)), steps)
         metrics = over_steps(metrics)
         if config.adaptive_kl:  # a minibatch's own "kl" is measured before its step: at first it is 0
-            last = unpack(spread.divided(jnp.take(rows, order[-1], axis=1, mode="clip"), axis=1))
+            last = unpack(sharding.sharded(jnp.take(rows, order[-1], axis=1, mode="clip"), axis=1))
             state = state._replace(rate_factor=self._adapt(state.rate_factor, self._divergence(state, last).mean()))
         return state, metrics
 
@@ -467,7 +467,7 @@ def make_ppo(
         ValueError: the rollout cannot be divided into the requested minibatches.
     """
     check_minibatches(config, num_envs)
-    return _PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
+    return PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
 
 
 def _mean(x: Array, weight: Array | None) -> Array:

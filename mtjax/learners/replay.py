@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax import spread
+from mtjax import sharding
 from mtjax.learners.base import TaskSpec, Transitions
 
 Array = jax.Array
@@ -90,7 +90,7 @@ class Buffer:
         sample = Sample(rollout.observation, action, rollout.reward, rollout.terminated, rollout.final_observation)
         columns = [leaf.astype(jnp.float32).reshape(*leaf.shape[:3], -1) for leaf in sample]
         rows = jnp.moveaxis(jnp.concatenate(columns, axis=-1), 1, 0)  # [T, H, E, F]
-        rows = spread.whole(rows.reshape(rows.shape[0], self.arriving, self.width))
+        rows = sharding.replicated(rows.reshape(rows.shape[0], self.arriving, self.width))
         zero = jnp.zeros((), jnp.int32)
         return Replay(
             jax.lax.dynamic_update_slice(replay.rows, rows, (zero, replay.position, zero)),
@@ -106,7 +106,7 @@ class Buffer:
         shape = (self.spec.num_tasks, batch_size)
         index = jax.random.randint(key, shape, 0, jnp.maximum(replay.size, 1))
         rows = jax.vmap(lambda rows, index: jnp.take(rows, index, axis=0, mode="clip"))(replay.rows, index)
-        return self.unpack(spread.divided(rows, axis=1))
+        return self.unpack(sharding.sharded(rows, axis=1))
 
     def unpack(self, rows: Array) -> Sample:
         """Split rows [..., F] into the parts of a Sample."""

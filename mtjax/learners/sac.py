@@ -100,7 +100,7 @@ class Batch(NamedTuple):
         action: the action taken.
         reward: scaled.
         discount: γ; 0 where the step was terminal.
-        view, next_view: the policies' inputs at the observations (see ``_SAC._see``).
+        view, next_view: the policies' inputs at the observations (see ``SAC._see``).
         bonus: weighted exploration bonus; part of the value targets, not of the reward. None without exploration.
     """
 
@@ -132,7 +132,7 @@ class Known(NamedTuple):
     key: Array
 
 
-class _SAC(Agent):
+class SAC(Agent):
     """The pure functions of one configuration. Holds no state."""
 
     teacher = "critic"
@@ -210,14 +210,14 @@ class _SAC(Agent):
     def learner(self) -> Learner:
         """These functions as a Learner."""
         return Learner(
-            self.init,
-            self.act,
-            self.update,
-            self.evaluation_policy,
-            self.generalises,
-            self.buffer,
-            self.adaptation(),
-            functools.partial(fine_tuning, self) if self.learns_on else None,
+            init=self.init,
+            act=self.act,
+            update=self.update,
+            policy=self.evaluation_policy,
+            generalises=self.generalises,
+            replay=self.buffer,
+            adaptation=self.adaptation(),
+            fine_tuning=functools.partial(fine_tuning, self) if self.learns_on else None,
             cut=self.cut,
         )
 
@@ -406,8 +406,7 @@ class _SAC(Agent):
             critic, policy, known, batch, target
         )
         exploded = self._exploded(critic_metrics["loss/value"])
-        if exploded is not None:
-            critic_grads = paco.without(critic_grads, exploded)
+        critic_grads = paco.without(critic_grads, exploded)
         critic_rate = _or(hyper.critic_learning_rate, hyper.learning_rate)
         critic, critic_descent, critic_conflict = self._descend(
             "critic", state, critic_grads, losses, critic_rate, exploded
@@ -418,8 +417,7 @@ class _SAC(Agent):
         (losses, policy_metrics), policy_grads = jax.vmap(policy_grad, in_axes=(OF_TASK, OF_TASK, 0, 0))(
             policy, critic, known, batch
         )
-        if exploded is not None:
-            policy_grads = paco.without(policy_grads, exploded)
+        policy_grads = paco.without(policy_grads, exploded)
         policy, policy_descent, policy_conflict = self._descend(
             "policy", state, policy_grads, losses, hyper.learning_rate, exploded
         )
@@ -430,13 +428,13 @@ class _SAC(Agent):
             )
 
         log_temperature, temperature_optimizer = self._heat(state, policy_metrics["entropy"], exploded)
-        critic = paco.tied(critic, policy) if self.common else critic
+        critic = self._tied(critic, policy)
         targets = polyak(state.targets, critic, hyper.polyak)
         if exploded is not None:
             draw_key = jax.random.fold_in(key, 2 * self.spec.num_tasks)  # distinct from the losses' keys
             rows = paco.combinations(draw_key, exploded)
             policy, critic, targets = (paco.redrawn(network, rows) for network in (policy, critic, targets))
-            critic = paco.tied(critic, policy) if self.common else critic  # equal bit for bit
+            critic = self._tied(critic, policy)  # equal bit for bit
         state = state._replace(
             params={"policy": policy, "critic": critic},
             targets=targets,
@@ -452,6 +450,10 @@ class _SAC(Agent):
         metrics |= {f"grads/{name}": value for name, value in policy_conflict.items()}
         metrics |= {f"grads/{name}/value": value for name, value in critic_conflict.items()}
         return state, metrics
+
+    def _tied(self, critic: Parameters, policy: Parameters) -> Parameters:
+        """The critics with copies of the policy's task weights, where PaCo has common ones."""
+        return paco.tied(critic, policy) if self.common else critic
 
     def _descend(
         self,
@@ -595,4 +597,4 @@ def make_sac(
             ``paco_weights`` does not fit the arrangement, or ``paco_threshold`` the categorical critic.
     """
     del num_updates
-    return _SAC(config, network, method, spec, num_envs=num_envs).learner()
+    return SAC(config, network, method, spec, num_envs=num_envs).learner()

@@ -27,18 +27,18 @@ from mtjax.networks.base import Parameters, of_unseen_task
 from mtjax.networks.task import unseen_tasks
 
 if TYPE_CHECKING:
-    from mtjax.learners.sac import _SAC, SACState
+    from mtjax.learners.sac import SAC, SACState
 
 Array = jax.Array
 NUM_ENVS = 1
 KNOWN = 1000.0  # largest sample count of the training tasks' return statistics, so that the task's own soon prevail
 
 
-def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
+def fine_tuning(agent: SAC, steps: int) -> FineTuning:
     """How a trained SAC or HiP-BMDP agent continues to learn in one unseen task, for at most ``steps`` steps."""
     alone = of_one_task(agent, steps)
 
-    def told(unseen: Unseen) -> _SAC:
+    def told(unseen: Unseen) -> SAC:
         one = copy.copy(alone)
         one.tasks, one.masks = unseen_tasks(agent.spec.num_tasks, unseen.contexts), unseen.masks
         return one
@@ -62,7 +62,7 @@ def fine_tuning(agent: _SAC, steps: int) -> FineTuning:
     return FineTuning(start, act, update, policy, rollout_length(agent), alone.buffer)
 
 
-def rollout_length(agent: _SAC) -> int:
+def rollout_length(agent: SAC) -> int:
     """Steps between two updates: the agent's own or more, so that a nearly whole number of gradient steps is due."""
     ratio = agent.config.update_to_data * NUM_ENVS
     shortest = max(agent.config.rollout_length, math.ceil(1 / ratio))
@@ -73,7 +73,7 @@ def rollout_length(agent: _SAC) -> int:
     return min(range(shortest, 2 * shortest), key=lambda length: (max(missed(length), 0.03), length))
 
 
-def of_one_task(agent: _SAC, steps: int) -> _SAC:
+def of_one_task(agent: SAC, steps: int) -> SAC:
     """The agent's functions for T = 1 and ``steps`` steps, with its networks (whose task codes keep their length)."""
     one = copy.copy(agent)
     one.config = dataclasses.replace(agent.config, warm_start=0)
@@ -88,7 +88,7 @@ def of_one_task(agent: _SAC, steps: int) -> _SAC:
     return one
 
 
-def of_one_state(one: _SAC, state: SACState, key: Array) -> SACState:
+def of_one_state(one: SAC, state: SACState, key: Array) -> SACState:
     """Convert a trained state [T, ...] to the initial state of one task [1, ...]."""
 
     def mean(leaf: Array) -> Array:

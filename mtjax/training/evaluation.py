@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtjax import spread
+from mtjax import sharding
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners.base import Learner, Unseen, masks_of
 from mtjax.suites.base import Suite
@@ -104,7 +104,7 @@ class Evaluator:
         reset, step = over_seeds(env)
         # Every seed from its own key alone: who else is in the program changes nothing.
         reset_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        env_state, observation = jax.tree.map(lambda x: spread.divided(x, axis=2), reset(reset_keys))
+        env_state, observation = jax.tree.map(lambda x: sharding.sharded(x, axis=2), reset(reset_keys))
 
         def policy(state: Any, observation: Array, key: Array) -> Array:
             return self.learner.policy(state, observation, key, deterministic, unseen)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mtjax import options, spread
-from mtjax.spread import AXES, ENV, SEED
+from mtjax import options, sharding
+from mtjax.sharding import AXES, ENV, SEED
 from mtjax.suites.base import Suite
 from mtjax.training.config import RunConfig
 
@@ -137,7 +137,7 @@ class Placement:
 
         @functools.wraps(function)
         def traced(*arguments: Any) -> Any:
-            with spread.over(self.mesh):
+            with sharding.on_mesh(self.mesh):
                 return function(*arguments)
 
         shardings = {"out_shardings": gives} | ({} if takes is None else {"in_shardings": takes})

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjax import spread
+from mtjax import sharding
 from mtjax.envs.base import Array, Step, VectorEnv
 from mtjax.learners.base import Transitions
 
 
 class Running(NamedTuple):
-    """The episodes under way; every leaf is [S, T, E]."""
+    """Statistics of the running episodes; every leaf is [S, T, E]."""
 
     returns: Array
     length: Array
@@ -22,7 +22,7 @@ class Running(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Sums over the whole episodes of each environment that ended since the last report; every leaf is [S, T, E]."""
+    """Sums over each environment's complete episodes that ended since the last report; every leaf is [S, T, E]."""
 
     episodes: Array
     returns: Array
@@ -32,11 +32,11 @@ class Finished(NamedTuple):
 
 
 def compiler_options() -> Mapping[str, str] | None:
-    """XLA's options for a program that steps simulators; None for XLA's own.
+    """XLA compiler options for a program that steps simulators; None means XLA's defaults.
 
-    Since jaxlib 0.11 XLA's CPU hands sums to a library, each in a call of its own, and MJX is made of small ones
-    (benchmarks/small_sums.py). Here only products still go there. Long sums are better off in the library, which reads
-    what it adds up while that is made: learners keep XLA's own.
+    Since jaxlib 0.11, XLA's CPU backend computes every sum by a separate library call, which is slow for MJX and its
+    many small sums (benchmarks/small_sums.py). These options leave only dot products to the library. Long sums are
+    faster there, as the library fuses them with the computation of their terms, so learners keep XLA's defaults.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -44,18 +44,18 @@ def compiler_options() -> Mapping[str, str] | None:
 
 
 def init_running(shape: tuple[int, ...]) -> Running:
-    """Nothing has happened yet. ``shape`` is (S, T, E)."""
-    # No array twice: a state that is donated may not hold one buffer under two names.
+    """Statistics before the first step. ``shape`` is (S, T, E)."""
+    # Three separate arrays: a donated state must not contain the same buffer twice.
     return Running(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
 
 def init_finished(shape: tuple[int, ...]) -> Finished:
-    """No episode has ended yet. ``shape`` is (S, T, E)."""
+    """Sums before any episode has ended. ``shape`` is (S, T, E)."""
     return Finished(*(jnp.zeros(shape, jnp.float32) for _ in Finished._fields))
 
 
 def account(running: Running, finished: Finished, step: Step) -> tuple[Running, Finished]:
-    """Book one step [S, T, E]: extend the running episodes, add up those that end here and were whole."""
+    """Account for one step [S, T, E]: extend the running episodes, and add up complete ones that end here."""
     success = step.info.get("success", jnp.zeros_like(step.reward))
     done = step.terminated | step.truncated
     running = Running(running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success))
@@ -77,7 +77,7 @@ def account(running: Running, finished: Finished, step: Step) -> tuple[Running, 
 
 
 def averages(finished: Finished, *, has_success: bool) -> Mapping[str, Array]:
-    """Means per task [S, T] of the episodes that ended; NaN where none has."""
+    """Means [S, T] per task over the episodes that ended, NaN where none has; and "episodes", their number."""
     finished = jax.tree.map(lambda x: x.sum(axis=-1), finished)
     number = jnp.where(finished.episodes > 0, finished.episodes, jnp.nan)
     values = {
@@ -93,21 +93,21 @@ def averages(finished: Finished, *, has_success: bool) -> Mapping[str, Array]:
 def over_seeds(env: VectorEnv) -> tuple[Callable, Callable]:
     """``reset`` and ``step`` of an environment with a leading seed axis.
 
-    A device environment is vmapped; a host simulator takes [S, T, E, ...] itself, in one callback.
+    A device environment is vmapped; a host simulator itself takes [S, T, E, ...], in one callback.
 
     Returns:
         (reset: keys [S] → (state, observation [S, T, E, obs]), step: (state, actions, keys [S]) → …).
     """
     if not env.on_device:
         return env.reset, env.step
-    axis = spread.seed_axis()
+    axis = sharding.seed_axis()
     return jax.vmap(env.reset, spmd_axis_name=axis), jax.vmap(env.step, spmd_axis_name=axis)
 
 
 def traceable(env: VectorEnv) -> VectorEnv:
-    """The environment as an argument of a jitted function: its arrays are traced, the rest is static.
+    """Make an environment a valid argument of jitted functions: its arrays are traced, the rest is static.
 
-    An environment that is no pytree (a host simulator) becomes one without leaves.
+    An environment that is not a pytree (a host simulator) becomes one without leaves.
     """
     if jax.tree_util.all_leaves([env]):
         jax.tree_util.register_static(type(env))
@@ -115,7 +115,7 @@ def traceable(env: VectorEnv) -> VectorEnv:
 
 
 class Carry(NamedTuple):
-    """What a rollout hands from step to step."""
+    """What is carried from step to step of a rollout."""
 
     env: Any
     observation: Array
@@ -127,15 +127,15 @@ def collect(act: Callable, step: Callable, carry: Carry, keys: Array, *, length:
     """Step every environment ``length`` times.
 
     Args:
-        act: (observation [S, T, E, obs], keys [S], index of the step) → (actions, extras): the policy, its state closed
-            over.
+        act: (observation [S, T, E, obs], keys [S], index of the step) → (actions, extras): the policy, with its
+            state closed over.
         step: (environment state, actions, keys [S]) → (environment state, Step).
-        carry: where to start.
-        keys: [S] typed keys, of this rollout alone.
+        carry: the state to start from.
+        keys: [S] typed keys, used for this rollout only.
         length: H.
 
     Returns:
-        (where it ended, Transitions with leaves [S, H, T, E, ...]).
+        (carry after the last step, Transitions with leaves [S, H, T, E, ...]).
     """
 
     def advance(carry: Carry, index: Array) -> tuple[Carry, Transitions]:

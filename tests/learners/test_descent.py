@@ -30,11 +30,11 @@ def test_the_others_see_every_layer():
 
 ON_POLICY = {"rollout_length": 4, "num_minibatches": 1}
 MAKE = {
-    "ppo": lambda *args: ppo._PPO(PPOConfig(**ON_POLICY), *args, num_envs=2, num_updates=1),
-    "joint": lambda *args: ppo._PPO(PPOConfig(**ON_POLICY, surgery="joint"), *args, num_envs=2, num_updates=1),
-    "distral": lambda *args: distral._Distral(DistralConfig(**ON_POLICY), *args, num_envs=2, num_updates=1),
-    "sac": lambda *args: sac._SAC(SACConfig(replay_capacity=16), *args, num_envs=2),
-    "hipbmdp": lambda *args: hipbmdp._HiPBMDP(HiPBMDPConfig(replay_capacity=16), *args, num_envs=2),
+    "ppo": lambda *args: ppo.PPO(PPOConfig(**ON_POLICY), *args, num_envs=2, num_updates=1),
+    "joint": lambda *args: ppo.PPO(PPOConfig(**ON_POLICY, surgery="joint"), *args, num_envs=2, num_updates=1),
+    "distral": lambda *args: distral.Distral(DistralConfig(**ON_POLICY), *args, num_envs=2, num_updates=1),
+    "sac": lambda *args: sac.SAC(SACConfig(replay_capacity=16), *args, num_envs=2),
+    "hipbmdp": lambda *args: hipbmdp.HiPBMDP(HiPBMDPConfig(replay_capacity=16), *args, num_envs=2),
 }
 DEPTHS = {  # options, and the last shared layer of policy and of value
     "a residual value": (

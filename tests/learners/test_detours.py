@@ -56,7 +56,7 @@ def test_only_real_actions():
     assert held == [{0, 1, 2}, {0, 1}]
 
 
-LEARNERS = {"ppo": (ppo._PPO, PPOConfig), "distral": (distral._Distral, DistralConfig)}
+LEARNERS = {"ppo": (ppo.PPO, PPOConfig), "distral": (distral.Distral, DistralConfig)}
 
 
 def _make(learner="ppo", **options):

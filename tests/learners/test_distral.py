@@ -53,7 +53,7 @@ class Arms:
 
 def make_agent(config=CONFIG, network=NETWORK, updates=UPDATES):
     spec = TaskSpec(2, 1, Arms.action)
-    return distral._Distral(config, network, grads.sum(), spec, num_envs=ENVS, num_updates=updates)
+    return distral.Distral(config, network, grads.sum(), spec, num_envs=ENVS, num_updates=updates)
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def test_the_answers_of_gaussians_are_the_exact_ones(columns):
     config = dataclasses.replace(CONFIG, columns=columns, distral_kl_cost=0.2, distral_entropy_cost=0.02)
     env, targets = probe.ActionReward(kind="continuous"), [-0.4, 0.4]
     spec = TaskSpec(2, 1, env.action)
-    agent = distral._Distral(config, NETWORK, grads.sum(), spec, num_envs=ENVS, num_updates=UPDATES)
+    agent = distral.Distral(config, NETWORK, grads.sum(), spec, num_envs=ENVS, num_updates=UPDATES)
     envs = env.vector_env(probe.tasks([0.0, 0.0], targets), ENVS)
     state, divergence = learn(agent, envs, length=config.rollout_length, updates=UPDATES, metric="kl/prior")
 

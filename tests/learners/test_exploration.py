@@ -137,7 +137,7 @@ def test_ppo_learns_from_reward_and_bonus():
     spec, network = TaskSpec(T, OBS, continuous(2)), NetworkConfig(hidden_sizes=(4,))
     bare = dataclasses.replace(CONFIG, exploration="none")
     agent, plain = (
-        ppo._PPO(config, network, grads.mean(), spec, num_envs=E, num_updates=1) for config in (CONFIG, bare)
+        ppo.PPO(config, network, grads.mean(), spec, num_envs=E, num_updates=1) for config in (CONFIG, bare)
     )
     rollout = _rollout(np.random.default_rng(0))
 
@@ -215,8 +215,8 @@ def _stored(draw, action=None):
 def test_sac_values_reward_and_bonus(kind, action):
     """Targets hold the bonus of the transitions drawn, as large as it is after this rollout; nothing else changes."""
     config = SACConfig(**OFF_POLICY, exploration=kind, exploration_bonus=0.5)
-    agent = _off_policy(sac._SAC, config, action)
-    plain = _off_policy(sac._SAC, dataclasses.replace(config, exploration="none", exploration_bonus=0.1), action)
+    agent = _off_policy(sac.SAC, config, action)
+    plain = _off_policy(sac.SAC, dataclasses.replace(config, exploration="none", exploration_bonus=0.1), action)
     rollout, key = _stored(np.random.default_rng(0), action), jax.random.key(1)
 
     @jax.jit
@@ -267,7 +267,7 @@ def test_models_of_rewards_do_not_learn_the_bonus():
         theta_hidden_sizes=(),
         model_sizes=(4,),
     )
-    agent = _off_policy(hipbmdp._HiPBMDP, config, arrangement="none")
+    agent = _off_policy(hipbmdp.HiPBMDP, config, arrangement="none")
     rollout, key = _stored(np.random.default_rng(0)), jax.random.key(1)
 
     @jax.jit
@@ -291,7 +291,7 @@ def test_range_leaves_room_for_the_bonus():
     """Returns scaled to a range and a bonus of 1 at every step fit it together; a bonus that fills it is refused."""
     config = SACConfig(exploration="counts", exploration_bonus=0.05, return_scaling="range", critic_head="categorical")
     options.validate(config)
-    agent = _off_policy(sac._SAC, config)
+    agent = _off_policy(sac.SAC, config)
     largest = np.float32([1.0, 20.0])
     endless = largest[:, None] * (1 - config.discount)  # rewards whose return is the largest
 
@@ -308,7 +308,7 @@ def test_range_leaves_room_for_the_bonus():
 
 
 def test_learning_on_in_an_unseen_task_is_without_a_bonus():
-    agent = _off_policy(sac._SAC, SACConfig(**OFF_POLICY, exploration="counts"), arrangement="none")
+    agent = _off_policy(sac.SAC, SACConfig(**OFF_POLICY, exploration="counts"), arrangement="none")
     tuning = agent.learner().fine_tuning(60)
     state = jax.jit(lambda key: tuning.start(agent.init(key), key))(jax.random.key(0))
     assert state.exploration is None

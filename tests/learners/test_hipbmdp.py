@@ -42,7 +42,7 @@ def _make(*, action=None, network=None, method=None, **options):
     config = HiPBMDPConfig(**{**SMALL, **MODELS, **options})
     config.check()
     spec = TaskSpec(T, OBS, action or continuous(2))
-    return hipbmdp._HiPBMDP(config, network or _network(), method or grads.mean(), spec, num_envs=E)
+    return hipbmdp.HiPBMDP(config, network or _network(), method or grads.mean(), spec, num_envs=E)
 
 
 def _sample(action, seed=0):
@@ -80,8 +80,8 @@ def test_without_encoder_embedding_and_losses_it_is_sac():
     config = HiPBMDPConfig(**SMALL, **nothing)
     config.check()
     spec, network = TaskSpec(T, OBS, action), _network("one_hot")
-    mine = hipbmdp._HiPBMDP(config, network, grads.pcgrad(), spec, num_envs=E)
-    plain = sac._SAC(SACConfig(**SMALL), network, grads.pcgrad(), spec, num_envs=E)
+    mine = hipbmdp.HiPBMDP(config, network, grads.pcgrad(), spec, num_envs=E)
+    plain = sac.SAC(SACConfig(**SMALL), network, grads.pcgrad(), spec, num_envs=E)
 
     def step(agent):
         state = agent.init(jax.random.key(0))
@@ -257,7 +257,7 @@ def test_images_are_encoded_by_convolutions():
     """Policy and critics get latent states, and no encoder of their own; sizes that do not fit are refused."""
     image = {"image_shape": (2, 3, 2), "conv_channels": (2,)}
     config, spec = HiPBMDPConfig(**SMALL, **MODELS), TaskSpec(T, 12, continuous(2))
-    agent = hipbmdp._HiPBMDP(config, _network(**image), grads.mean(), spec, num_envs=E)
+    agent = hipbmdp.HiPBMDP(config, _network(**image), grads.mean(), spec, num_envs=E)
     state = jax.jit(agent.init)(jax.random.key(0))
     critic = state.params["critic"]
     assert "Conv_0" in critic.shared["world"]["encoder"]["params"]["ConvTrunk_0"]
@@ -265,12 +265,12 @@ def test_images_are_encoded_by_convolutions():
     action, _ = jax.jit(agent.act)(state, np.ones((T, 5, 12), np.float32), KEY)
     assert action.shape == (T, 5, 2) and np.isfinite(action).all()
     with pytest.raises(ValueError, match="an image of 2x3x2 has 12 numbers, and an observation has 11"):
-        hipbmdp._HiPBMDP(config, _network(**image), grads.mean(), spec._replace(observation_size=11), num_envs=E)
+        hipbmdp.HiPBMDP(config, _network(**image), grads.mean(), spec._replace(observation_size=11), num_envs=E)
     same = HiPBMDPConfig(**SMALL, state_encoder="identity")
     with pytest.raises(ValueError, match="no effect with state_encoder=identity"):
-        hipbmdp._HiPBMDP(same, _network(**image), grads.mean(), spec, num_envs=E)
+        hipbmdp.HiPBMDP(same, _network(**image), grads.mean(), spec, num_envs=E)
     with pytest.raises(ValueError, match=r"encoder_sizes: \(8,\) has no effect"):
-        hipbmdp._HiPBMDP(config, _network(encoder_sizes=(8,), **image), grads.mean(), spec, num_envs=E)
+        hipbmdp.HiPBMDP(config, _network(encoder_sizes=(8,), **image), grads.mean(), spec, num_envs=E)
 
 
 def test_policy_and_critics_see_embeddings_in_units_of_their_spread():
@@ -319,7 +319,7 @@ def test_it_learns_tasks_that_only_theta_tells_apart(monkeypatch):
     envs = env.vector_env(tasks, 8)
     spec = TaskSpec(envs.num_tasks, envs.observation_size, envs.action)
     network = NetworkConfig(arrangement="none", hidden_sizes=(16, 16), scale="state", activation="relu")
-    agent = hipbmdp._HiPBMDP(config, network, grads.mean(), spec, num_envs=8)
+    agent = hipbmdp.HiPBMDP(config, network, grads.mean(), spec, num_envs=8)
     state, losses = learn(agent, envs, length=5, updates=300, metric="loss/reward")
     optimal = optimal_of(env, tasks, 0.9)
     actions = np.asarray(jax.jit(agent.evaluation_policy)(state, optimal.observations, KEY, np.bool_(True)))

@@ -83,7 +83,7 @@ def _made(threshold, method, weights, **network):
         **{"arrangement": "paco", "num_experts": 3, "hidden_sizes": (4,), "scale": "state", **network}
     )
     network.check()
-    return sac._SAC(config, network, grads.get(method), TaskSpec(T, OBS, continuous(A)), num_envs=E)
+    return sac.SAC(config, network, grads.get(method), TaskSpec(T, OBS, continuous(A)), num_envs=E)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def _make(
     config = PPOConfig(**{**SMALL, **options})
     network = NetworkConfig(arrangement=arrangement, hidden_sizes=(8,), embedding_size=4, **(network or {}))
     spec = TaskSpec(tasks, OBS, action or continuous(2), sizes)
-    return ppo._PPO(config, network, method or grads.mean(), spec, num_envs=E, num_updates=updates)
+    return ppo.PPO(config, network, method or grads.mean(), spec, num_envs=E, num_updates=updates)
 
 
 def _rollout(agent, state, seed=0):

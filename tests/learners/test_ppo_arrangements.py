@@ -36,7 +36,7 @@ def test_no_arrangement_is_left_out():
 @pytest.mark.parametrize("case", CASES)
 def test_two_updates(case):
     """Everything stays finite and float32, shared and private parameters both move, and unseen tasks are acted for."""
-    agent = ppo._PPO(CONFIG, network_of(case), grads.mean(), SPEC, num_envs=E, num_updates=2)
+    agent = ppo.PPO(CONFIG, network_of(case), grads.mean(), SPEC, num_envs=E, num_updates=2)
     rollout = rollout_of({})
 
     @jax.jit

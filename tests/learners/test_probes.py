@@ -36,7 +36,7 @@ def _learn(env, tasks, config=CONFIG, *, method=None, arrangement="one_hot", upd
     envs = env.vector_env(tasks, ENVS)
     network = NetworkConfig(arrangement=arrangement, hidden_sizes=(16, 16))
     spec = TaskSpec(envs.num_tasks, envs.observation_size, envs.action)
-    agent = ppo._PPO(config, network, method or grads.mean(), spec, num_envs=ENVS, num_updates=updates)
+    agent = ppo.PPO(config, network, method or grads.mean(), spec, num_envs=ENVS, num_updates=updates)
 
     state, _ = learn(agent, envs, length=config.rollout_length, updates=updates, metric="kl")
     return agent, state

@@ -32,7 +32,7 @@ def _make(*, action=None, arrangement="one_hot", method=None, tasks=T, sizes=Non
     network = NetworkConfig(arrangement=arrangement, **{"hidden_sizes": (8,), "scale": "state", **dict(network)})
     contexts = jnp.eye(tasks, 5) if network.told == "context" else None
     spec = TaskSpec(tasks, OBS, action or discrete(3), sizes, contexts)
-    return sac._SAC(config, network, method or grads.mean(), spec, num_envs=E)
+    return sac.SAC(config, network, method or grads.mean(), spec, num_envs=E)
 
 
 def _rollout(agent, state, seed=0):

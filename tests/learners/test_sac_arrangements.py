@@ -30,7 +30,7 @@ __all__ = ["quick_initialisation"]  # of every test here
 @pytest.mark.parametrize("case", CASES)
 def test_two_gradient_steps(case):
     """Everything stays finite, all of the policy and the critics moves, and unseen tasks are acted for."""
-    agent = sac._SAC(CONFIG, network_of(case), grads.mean(), SPEC, num_envs=E)
+    agent = sac.SAC(CONFIG, network_of(case), grads.mean(), SPEC, num_envs=E)
     action = np.random.default_rng(1).uniform(-1, 1, size=(H, T, E, A)).astype(np.float32)
     rollout = rollout_of({"action": action})
 

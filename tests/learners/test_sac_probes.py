@@ -35,7 +35,7 @@ def _learn(env, tasks, *, updates=200, method=None, arrangement="one_hot", **opt
     envs = env.vector_env(tasks, ENVS)
     network = NetworkConfig(arrangement=arrangement, hidden_sizes=(16, 16), scale="state", activation="relu")
     spec = TaskSpec(envs.num_tasks, envs.observation_size, envs.action)
-    agent = sac._SAC(config, network, method or grads.mean(), spec, num_envs=ENVS)
+    agent = sac.SAC(config, network, method or grads.mean(), spec, num_envs=ENVS)
 
     return agent, *learn(agent, envs, length=config.rollout_length, updates=updates, metric="entropy")
 

@@ -38,8 +38,8 @@ CASES = {
 ON_POLICY = PPOConfig(rollout_length=H, num_epochs=1, num_minibatches=1, learning_rate=1e-2)
 OFF_POLICY = SACConfig(rollout_length=H, replay_capacity=16, batch_size=4, warm_start=1, learning_rate=1e-2)
 AGENTS = {
-    "ppo": lambda network: ppo._PPO(ON_POLICY, network, grads.pcgrad(), SPEC, num_envs=E, num_updates=2),
-    "sac": lambda network: sac._SAC(OFF_POLICY, network, grads.pcgrad(), SPEC, num_envs=E),
+    "ppo": lambda network: ppo.PPO(ON_POLICY, network, grads.pcgrad(), SPEC, num_envs=E, num_updates=2),
+    "sac": lambda network: sac.SAC(OFF_POLICY, network, grads.pcgrad(), SPEC, num_envs=E),
 }
 VALUES = {"ppo": "value", "sac": "critic"}  # the names of the value networks' parameters
 
@@ -142,7 +142,7 @@ def test_the_policy_acts_on_what_the_value_networks_encoder_says(learner):
 def test_who_teaches_the_encoder_of_ppo(teachers, taught):
     """Without a value loss the encoder has a gradient only where the policy teaches, too."""
     config = PPOConfig(rollout_length=H, num_epochs=1, num_minibatches=1, value_cost=0.0)
-    agent = ppo._PPO(config, _network("care", teachers), grads.mean(), SPEC, num_envs=E, num_updates=2)
+    agent = ppo.PPO(config, _network("care", teachers), grads.mean(), SPEC, num_envs=E, num_updates=2)
     rollout = rollout_of({})
 
     @jax.jit

@@ -1,9 +1,10 @@
 """Sharding annotations: which computations and array axes may be split across the devices of a mesh.
 
-The code that traces a program sets its mesh (:func:`over`). Environments declare that they are independent of each
-other (:func:`apart`). A learner marks the axis of an array that holds environments or transitions and may be sharded
-(:func:`divided`), and the arrays that every device needs in full (:func:`whole`); these are hints to XLA, which inserts
-the necessary communication. Results equal those of one device, up to rounding. Without a mesh, all this does nothing.
+The code that traces a program sets its mesh (:func:`on_mesh`). Environments declare that they are independent of each
+other (:func:`independent`). A learner marks the axis of an array that holds environments or transitions and may be
+sharded (:func:`sharded`), and the arrays that every device needs in full (:func:`replicated`); these are hints to XLA,
+which inserts the necessary communication. Results equal those of one device, up to rounding. Without a mesh, all this
+does nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", defa
 
 
 @contextlib.contextmanager
-def over(mesh: Mesh | None) -> Iterator[None]:
+def on_mesh(mesh: Mesh | None) -> Iterator[None]:
     """Context manager: programs traced inside are annotated for this mesh."""
     token = _MESH.set(mesh)
     try:
@@ -37,7 +38,7 @@ def seed_axis() -> str | None:
     return None if _MESH.get() is None else SEED
 
 
-def apart(function: Callable) -> Callable:
+def independent(function: Callable) -> Callable:
     """Shard ``function`` over environments, without communication between devices.
 
     Left to itself, XLA would make all devices wait for each other in every loop that runs until the last environment
@@ -60,7 +61,7 @@ def apart(function: Callable) -> Callable:
     return call
 
 
-def divided(x: Array, axis: int) -> Array:
+def sharded(x: Array, axis: int) -> Array:
     """Shard ``axis`` of ``x`` over the mesh's "env" axis; ``x`` is unchanged if its size is not divisible."""
     mesh = _MESH.get()
     if mesh is None or mesh.shape[ENV] == 1 or x.shape[axis] % mesh.shape[ENV]:
@@ -70,7 +71,7 @@ def divided(x: Array, axis: int) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def whole(x: Array) -> Array:
+def replicated(x: Array) -> Array:
     """Replicate ``x`` (of one seed) on every device along "env". Call this under the vmap over seeds."""
     mesh = _MESH.get()
     if mesh is None or mesh.shape[ENV] == 1:
