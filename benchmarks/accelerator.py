@@ -3,7 +3,7 @@
     sh benchmarks/accelerator.sh                     # on a machine with an NVIDIA GPU: installs what is missing
     PYTHON=python sh benchmarks/accelerator.sh --quick   # tiny sizes, anywhere, to see that it works
 
-Prints Markdown. What the time does not suffice for is left out, and the table says so.
+Prints Markdown. Measurements for which no time is left are skipped, and the table says so.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Plan:
     """What is measured.
 
     Attributes:
-        minutes: after which nothing new is begun.
-        envs: environments of each task, by suite.
-        sizes: tasks and parameters of the Jacobians.
-        methods: of mtjax.grads.
+        minutes: minutes after which no new measurement starts.
+        envs: numbers of environments of each task, by suite.
+        sizes: numbers of tasks and parameters of the Jacobians.
+        methods: names of methods of mtjax.grads.
         rounds: turns that each measurement takes.
         default_run: whether the default run is trained.
         changes: options of the throughput runs that differ from the presets.
@@ -76,7 +76,7 @@ LATE = "no time"
 
 
 class Clock:
-    """How long is left."""
+    """Counts down the time that is left."""
 
     def __init__(self, minutes: float):
         self.end = time.monotonic() + 60 * minutes
@@ -86,7 +86,7 @@ class Clock:
 
 
 def machine(precision: str) -> str:
-    """Device, driver and memory in one line, beneath the versions."""
+    """Devices, precision, memory and driver in one line, for below the versions."""
     devices = jax.devices()
     free = memory.free_memory()
     parts = [f"{len(devices)} × {devices[0].device_kind}", f"matrix products in precision {precision}"]
@@ -109,7 +109,7 @@ def driver() -> list[str]:
 
 
 def throughput(plan: Plan, clock: Clock) -> str:
-    """Steps per second of the rollout and of the whole loop, over environments of a task."""
+    """Steps per second of the rollout and of the whole loop, by number of environments of each task."""
     rows = []
     for name, numbers in plan.envs.items():
         suite = suites.make(name)
@@ -134,7 +134,7 @@ def training(name: str, suite: suites.Suite, num_envs: int, plan: Plan) -> list[
 
 
 def gradients(plan: Plan, clock: Clock) -> str:
-    """Milliseconds from the tasks' gradients to one direction."""
+    """Milliseconds that each method takes to combine the tasks' gradients into one direction."""
     rows = []
     for tasks, size in plan.sizes:
         jacobian = jax.random.normal(jax.random.key(0), (tasks, size))
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = QUICK if asked.quick else FULL
     clock = Clock(plan.minutes if asked.minutes is None else asked.minutes)
     environment.prepare()
-    # Before this process takes most of the device's memory: the default run has a process of its own.
+    # First, before this process takes most of the device's memory: the default run is another process.
     trained = default_run(plan, asked.platform, asked.matmul_precision)
     environment.choose_platform(asked.platform)
     precision = environment.set_precision(asked.matmul_precision)

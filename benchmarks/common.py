@@ -1,4 +1,4 @@
-"""What every benchmark prints around its table, and how it takes turns."""
+"""Shared by the benchmarks: the header, tables, a training loop, and timing in turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def header() -> str:
 
 
 def vectors() -> str:
-    """Which of x86's vectors the processor has, " with AVX2" say: its name may not tell, and products depend on it."""
+    """The processor's vector extension, e.g. " with AVX2": products depend on it, and the name may not show it."""
     try:
         words = pathlib.Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -43,20 +43,20 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, until its result is there."""
+    """Wall-clock seconds of one call, until its result is ready."""
     start = time.perf_counter()
     jax.block_until_ready(work())
     return time.perf_counter() - start
 
 
 class Loop:
-    """Training as a run does it: its program, and where it is.
+    """Training as in a run: the compiled program and the current state.
 
     Attributes:
-        trainer: whose program it is.
-        state: of training.
-        compile_seconds: that compiling took.
-        program: compiled.
+        trainer: the trainer.
+        state: the current training state.
+        compile_seconds: compile time.
+        program: the compiled program.
     """
 
     def __init__(self, trainer: Trainer):
@@ -66,22 +66,22 @@ class Loop:
         self.compile_seconds = time.perf_counter() - start
 
     def __call__(self, updates: int = 1) -> object:
-        """So many updates, in one call if the program loops. Returns the last one's metrics."""
+        """Run updates, in a single call if the program loops. Returns the metrics of the last update."""
         calls, each = (1, updates) if self.program.loops else (updates, 1)
         for _ in range(calls):
             self.state, metrics = self.program(self.state, each)
         return metrics
 
     def rollout(self) -> object:
-        """A rollout without an update. Returns its rewards."""
+        """Run a rollout without an update. Returns its rewards."""
         self.state = self.program.collect(self.state)
         return self.program.rollout.reward
 
 
 def take_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, run in turn round by round, so that a busy machine slows all of them alike.
+    """Median seconds of each function; in every round they take turns, so that a busy machine slows all of them alike.
 
-    Everything is called once before, to compile.
+    Each function is called once beforehand, to compile.
     """
     for call in work.values():
         jax.block_until_ready(call())
@@ -93,8 +93,8 @@ def take_turns(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Between which two of the values their median lies, with 95% confidence (by the signs); of five or fewer, all."""
+    """A 95% confidence interval for the median of the values (sign test); for five or fewer, their full range."""
     ordered, count = sorted(values), len(values)
     below = [sum(math.comb(count, n) for n in range(rank + 1)) / 2**count for rank in range(count // 2)]
-    outside = sum(chance <= 0.025 for chance in below)  # values at either end that may be left out
+    outside = sum(chance <= 0.025 for chance in below)  # rank of the interval's ends, counted from either side
     return ordered[max(outside - 1, 0)], ordered[min(count - outside, count - 1)]

@@ -2,7 +2,7 @@
 
     python benchmarks/default_run.py
 
-Every seed is a fresh process with an empty compilation cache. Returns are those of the final deterministic
+Every seed is a fresh process without a compilation cache. Returns are those of the final deterministic
 evaluation; the random policy draws uniform actions on the same tasks.
 """
 
@@ -40,7 +40,7 @@ def random_returns(suite: suites.Suite, split: str, episodes: int) -> np.ndarray
 
 
 def run(seed: int, flags: list[str]) -> tuple[float, dict]:
-    """Seconds from the command to its end, and the summary."""
+    """Train the default run. Returns the seconds that the command took, and the summary."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = pathlib.Path(folder) / "run"
         command = [sys.executable, "-m", "mtjax.launch.train", f"--seed={seed}", f"--run_dir={run_dir}"]

@@ -1,10 +1,10 @@
-"""What happens to a run when the world around it fails: killed, damaged, full, read-only, contended.
+"""What happens to a run that is killed, damaged, contended for, or on a disk that is full or read-only.
 
     python benchmarks/faults.py --kills=100 --output=docs/faults.md
 
-Every fault is made to a tiny real run, started as a user starts it. Nothing is lost means: once resumed, the run ends
-with the very numbers (the last losses and every result of the final evaluation, bit for bit) of a run that was left
-alone. A disk that is full or read-only is a tmpfs of its own; where none can be mounted, the table says so.
+Every fault is injected into a tiny real run, started as a user starts it. Nothing is lost if the run, once resumed,
+ends with the numbers of an undisturbed run (the last losses and every result of the final evaluation, bit for bit). A
+full or read-only disk is a tmpfs made for the test; where none can be mounted, the table says so.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class Bench:
-    """Folders, the command, and what an undisturbed run measures."""
+    """Folders, commands, and the results of an undisturbed run."""
 
     def __init__(self, folder: pathlib.Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
@@ -79,7 +79,7 @@ class Bench:
 
     @functools.cached_property
     def straight(self) -> str:
-        """What it has come to."""
+        """The results of the undisturbed run."""
         assert self.seconds
         return self.numbers("straight")
 
@@ -91,19 +91,19 @@ class Bench:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def finish(self, process: subprocess.Popen, code: int | None = 0) -> str:
-        """What it printed. Raises RuntimeError for another exit code."""
+        """Wait for a process. Returns its output; raises RuntimeError for another exit code."""
         printed = process.communicate()[0]
         if code is not None and process.returncode != code:
             raise RuntimeError(f"exit code {process.returncode}, not {code}:\n{printed}")
         return printed
 
     def resume(self, run: str) -> subprocess.Popen:
-        """Go on if it was begun, else begin: what a scheduler's script does."""
+        """Resume a run that has started, else start it, as a scheduler's script does."""
         begun = (self.folder / run / "metrics.jsonl").exists()
         return self.start(run, *(("--resume",) if begun else RUN))
 
     def numbers(self, run: str) -> str:
-        """What a finished run has come to: its last losses and its final evaluation, to the last bit."""
+        """The exact results of a finished run: its last losses and its final evaluation."""
         lines = [json.loads(line) for line in (self.folder / run / "metrics.jsonl").read_text().splitlines()]
         train = [line for line in lines if line["kind"] == "train"][-1]
         values = {k: v for k, v in train["values"].items() if not k.startswith(("seconds", "steps_per_second"))}
@@ -119,7 +119,7 @@ class Bench:
 
 def killed(bench: Bench, kills: int) -> Outcome:
     """SIGKILL at random moments from the start to past the end; every third while a checkpoint is being written."""
-    assert bench.straight  # before they run side by side
+    assert bench.straight  # measured before runs go side by side
     with concurrent.futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [pool.submit(_killed, bench, n, kills // LANES, bench.random.random()) for n in range(LANES)]
     done, runs, writing, wrong = (sum(part) for part in zip(*[lane.result() for lane in lanes], strict=True))
@@ -133,7 +133,7 @@ def killed(bench: Bench, kills: int) -> Outcome:
 
 
 def _killed(bench: Bench, lane: int, kills: int, seed: float) -> tuple[int, int, int, int]:
-    """One run after another, killed over and over. Returns (kills, runs, kills while writing, runs gone wrong)."""
+    """One run after another, each killed repeatedly. Returns (kills, runs, kills while writing, runs gone wrong)."""
     draw = random.Random(seed)
     done = runs = writing = wrong = 0
     while done < kills:
@@ -149,7 +149,7 @@ def _killed(bench: Bench, lane: int, kills: int, seed: float) -> tuple[int, int,
                 time.sleep(0.0005 if during else 0.01)
             if process.poll() is not None:
                 bench.finish(process)
-                break  # it was faster: the next run
+                break  # it finished before the kill: next run
             process.kill()
             process.communicate()
             done += 1
@@ -192,7 +192,7 @@ DAMAGE: dict[str, Callable[[pathlib.Path], None]] = {
 
 
 def damaged(bench: Bench, how: str) -> Outcome:
-    """The largest file of the newest checkpoint."""
+    """Damage to the largest file of the newest checkpoint."""
     name = f"damaged-{how.split()[0]}"
     checkpoints = _interrupted(bench, name)
     steps = sorted(int(p.parent.name) for p in checkpoints.glob("[0-9]*/manifest.json"))
@@ -207,11 +207,11 @@ def damaged(bench: Bench, how: str) -> Outcome:
 
 
 def contended(bench: Bench) -> Outcome:
-    """A second process on the folder of a run at work."""
+    """A second process on the folder of a run that is still training."""
     first = bench.start("contended", *RUN)
     while not (bench.folder / "contended" / "metrics.jsonl").exists():
         time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)  # so that it is still there when the second has started
+    first.send_signal(signal.SIGSTOP)  # so that it is still running when the second has started
     second = bench.start("contended", "--resume")
     printed = bench.finish(second, None)
     first.send_signal(signal.SIGCONT)
@@ -236,7 +236,7 @@ def clock(bench: Bench) -> Outcome:
 
 @contextlib.contextmanager
 def _mounted(bench: Bench, name: str, size: str) -> Iterator[pathlib.Path | None]:
-    """A file system of its own for a run, or None where none can be mounted."""
+    """Mount a separate file system for a run; yields None if none can be mounted."""
     path = bench.folder / name
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path]
@@ -250,7 +250,7 @@ def _mounted(bench: Bench, name: str, size: str) -> Iterator[pathlib.Path | None
 
 
 def _on_disk(bench: Bench, name: str, fault: str, expected: str, spoil: Callable[[pathlib.Path], tuple]) -> Outcome:
-    """The outcome of what ``spoil`` does to a run on a file system of its own: (was told in one line, was printed)."""
+    """Outcome for a run on its own file system; ``spoil`` makes it fail: (whether with a one-line message, output)."""
     with _mounted(bench, name, "64m") as path:
         if path is None:
             return Outcome(fault, 0, expected, "no file system could be mounted here", None)
@@ -269,7 +269,7 @@ def _clear(printed: str) -> bool:
 
 
 def full_disk(bench: Bench) -> Outcome:
-    """The disk fills up while the run is at work; room is made and the run resumed."""
+    """The disk fills up while the run trains; then space is freed and the run resumed."""
 
     def fill(path: pathlib.Path) -> tuple[bool, str]:
         process = bench.start("full", *RUN)
@@ -289,7 +289,7 @@ def full_disk(bench: Bench) -> Outcome:
 
 
 def read_only(bench: Bench) -> Outcome:
-    """A run's file system has become read-only when it is resumed."""
+    """The run's file system has become read-only when the run is resumed."""
 
     def close(path: pathlib.Path) -> tuple[bool, str]:
         _interrupted(bench, "readonly")
@@ -320,7 +320,7 @@ FRAIL_RUN = (
 
 
 def _frail(bench: Bench, name: str, *arguments: str, **environ: str) -> subprocess.Popen:
-    """A run whose simulators are processes, of which the file <name>.processes holds the numbers."""
+    """Start a run whose simulators are processes; their ids are written to the file <name>.processes."""
     command = [sys.executable, str(FRAIL), f"--run_dir={bench.folder / name}", *arguments, bench.cache]
     environ = {**os.environ, "FRAIL_PROCESSES": str(bench.folder / f"{name}.processes"), **environ}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -328,13 +328,13 @@ def _frail(bench: Bench, name: str, *arguments: str, **environ: str) -> subproce
 
 
 def simulator_dies(bench: Bench) -> Outcome:
-    """SIGKILL of one environment's process of a simulator on the host."""
+    """SIGKILL of the process of one environment of a host simulator."""
     process = _frail(bench, "frail", *FRAIL_RUN)
     checkpoints = bench.folder / "frail" / "checkpoints"
     while len(list(checkpoints.glob("[0-9]*/manifest.json"))) < 2 and process.poll() is None:
         time.sleep(0.002)
     numbers = (bench.folder / "frail.processes").read_text().split()
-    os.kill(int(numbers[2]), signal.SIGKILL)  # the first of the second task's
+    os.kill(int(numbers[2]), signal.SIGKILL)  # the first environment of the second task
     printed = bench.finish(process, None)
     told = process.returncode == 5 and _clear(printed) and "the simulator of task 'right' failed" in printed
     bench.finish(_frail(bench, "frail", "--resume"))
@@ -362,7 +362,7 @@ VICTIMS = ("the launcher", "its program", "both")
 
 
 def sweep_killed(bench: Bench, kills: int) -> Outcome:
-    """SIGKILL of the launcher, of the program that it has started, or of both, at random moments."""
+    """SIGKILL of a sweep's launcher, of the program that it has started, or of both, at random moments."""
     own = ("--novideo", "--noprogress", "--grads")
     sweep = (*[f for f in TINY if not f.startswith(own)], "--sweep=grads=mean,pcgrad", "--retries=1000", "--jobs=1")
     sweep = (*sweep, "--sweep=learning_rate=1e-3,1e-4", f"--total_steps={UPDATES * UPDATE}", "--pack=2", bench.cache)
@@ -393,7 +393,7 @@ def sweep_killed(bench: Bench, kills: int) -> Outcome:
             programs = _children(process.pid)
             victims = {"the launcher": [process.pid], "its program": programs, "both": [*programs, process.pid]}
             if process.poll() is not None:
-                break  # it was faster: the next sweep
+                break  # it finished before the kill: next sweep
             chosen = victims[VICTIMS[done % 3]]
             for number in chosen:
                 with contextlib.suppress(ProcessLookupError):
@@ -410,7 +410,7 @@ def sweep_killed(bench: Bench, kills: int) -> Outcome:
 
 
 def _children(parent: int) -> list[int]:
-    """The processes that a process has started, by the system's list."""
+    """The child processes of a process, as listed by ps."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
     return [pid for pid, of in pairs if of == parent]

@@ -1,7 +1,7 @@
 """mtjax-train with one more suite, "frail": two tasks whose simulators are processes of their own, for faults.py.
 
-Each simulator writes its process number into the file FRAIL_PROCESSES. After FRAIL_NAN steps, where that is set, the
-rewards of the task "right" are NaN.
+Each simulator's process id is appended to the file that the variable FRAIL_PROCESSES names. If FRAIL_NAN is set, the
+rewards of the task "right" are NaN after that many steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mtjax.launch import train
 HORIZON = 20
 TARGETS = {"left": -0.5, "right": 0.5}
 
-# Of one environment: reads an action, answers with the position that it led to; "nan" starts anew.
+# Process of one environment: reads an action and answers with the new position; NaN resets the position.
 SERVER = """
 import math, struct, sys
 position = 0.0
@@ -81,7 +81,7 @@ class Remote:
 
 
 def make(split: suites.Split, num_envs: int, *, seed: int) -> HostVectorEnv:
-    """The environments of the suite; nothing in them is random."""
+    """The environments of the suite, which are deterministic."""
     del seed
     pools = tuple(functools.partial(Remote, name=name) for name in split.tasks)
     return HostVectorEnv(pools, num_envs, 1, continuous(1), HORIZON)

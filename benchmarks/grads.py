@@ -1,20 +1,20 @@
-"""mtjax.grads beside TorchJD: the same Jacobians, float32, the same threads, one process at a time.
+"""mtjax.grads and TorchJD on the same Jacobians: float32, the same number of threads, one process at a time.
 
     python benchmarks/grads.py --torchjd PATH/TO/python    # of an environment with torch and torchjd[full]
     python benchmarks/grads.py --surgery                   # what a method adds to an update of mtjax's own PPO
 
-Each cell is the median of many turns, the two libraries in alternation, with a pause between them in which the
-other's threads leave off spinning. A turn is calls for some milliseconds, and one more that counts: in training one
-call follows the other, and cores that have slept through the pause are slow at first. `whole` is the Jacobian to the
-direction, `solver` the Gram to the weights (TorchJD's Nash-MTL takes a Jacobian only: there it is given the T × T
-Cholesky root of the Gram). The floor is the bare Gram plus the bare weighted sum. MoDo and SDMGrad, which TorchJD has
-as weightings of two batches' Gram, see one batch's here. What TorchJD calls scalarizers (DWA, FAMO, IMTL-L, STCH, …)
-combines losses before there is a Jacobian, so that the same Jacobians say nothing of them.
+Each cell is the median of many turns, which the two libraries take alternately, with a pause between them in which the
+other's threads stop spinning. A turn repeats the call for 0.1 s and then times one more: in training, one call follows
+another, and cores that have slept through the pause are slow at first. `whole` is the time from the Jacobian to the
+direction, `solver` the time from the Gram to the weights (TorchJD's Nash-MTL accepts only a Jacobian: it gets the
+T × T Cholesky root of the Gram). The floor is the Gram alone plus the weighted sum alone. MoDo and SDMGrad, which
+TorchJD has as weightings of the Gram of two batches, get that of one batch here. What TorchJD calls scalarizers (DWA,
+FAMO, IMTL-L, STCH, …) combine losses before there is a Jacobian, so that these Jacobians cannot compare them.
 
 Both libraries run in the thread that calls them: jax_cpu_enable_async_dispatch is off (`--async_dispatch` turns it
-on), since handing each call to a thread of its own costs 0.03 to 0.05 ms, which shows in the cells of 0.1 ms.
-OpenBLAS, which SciPy's and CVXPY's solvers call, has one thread on both sides: its threads spin on in what follows,
-and TorchJD's FairGrad took up to twice as long with two. OPENBLAS_NUM_THREADS sets another number.
+on), since handing each call to another thread costs 0.03 to 0.05 ms, which matters in cells of 0.1 ms. OpenBLAS, which
+SciPy's and CVXPY's solvers call, has one thread on both sides: its threads keep spinning after a call, and with two of
+them TorchJD's FairGrad took up to twice as long. OPENBLAS_NUM_THREADS sets another number.
 """
 
 import json
@@ -69,25 +69,25 @@ METHODS = {
     "sdmgrad": ("sdmgrad", "SDMGradWeighting()"),
 }
 flags.register_validator("methods", lambda names: set(names) <= set(METHODS), f"methods are {', '.join(METHODS)}")
-ON_ROOT = ("nash_mtl",)  # its TorchJD class sees the Jacobian only through the Gram, but takes nothing else
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # before this side sets what it needs
+ON_ROOT = ("nash_mtl",)  # its TorchJD class uses only the Gram of the Jacobian, but accepts only a Jacobian
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", **os.environ}  # copied before this process sets its own variables
 COLUMNS = (
     "tasks", "parameters", "kind", "method", "floor", "whole", "TorchJD", "times faster", "of the floor", "solver",
     "TorchJD's", "times faster", "its solver, %", "whole, 95%", "note",
 )  # fmt: skip
-# What a row's last column may say.
+# Notes that a row's last column may hold.
 SLOWER, SURELY, SOLVER_SLOWER, OVER_FLOOR = "slower", "surely", "solver slower", "over the floor"
 WHOLE_BELOW, SOLVER_BELOW = "whole below 5 times", "solver below 5 times"
-PAUSE = 0.03  # seconds between the libraries: OpenMP's threads spin on for a while after each call
-WARM = 0.1  # seconds of calls, one at least, before the one that counts: both threads find a core each
+PAUSE = 0.03  # seconds between the libraries: OpenMP's threads keep spinning for a while after each call
+WARM = 0.1  # seconds of calls (one at least) before the timed one, so that both threads find a core each
 TORCH_PARTS = ("whole", "solver")
-DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver, at T = 50: in some cells
-TIMES = 5  # faster than TorchJD's, these should be
-MOST = 100 - 100 / TIMES  # percent of its call: if its solver takes so much, a call without any is that much faster
-UPDATE_MINIBATCHES = 4  # of the PPO update in which surgery is measured
+DOMINATED = ("nash_mtl", "fairgrad", "cagrad", "pcgrad", "upgrad")  # by the solver at T = 50, in some cells
+TIMES = 5  # how many times faster than TorchJD's these methods should be
+MOST = 100 - 100 / TIMES  # percent of TorchJD's call: without a solver that takes so much, it is TIMES as fast
+UPDATE_MINIBATCHES = 4  # minibatches of the PPO update in which surgery is measured
 SURGEONS = ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "upgrad", 'gradnorm(surrogate="softplus")')
 
-# The other side: reads one request a line, answers seconds; no code but this runs there.
+# TorchJD's process: reads one request per line and answers with seconds; it runs only this code.
 _WORKER = """
 import json, sys, time, warnings
 warnings.filterwarnings("ignore")
@@ -143,20 +143,20 @@ class Torch:
 
 
 def spelled(name: str, num_tasks: int) -> tuple[str, str]:
-    """What makes a method of T tasks, ours and TorchJD's."""
+    """The expressions that make a method for T tasks, ours and TorchJD's."""
     weights = repr(tuple((n + 1) / num_tasks for n in range(num_tasks)))
     mine, theirs = METHODS[name]
     return mine.replace("WEIGHTS", weights), theirs.replace("WEIGHTS", weights)
 
 
 def pin() -> None:
-    """Keeps this process, and TorchJD's, to as many cores as threads: XLA sizes its pool by them."""
+    """Pins this process and TorchJD's to as many cores as threads, by which XLA sizes its thread pool."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
 
 
 def ours(method, J, part):
-    """A compiled call of ours, without arguments. Its state moves on from call to call, as TorchJD's does."""
+    """A compiled call of our method, without arguments. Its state advances from call to call, as TorchJD's does."""
     import jax
 
     from mtjax import grads
@@ -164,7 +164,7 @@ def ours(method, J, part):
     tx = grads.aggregate(method, num_tasks=J.shape[0])
     state = jax.jit(tx.init)(J[0])
     if part == "whole":
-        data, step = J, jax.jit(tx.update, donate_argnums=1)  # as TorchJD changes its state in place
+        data, step = J, jax.jit(tx.update, donate_argnums=1)  # donated, as TorchJD changes its state in place
     else:
         data, step = grads.gram_matrix(J), jax.jit(method.update)
         state = jax.tree.map(lambda x: x[0], state.inner)
@@ -246,7 +246,7 @@ def compare(torch: Torch | None) -> None:
 
 
 def row_of(tasks, size, kind, name, ms, between=None) -> list[str]:
-    """One row: milliseconds of both, how many times faster (`between`: its interval), and what misses a target."""
+    """One row: milliseconds of both libraries, our speed-up (`between`: its interval), and the targets missed."""
 
     def ratio(a: str, b: str) -> float:
         return ms[a] / ms[b] if ms.get(a) and ms.get(b) else float("nan")
@@ -261,7 +261,7 @@ def row_of(tasks, size, kind, name, ms, between=None) -> list[str]:
     notes += [SURELY] if between and between[1] < 1 else []
     if solver < 1:
         notes.append(SOLVER_SLOWER)
-    if dominated(tasks, name):  # two readings of one promise, each for itself
+    if dominated(tasks, name):  # one target, checked for the whole call and for the solver alone
         notes += [WHOLE_BELOW] if whole < TIMES else []
         notes += [SOLVER_BELOW] if solver < TIMES else []
     if size == "1000000" and over > 1.3:
@@ -279,17 +279,17 @@ def dominated(tasks: str, name: str) -> bool:
 
 
 def named(rows, note: str, ratio: int) -> list[str]:
-    """The cells with a note, and the ratio in that column."""
+    """The rows with a note, each with its ratio in the given column."""
     return [f"{r[3]} ({r[0]} × {r[1]}, {r[2]}: {r[ratio]})" for r in rows if note in r[-1].split(", ")]
 
 
 def count(found: list[str]) -> str:
-    """How many, and which."""
+    """How many were found, and which."""
     return f"{len(found)}{': ' + '; '.join(found) if found else ''}"
 
 
 def promise(rows) -> str:
-    """Whether the solver's methods are 5 times as fast as TorchJD's: in the whole call, and in the solver alone."""
+    """Whether the methods in DOMINATED are 5 times as fast as TorchJD's, in the whole call and in the solver alone."""
     asked = [r for r in rows if dominated(r[0], r[3]) and r[7]]
     if not asked:
         return ""
@@ -333,7 +333,7 @@ def summary(rows, version: str) -> str:
 
 
 def experience(learner, spec, key, *, length: int, num_envs: int):
-    """A learner's first state, and random transitions [H, T, E, ...] that it acts in."""
+    """A learner's initial state, and random transitions [H, T, E, ...] with its actions."""
     import jax
 
     from mtjax.learners.base import Transitions
@@ -352,8 +352,8 @@ def experience(learner, spec, key, *, length: int, num_envs: int):
 def ppo_update(name: str, num_tasks: int):
     """One update of mtjax's PPO with `--grads=NAME`, compiled: a call without arguments.
 
-    Meta-World's preset and sizes, on random transitions in place of the simulator's. Of an update's minibatches
-    there are four, of the preset's size, in place of 80.
+    It has Meta-World's preset and sizes, with random transitions instead of the simulator's, and four minibatches of
+    the preset's size instead of 80.
     """
     import jax
     import jax.numpy as jnp
@@ -383,12 +383,12 @@ def ppo_update(name: str, num_tasks: int):
 
 
 def share(seconds: float, mean: float) -> float:
-    """What part of an update, in percent, a method adds to one by the mean."""
+    """The percentage of a method's update that exceeds an update by the mean."""
     return 100 * (seconds - mean) / seconds
 
 
 def bare_grams(update):
-    """The Grams of one update of PPO, of its policy and of its value network, alone: a call without arguments."""
+    """Only the Grams of one minibatch of PPO, of its policy and value networks: a call without arguments."""
     import jax
 
     from mtjax import grads
@@ -401,10 +401,10 @@ def bare_grams(update):
 
 
 def surgery() -> None:
-    """The time of one PPO update by method, taking turns, and what of it is surgery.
+    """Prints the time of one PPO update by method, taking turns, and the share of it that is surgery.
 
-    The learner computes the Gram for its diagnostics in any case, with the mean too. So there are two shares: that of
-    the Grams, timed by themselves, and what a method adds to the mean, which is T×T work.
+    The learner computes the Grams for its diagnostics in any case, even with the mean. There are thus two shares: that
+    of the Grams, timed separately, and what a method adds to the mean, which is T×T work.
     """
     for num_tasks in (10, 50):
         steps = {name: ppo_update(name, num_tasks) for name in SURGEONS}

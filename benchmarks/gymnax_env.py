@@ -1,4 +1,4 @@
-"""An environment as gymnax spells it, so that a peer steps the very same one. Runs in the peer's environment."""
+"""An environment with gymnax's interface, so that a peer steps the same one. Runs in the peer's Python environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtjax import suites
 
 
 def as_gymnax(name: str) -> Any:
-    """The first task of a suite, with the time limit and the reset that ``vectorize`` has."""
+    """The first task of a suite, with the time limit and the automatic reset of ``vectorize``."""
     suite = suites.make(name)
     env = suite.vector_env(1).env
     task = jax.tree.map(lambda leaf: leaf[0], suite.splits["train"].tasks)

@@ -1,11 +1,11 @@
-"""Does EnvPool's Meta-World behave as Meta-World? Its scripted policies play both, task by task.
+"""Does EnvPool's Meta-World behave like Meta-World? Scripted policies play both, task by task.
 
     python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --episodes=10
     python benchmarks/metaworld_check.py --metaworld_python=PATH/bin/python --tasks=soccer,sweep --episodes=20 --update
 
-Prints a table of success (at any step) and return (of 500 steps) of the two simulators, and of the tasks where
-they disagree the lines that belong into ``KNOWN_FAULTS`` of `mtjax/suites/metaworld.py`. With --update the rows of
-these tasks in `docs/metaworld_check.md` are replaced, and no others.
+Prints a table of success (at any step) and return (over 500 steps) in the two simulators and, for the tasks in which
+they disagree, the lines to put into ``KNOWN_FAULTS`` of `mtjax/suites/metaworld.py`. With --update, the rows of the
+tasks that were played are replaced in `docs/metaworld_check.md`, and no others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from metaworld_reference import Reference
 from mtjax import options, suites
 from mtjax.suites.metaworld_tasks import MT50
 
-ROUNDS = 2  # episodes of each environment
+ROUNDS = 2  # episodes per environment
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "metaworld_check.md"
 
 
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """ "off" where success differs by 0.4, or return by 10% of the larger one and three standard errors."""
+        """ "off" if success differs by 0.4, or return by over 10% of the larger one and over three standard errors."""
         ours, theirs = np.array(self.ours["return"]), np.array(self.theirs["return"])
         gap = abs(ours.mean() - theirs.mean())
         error = np.sqrt(ours.var(ddof=1) / ours.size + theirs.var(ddof=1) / theirs.size)
@@ -50,14 +50,14 @@ class Result(NamedTuple):
 
     @property
     def cells(self) -> str:
-        """The beginning of a line of a table: task, success and return in both."""
+        """The first cells of a table row: the task, and its success and return in both simulators."""
         means = (np.mean(part[key]) for key in ("success", "return") for part in (self.ours, self.theirs))
         success, their_success, total, their_total = means
         return f"| {self.task} | {success:.2f} | {their_success:.2f} | {total:,.0f} | {their_total:,.0f} |"
 
     @property
     def fault(self) -> str:
-        """What is wrong, in the words of ``KNOWN_FAULTS``."""
+        """The disagreement, worded as in ``KNOWN_FAULTS``."""
         success, theirs = np.mean(self.ours["success"]), np.mean(self.theirs["success"])
         if abs(success - theirs) >= 0.4:
             return f"succeeds in {success:.0%} of the episodes, Meta-World's in {theirs:.0%}"
@@ -69,9 +69,9 @@ def updated(page: str, results: Sequence[Result], how: str) -> str:
     """The page with the rows of these results replaced.
 
     Args:
-        page: with one row a task, which begins with its name.
-        results: of some tasks.
-        how: the row's last cell: how many episodes they are of.
+        page: text of the page, with one table row per task, which begins with the task's name.
+        results: results of some tasks.
+        how: last cell of these rows, which gives the number of episodes.
 
     Raises:
         ValueError: a task has no row.
@@ -96,7 +96,7 @@ def task_list(text: str) -> tuple[str, ...]:
 def play(task: str, reference: Reference, episodes: int, seed: int) -> dict[str, list[float]]:
     """Let the scripted policies, which live in the reference process, play mtjax's suite of that task.
 
-    Every environment plays ``ROUNDS`` episodes in a row: a simulator may be right until its first reset.
+    Every environment plays ``ROUNDS`` episodes in a row: a simulator may be correct only until its first reset.
     """
     suite, num_envs = suites.make(f"metaworld-mt1-{task}"), math.ceil(episodes / ROUNDS)
     env = suite.vector_env(num_envs, seed=seed)
@@ -138,7 +138,7 @@ def main() -> None:
     print("| task | success | Meta-World's | return | Meta-World's | |\n|---|---|---|---|---|---|")
     results = []
     for task in flags.tasks:
-        simulator.send("episodes", task=task, count=flags.episodes, seed=flags.seed)  # both at once
+        simulator.send("episodes", task=task, count=flags.episodes, seed=flags.seed)  # both simulators run at once
         ours = play(task, policies, flags.episodes, flags.seed)
         results.append(Result(task, ours, simulator.receive()))
         print(results[-1].cells, results[-1].verdict, "|", flush=True)

@@ -15,11 +15,11 @@ import time
 
 
 class Reference:
-    """The process, seen from the other side: ``Reference(python)("episodes", task="push", count=5, seed=0)``.
+    """Client of the process: ``Reference(python)("episodes", task="push", count=5, seed=0)``.
 
     Args:
         python: the interpreter of a virtual environment with ``pip install metaworld packaging``; gymnasium 1.4.0
-            imports the second and does not ask for it.
+            imports packaging without requiring it.
     """
 
     def __init__(self, python: str):
@@ -28,12 +28,12 @@ class Reference:
         )
 
     def send(self, command: str, **arguments) -> None:
-        """Ask; the answer is fetched by `receive`."""
+        """Send a command; `receive` fetches the answer."""
         self.process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
         self.process.stdin.flush()
 
     def receive(self):
-        """Wait for the answer to the oldest question."""
+        """Wait for the answer to the oldest unanswered command."""
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError("Meta-World's process has ended; its last words stand above")
@@ -50,14 +50,14 @@ class Reference:
 
 
 class Worker:
-    """The commands."""
+    """The commands, one method each."""
 
     def __init__(self):
         self.policies = []
         self.vectors = {}
 
     def versions(self):
-        """Versions of what matters here."""
+        """Versions of the packages that matter here."""
         from importlib import metadata
 
         return {name: metadata.version(name) for name in ("metaworld", "mujoco", "gymnasium")}
@@ -104,7 +104,7 @@ class Worker:
         return env.num_envs
 
     def steps(self, strategy: str, seconds: float):
-        """Step that vector environment by random actions. Returns environment steps per second."""
+        """Step that vector environment with random actions. Returns environment steps per second."""
         import numpy as np
 
         env = self.vectors[strategy]

@@ -2,10 +2,10 @@
 
     python benchmarks/metaworld_throughput.py --metaworld_python=PATH/bin/python
 
-mtjax steps E environments a task within ``lax.scan``, with a policy network that draws the actions;
-Meta-World's Sync and Async vector environments (one environment a task, as its constructor makes them) get
-random actions for nothing. All run in turn, several rounds, so that a busy machine slows all of them alike;
-the ratio is of medians. The target is 4 times the faster of Meta-World's on 2 cores.
+mtjax steps E environments per task within ``lax.scan``, with actions sampled from a policy network;
+Meta-World's Sync and Async vector environments (one environment per task, as its constructor makes them) get
+random actions, which cost nothing. All take turns for several rounds, so that a busy machine slows all of them
+alike; the ratio is that of medians. The target is 4 times the faster of Meta-World's two on 2 cores.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def jitted_loop(benchmark: str, num_envs: int, rollout: int) -> Callable[[float]
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not say."""
+    """Resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     except OSError:

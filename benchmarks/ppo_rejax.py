@@ -2,8 +2,8 @@
 
     python benchmarks/ppo_rejax.py --rejax_python=PATH/bin/python
 
-rejax (0.1.3 was run) lives in a virtual environment of its own, with this checkout on its path so that it
-steps the very same environment. Both train in turn, several updates at a time; the ratio is of medians.
+rejax (0.1.3 was tested) has a virtual environment of its own, with this checkout on its path so that it
+steps the same environment. Both take turns, several updates at a time; the ratio is that of medians.
 mtjax pays for its generality here: a task axis of length one, a Gram matrix, per-task statistics.
 """
 
@@ -19,7 +19,7 @@ import time
 
 SETTINGS = {"num_envs": 64, "rollout_length": 128, "num_epochs": 4, "num_minibatches": 8}
 HIDDEN = (64, 64)
-UPDATES = 20  # between two looks at the clock
+UPDATES = 20  # updates per timing
 SUITES = ("control-cartpole", "control-pendulum")
 
 

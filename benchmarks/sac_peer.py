@@ -3,12 +3,12 @@
     python benchmarks/sac_peer.py --rejax_python=PATH/bin/python
     python benchmarks/sac_peer.py --sb3_python=PATH/bin/python --steps=20000 --seeds=5
 
-Peers live in virtual environments of their own (rejax 0.1.3 with this checkout on its path; stable-baselines3 2.9
-with gymnasium). Speed: the same environment, networks, batch and number of gradient steps, in turn; the ratio is of
-medians. mtjax pays for its generality: a task axis of length one, a Gram matrix, targets that follow at every
-step. Return: pendulum as gymnasium has it, one environment, a gradient step for every step, equal hyper-parameters, 20
-deterministic episodes at the end, and 95% intervals over seeds. A peer's seeds train one after another, mtjax's in one
-program.
+Each peer has a virtual environment of its own (rejax 0.1.3 with this checkout on its path; stable-baselines3 2.9 with
+gymnasium). Speed: mtjax and rejax take turns with the same environment, networks, batch and number of gradient steps;
+the ratio is that of medians. mtjax pays for its generality: a task axis of length one, a Gram matrix, target networks
+that are updated at every step. Return: gymnasium's pendulum, one environment, one gradient step per environment step,
+equal hyper-parameters, 20 deterministic episodes at the end, and 95% intervals over seeds. The seeds of
+stable-baselines3 train one after another, those of mtjax in one program.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import time
 
 HIDDEN, BATCH, ENVS, CAPACITY = (256, 256), 256, 8, 100_000
-ITERATIONS = 50  # between two looks at the clock, each of ENVS environment steps and as many gradient steps
+ITERATIONS = 50  # iterations per timing; each has ENVS environment steps and as many gradient steps
 NAME = "control-pendulum"  # its first task is gymnasium's Pendulum-v1
 EPISODES = 20
 
@@ -81,7 +81,7 @@ def serve_sb3(steps: int, seeds: int) -> None:
 
 
 def trainer_of(**settings):
-    """A trainer of the suite's first task alone, by SAC with the settings that both peers have."""
+    """A SAC trainer for only the first task of the suite, with the settings that the peers use."""
     import jax
 
     from mtjax import options, suites
@@ -110,7 +110,7 @@ def trainer_of(**settings):
 
 
 def speed(python: str, rounds: int) -> str:
-    """Gradient steps per second of both."""
+    """A table of the gradient steps per second of mtjax and rejax."""
     from common import Loop, table, take_turns
 
     ours = Loop(trainer_of(num_envs=ENVS, warm_start=ENVS))
@@ -135,7 +135,7 @@ def speed(python: str, rounds: int) -> str:
 
 
 def returns(python: str, steps: int, seeds: int) -> str:
-    """Return at equal steps of both."""
+    """A table of the returns of mtjax and stable-baselines3 after equal steps."""
     import jax
     import numpy as np
     from common import Loop, seconds, table

@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py
 
-Tasks: the same family with T = 1, 10, 50 tasks and a fixed number of environments in all, so that flat is
-ideal. Seeds: S agents vmapped in one program against S runs of one agent one after another, compile included
-and not. All loops of a group take turns.
+Tasks: the same family with T = 1, 10 and 50 tasks and a fixed total number of environments, so that constant
+speed is ideal. Seeds: S agents vmapped in one program against S successive runs of one agent, with and without
+compile time. All loops of a group take turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mtjax.training.trainer import Trainer
 
 
 def with_tasks(suite: Suite, number: int) -> Suite:
-    """The suite with ``number`` training tasks, its own repeated as often as needed."""
+    """The suite with ``number`` training tasks: its own, repeated as often as needed."""
     split = suite.splits["train"]
     index = [i % len(split) for i in range(number)]
     tasks = jax.tree.map(lambda leaf: leaf[jax.numpy.asarray(index)], split.tasks)

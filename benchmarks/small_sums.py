@@ -1,10 +1,10 @@
-"""What it is worth that rollouts keep their small sums, which XLA's CPU hands to a library: with it, and without.
+"""Speed gained by keeping the small sums of rollouts out of the library to which XLA's CPU backend hands sums.
 
     python benchmarks/small_sums.py
     python benchmarks/small_sums.py --suites hidden-walker
 
-Both programs take turns, PPO with the presets' settings. The interval is that of the median of the turns' ratios, with
-95% confidence (by the signs).
+Programs with and without this change take turns, with PPO and the presets' settings. The interval is a 95% confidence
+interval for the median of the turns' ratios (sign test).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ COLUMNS = ("suite", "a rollout, ms", "as XLA would", "times faster", "95%", "the
 
 
 def loop(name: str, options: object) -> Loop:
-    """Training, with rollouts compiled so."""
+    """A training loop with rollouts compiled with these options."""
     with mock.patch.object(trainer, "compiler_options", lambda: options):
         return Loop(trainer.Trainer(presets.configure(name), suites.make(name)))
 
 
 def compare(ours: Callable[[], object], plain: Callable[[], object], rounds: int) -> tuple[list[str], list[str]]:
-    """Median milliseconds of both; how many times faster ours is, and the interval of that. One turn more warms up."""
+    """Median milliseconds of both, our speed-up and its interval. An extra turn warms up."""
     turns = [(seconds(ours), seconds(plain)) for _ in range(rounds + 1)][1:]
     ratios = [theirs / mine for mine, theirs in turns]
     low, high = interval(ratios)

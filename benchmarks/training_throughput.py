@@ -4,8 +4,8 @@
     python benchmarks/training_throughput.py --learner=sac --suites=metaworld-mt10
 
 Three loops over the same environments, taking turns: the simulator alone (random actions), the rollout (the
-policy acts and everything is kept), and the whole loop (rollout, then update). Settings are the presets'; SAC learns
-from the first rollout on. A gradient step is one minibatch of all tasks.
+policy acts and everything is recorded), and the whole loop (rollout, then update). The settings are the presets'; SAC
+learns from the first rollout on. A gradient step is one minibatch of all tasks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUITES = ("gridworld-two-rooms", "hidden-hopper", "metaworld-mt10")
 
 
 def simulator(trainer: Trainer, length: int):
-    """Steps of random actions, without policy or record. Returns a function that runs a rollout's length."""
+    """Steps with random actions, without a policy or a record. Returns a function that runs a rollout's length."""
     suite, config = trainer.suite, trainer.config
     reset, step = over_seeds(trainer.env)
     shape = (1, suite.num_tasks, config.num_envs, *suite.action.shape)
@@ -37,7 +37,7 @@ def simulator(trainer: Trainer, length: int):
         else:
             actions = jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
         state, result = step(state, actions, jax.random.split(key, 1))
-        return state, (result.reward.mean(), result.observation.mean())  # what nobody reads, XLA does not compute
+        return state, (result.reward.mean(), result.observation.mean())  # XLA does not compute unused results
 
     run = jax.jit(
         lambda state, key: jax.lax.scan(advance, state, jax.random.split(key, length)),
@@ -54,12 +54,12 @@ def simulator(trainer: Trainer, length: int):
 
 
 def settings(name: str, learner: str) -> RunConfig:
-    """The preset's, without a warm start, which is no training."""
+    """The preset's settings, but without SAC's warm start, during which nothing is trained."""
     return presets.configure(name, learner=learner, **({"warm_start": 1} if learner == "sac" else {}))
 
 
 def gradient_steps(config: RunConfig) -> int:
-    """Of one update."""
+    """Gradient steps of one update."""
     hyper = config.hyper
     if config.learner == "sac":
         return max(1, round(hyper.update_to_data * hyper.rollout_length * config.num_envs))
@@ -70,7 +70,7 @@ def measure(name: str, learner: str, rounds: int) -> list[str]:
     """One row of the table."""
     config = settings(name, learner)
     trainer = Trainer(config, suites.make(name))
-    alone = Trainer(config, suites.make(name))  # a host simulator has one state only
+    alone = Trainer(config, suites.make(name))  # separate trainers, because a host simulator has only one state
     rollout, loop = Loop(alone).rollout, Loop(trainer)
     only = Trainer(config, suites.make(name))
     work = {"simulator": simulator(only, config.hyper.rollout_length), "rollout": rollout, "loop": loop}

@@ -1,10 +1,10 @@
-"""Auxiliary losses and their gate (arXiv 1812.02224): which of them may move the encoder, and do they help?
+"""Auxiliary losses and their gate (arXiv 1812.02224): which losses may train the encoder, and do they help?
 
-A pendulum behind a random projection of its state and of eight distractors, so that the encoder has something to learn,
-and reconstruction something to be misled by. The auxiliary losses (transitions, rewards, reconstruction) are left out,
-all admitted, or admitted by the cosine of their gradient with that of the critics, whole or weighted.
+The pendulum's state is observed through a random projection together with eight distractors, so that the encoder has
+something to learn and reconstruction can mislead it. The auxiliary losses (transitions, rewards, reconstruction) are
+left out, all admitted, or gated by the cosine of their gradient with that of the critics: in full, or weighted by it.
 
-Six variants of two to three minutes each on two cores. A study that was stopped goes on.
+Six variants of two to three minutes each on two cores. A stopped study resumes when started again.
 
     python experiments/auxiliary_gating.py --output=runs/auxiliary_gating
 """
@@ -31,7 +31,7 @@ LOSSES = {"transition": 1.0, "reward": 1.0, "reconstruction": 1.0}
 
 
 def variants() -> dict[str, RunConfig]:
-    """No auxiliary loss, one that misleads alone and gated, all of them, and all of them by both gates."""
+    """No auxiliary loss; all losses, ungated and under both gates; misleading reconstruction, ungated and gated."""
 
     def variant(gate: str, *losses: str) -> RunConfig:
         costs = {f"{name}_cost": cost if name in losses else 0.0 for name, cost in LOSSES.items()}
@@ -61,7 +61,7 @@ def variants() -> dict[str, RunConfig]:
 
 
 def draw_gates(axes, run_dir: pathlib.Path, title: str, start: int) -> dict[str, float]:
-    """How far each loss was admitted from step ``start`` on, averaged over seeds and tasks. Returns the means."""
+    """Draw each loss's weight after step ``start``, averaged over seeds and tasks. Returns the means over time."""
     lines = [line for line in record.read(run_dir) if line["kind"] == "train" and line["step"] > start]
     means = {}
     for name, colour in zip(LOSSES, study.COLOURS, strict=False):
@@ -80,7 +80,7 @@ def draw_gates(axes, run_dir: pathlib.Path, title: str, start: int) -> dict[str,
 
 
 def warm_start(config: RunConfig) -> int:
-    """Environment steps of all tasks before anything is learnt, and no gradient has a cosine."""
+    """Environment steps of all tasks before learning starts; until then, there are no gradients to compare."""
     return config.hyper.warm_start * len(suites.make(config.suite).tasks)
 
 
@@ -93,7 +93,7 @@ def main(argv):
     study.draw_tasks(panels[1], results, "return")
     admitted = {}
     for axes, name in zip(panels[2:], ("all, gated", "all, gated by weight"), strict=True):
-        run_dir = study.train(name, configs[name], folder)  # finished: this only names the folder
+        run_dir = study.train(name, configs[name], folder)  # already finished: only returns the folder
         admitted[name] = draw_gates(axes, run_dir, name, warm_start(configs[name]))
     figure.savefig(folder / "auxiliary_gating.png")
     text = study.table(results, "return") + "\n\n" + study.setting(next(iter(configs.values())))

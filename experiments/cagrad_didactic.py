@@ -2,12 +2,12 @@
 
 Two losses on the plane, with valleys, flat parts and conflict; three starts; Adam with rate 1e-3, 100,000 updates.
 The paper's picture: the mean stops in a valley from two starts; MGDA and PCGrad stop where they first meet
-the Pareto set; CAGrad (c = 0.5) reaches the minimum of the mean loss from all of them.
+the Pareto set; CAGrad (c = 0.5) reaches the minimum of the mean loss from all three.
 
-Reproduced (as printed above, float32): the mean ends at a mean loss of 2.85 and 3.08 in the two valleys, and at
+Reproduced (settings as above, float32): the mean ends at a mean loss of 2.85 and 3.08 in the two valleys, and at
 the minimum, −15.09, from (−8.5, −5); PCGrad ends at −14.60, −11.21 and −13.83, MGDA at −13.99, −10.61 and −13.99,
 all on the Pareto set; CAGrad ends at −15.09 from every start. Not in the paper: Nash-MTL stops on the Pareto set
-like MGDA; UPGrad drifts along it, where its exact direction is 0 and only rounding is left.
+like MGDA; UPGrad drifts along it, where its exact direction is 0 and only rounding errors are left.
 
     python experiments/cagrad_didactic.py
 """

@@ -1,14 +1,14 @@
-"""Distral (arXiv 1707.04175) beside its baselines: in two rooms joined by a corridor, or on another suite.
+"""Distral (arXiv 1707.04175) and its baselines, in two rooms joined by a corridor or on another suite.
 
-Two rooms (the paper's section 4.1): eight goals, hidden; the start is in the other room. The paper's findings that are
-looked for:
+Two rooms (the paper's section 4.1): there are eight hidden goals, and the start is in the other room. The study checks
+two findings of the paper:
 
-* the distilled policy, which remembers its last action, keeps its direction in the corridor (figure 3). Solved
-  exactly on the transition tables, beside the same without memory;
+* the distilled policy, which remembers its last action, keeps its direction in the corridor (figure 3). It is solved
+  exactly on the transition tables, and compared with the same policy without memory;
 * with networks, Distral learns faster than one agent per task and than one policy for all (figure 2).
 
-``--suite`` compares the same variants elsewhere, e.g. in mazes whose goals are seen, or on a continuous suite.
-About ten minutes on two cores. A study that was stopped goes on.
+``--suite`` compares the same variants elsewhere, e.g. in mazes whose goals are visible, or on a continuous suite.
+Takes about ten minutes on two cores. A stopped study resumes when started again.
 
     python experiments/distral_two_rooms.py --output=runs/distral
     python experiments/distral_two_rooms.py --suite=gridworld-mazes --num_envs=16 --output=runs/mazes
@@ -41,9 +41,9 @@ EXACT = {"kl_cost": 0.05, "entropy_cost": 0.01, "discount": 0.95, "iterations": 
 
 
 def variants() -> dict[str, RunConfig]:
-    """The paper's six: two baselines, and KL or KL and entropy with one or two columns; and PPO without any tie.
+    """The paper's six (two baselines; KL or KL and entropy, with one or two columns), and one PPO agent per task.
 
-    The costs are those of the suite's preset; where there is one cost alone, it is their sum.
+    The costs are those of the suite's preset; a variant with only one cost uses their sum.
     """
     suite = _SUITE.value
     same = {
@@ -75,7 +75,7 @@ def variants() -> dict[str, RunConfig]:
 
 
 def corridor() -> dict[str, np.ndarray]:
-    """How likely the exact distilled policy walks on in the corridor: [3 cells, going left or right]."""
+    """Probabilities that the exact distilled policies walk on along the corridor, [3 cells, left or right] each."""
     suite = suites.make(TWO_ROOMS)
     height, width = suite.splits["train"].tasks.walls.shape[1:]
     cells = jnp.asarray([3 * width + column for column in range(7, 10)], jnp.int32)
@@ -87,7 +87,7 @@ def corridor() -> dict[str, np.ndarray]:
 
 
 def draw_corridor(axes, walks_on: dict[str, np.ndarray]) -> None:
-    """Bars of what :func:`corridor` found."""
+    """Draw the result of :func:`corridor` as bars."""
     for index, (name, probability) in enumerate(walks_on.items()):
         places = np.arange(6) + 0.4 * index
         axes.bar(places, probability.T.ravel(), width=0.38, color=study.COLOURS[index], label=name)
@@ -105,7 +105,7 @@ def main(argv):
     figure, panels = study.figure(3 if walks_on else 2)
     study.draw_curves(panels[0], results, "return, mean over tasks")
     study.draw_tasks(panels[1], results, "return")
-    two_decimals = _SUITE.value.startswith("gridworld-")  # whose returns are of the size of a success
+    two_decimals = _SUITE.value.startswith("gridworld-")  # its returns are about as large as a success of 1
     text = study.table(results, "success" if two_decimals else "return")
     text += "\n\n" + study.setting(next(iter(configs.values())))
     if walks_on:

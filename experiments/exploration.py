@@ -1,18 +1,18 @@
-"""What gets a hand behind a handle, and an object off the table: two tasks of Meta-World at which PPO got stuck.
+"""Exploration in two Meta-World tasks at which PPO got stuck: reaching behind a handle, and lifting an object.
 
     python experiments/exploration.py --task=drawer-open --output=runs/exploration   # needs the extra `metaworld`
     python experiments/exploration.py --task=pick-place --output=runs/exploration
 
-The drawer is opened from behind its handle; the straight way leads before it, where half of the reward is had and every
-further push is worth nothing. An unsquashed Gaussian finds this place and stays: what its noise does, the next action
-takes back (`detour_share`: random actions that are held), and its mean may grow beyond the actions' bounds, where noise
-changes nothing (`bound_cost` keeps it within).
+The drawer is opened from behind its handle. The straight path ends in front of the handle, where half of the reward is
+reached and pushing on gains nothing. An unsquashed Gaussian policy finds this place and stays there: the next action
+undoes what its noise does (`detour_share` adds random actions that are held), and its mean may grow beyond the actions'
+bounds, where noise changes nothing (`bound_cost` keeps it within them).
 
-An object is worth next to nothing until it is lifted, which takes a gripper that closes and stays closed for several
-steps, by chance. What helps are more tries for the same steps (`training_horizon` cuts short what leads nowhere) and
-updates from which a lucky try stands out: large batches. Detours end every grasp.
+An object yields almost no reward until it is lifted, for which the gripper has to close and stay closed for several
+steps by chance. It helps to have more tries in the same number of steps (`training_horizon` cuts futile episodes short)
+and updates in which a lucky try stands out: large batches. Detours end every grasp.
 
-Each task alone, one agent of its own. A study that was stopped goes on.
+Each task is trained alone, by agents of its own. A stopped study resumes when started again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Study(NamedTuple):
     variants: Mapping[str, Mapping[str, Any]]
 
 
-# Whole episodes, and batches of 16 × 64 steps: Meta-World's preset until pick-place taught better.
+# Whole episodes and batches of 16 × 64 steps: Meta-World's preset before the study of pick-place.
 BEFORE = {"training_horizon": 0, "rollout_length": 64, "num_minibatches": 4}
 NO_DETOURS = {"detour_share": 0.0}
 THROUGHOUT = {"detour_share": 0.2, "detour_part": 1.0}
@@ -73,7 +73,7 @@ STUDIES = {
 
 
 def variants(task: str) -> dict[str, RunConfig]:
-    """The configurations by name; the first is what the others are compared with."""
+    """The configurations by name; the others are compared with the first."""
     study_of_task = STUDIES[task]
     steps = _STEPS.value or study_of_task.steps
     same = {

@@ -1,19 +1,19 @@
 """GradNorm's toy regression (arXiv 1711.02257, section 4): losses on ten scales, one network.
 
 Task i is y_i = σ_i tanh((B + ε_i) x), with B and ε_i normal (standard deviations √10 and √3.5) and σ_i
-its scale; here (B + ε_i) x is divided by √250, or nearly every tanh would be ±1. A network of four ReLU
-layers, then a linear head for each task, is trained on the squared errors. GradNorm (α = 0.12) should
-reach a lower sum of L_i(t)/L_i(0) than equal weights and than uncertainty weights, and give its weights in the
+its scale; here (B + ε_i) x is divided by √250, as otherwise nearly every tanh would be ±1. A network of four ReLU
+layers, with a linear head for each task, is trained on the squared errors. GradNorm (α = 0.12) should
+reach a lower sum of L_i(t)/L_i(0) than equal weights and than uncertainty weights, and its weights should have the
 order of 1/σ_i.
 
-Reproduced in the small (3,000 updates, the mean of 3 seeds, Adam 1e-3): with two tasks the mean of L(t)/L(0) ends at
+Reproduced at a small scale (3,000 updates, mean of 3 seeds, Adam 1e-3): with two tasks, the mean of L(t)/L(0) ends at
 0.541 with GradNorm, 0.670 with uncertainty weights and 0.713 with equal ones; with ten at 0.587, 0.650 and 0.648.
 GradNorm is ahead with every seed, and log weight falls with log σ (correlation −0.97 over ten tasks). Not reproduced:
-the paper's own data and learning rates (uncertainty weighting learns its variances by the model's Adam here, and
-they are not where they lead to by the end). Its N(0, 10) and N(0, 3.5) are read as variances; a reimplementation
-reads them as standard deviations.
+the paper's own data and learning rates (here, uncertainty weighting learns its variances with the model's Adam, and
+they have not converged by the end). The 10 and 3.5 in the paper's N(0, 10) and N(0, 3.5) are read as variances; a
+reimplementation reads them as standard deviations.
 
-    python experiments/gradnorm_toy.py              # both; --tasks 10 for one
+    python experiments/gradnorm_toy.py              # both numbers of tasks; --tasks 10 for one
 """
 
 import json
@@ -84,7 +84,7 @@ def train(method, key, scales):
 
 
 def run(num_tasks):
-    """By method: the mean of L(t)/L(0) [S, steps], smoothed, and the weights [S, steps, T]."""
+    """By method, the mean of L(t)/L(0) [S, steps], smoothed over steps, and the weights [S, steps, T]."""
     scales = SCALES[num_tasks]
     methods = {
         "equal weights": grads.sum(),
@@ -104,7 +104,7 @@ def run(num_tasks):
 
 
 def numbers(curves, weights, scales):
-    """How each method ends, over seeds; and whether GradNorm's weights have the order of 1/σ."""
+    """Final mean L(t)/L(0) by method and seed, and how far GradNorm's weights have the order of 1/σ."""
     ends = {name: [round(float(x), 4) for x in curve[:, -1]] for name, curve in curves.items()}
     order = np.corrcoef(np.log(scales), np.log(weights["GradNorm"][:, -1].mean(0)))[0, 1]
     return {

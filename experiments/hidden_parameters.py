@@ -1,14 +1,14 @@
-"""Hidden parameters of the dynamics: HiP-BMDP (arXiv 2007.07206) beside what it should beat, and in unseen tasks.
+"""Hidden parameters of the dynamics: HiP-BMDP (arXiv 2007.07206) and its baselines, in training and unseen tasks.
 
-A pendulum whose gravity, mass, length and motor differ from task to task, one of them in each; one of the nine motors
-turns the other way round. What is looked for:
+The tasks are pendulums that differ in gravity, mass, length or motor, one of them in each task; one of the nine motors
+is reversed. The study measures the return
 
-* on the tasks trained on: HiP-BMDP, SAC that is told the task's index, SAC that is told nothing, one agent per task;
-* on tasks between and beyond them (one has a motor that is stronger and turned round): after 0, 1, 5 and 20 episodes,
-  by inferring the task's embedding with all else frozen, and by fine-tuning everything. Every run's folder then holds
-  ``plots/adaptation.png``, with a panel for each of these tasks.
+* on the training tasks: of HiP-BMDP, DeepMDP, SAC that is told the task's index, SAC that is not, one agent per task;
+* on tasks between and beyond these (in one of them, the motor is stronger and reversed): after 0, 1, 5 and 20 episodes,
+  by inferring the task's embedding with all else frozen, and by fine-tuning everything. The folder of every run that is
+  adapted then holds ``plots/adaptation.png``, with a panel for each of these tasks.
 
-About 25 minutes on two cores. A study that was stopped goes on.
+Takes about 25 minutes on two cores. A stopped study resumes when started again.
 
     python experiments/hidden_parameters.py --output=runs/hidden_parameters
 """
@@ -35,7 +35,7 @@ LINES = {"inferred": "-", "fine-tuned": "--", "zero-shot": ":"}
 
 
 def variants() -> dict[str, RunConfig]:
-    """SAC's three ways to treat tasks, HiP-BMDP, and DeepMDP: the same models without an embedding."""
+    """SAC with three arrangements, HiP-BMDP, and DeepMDP, which has the same models without an embedding."""
     same = {
         "total_steps": _STEPS.value,
         "num_seeds": _SEEDS.value,
@@ -54,13 +54,13 @@ def variants() -> dict[str, RunConfig]:
 
 
 def adapt(configs: dict[str, RunConfig], folder: pathlib.Path) -> dict[str, dict]:
-    """What ``adaptation.json`` holds of every variant that has anything to say about unseen tasks."""
+    """The contents of ``adaptation.json``, measured if missing, of every variant that can act in unseen tasks."""
     settings = adaptation.Settings(episodes=tuple(int(number) for number in _EPISODES.value))
     found = {}
     for name, config in configs.items():
         if not config.network.generalises:
             continue
-        run_dir = study.train(name, config, folder)  # finished: this only names the folder
+        run_dir = study.train(name, config, folder)  # already finished: only returns the folder
         file = run_dir / "adaptation.json"
         if not file.exists():
             print(f"{name}: unseen tasks …", flush=True)
@@ -70,7 +70,7 @@ def adapt(configs: dict[str, RunConfig], folder: pathlib.Path) -> dict[str, dict
 
 
 def draw_adaptation(axes, found: dict[str, dict], names: list[str], split: str) -> None:
-    """The mean over tasks after so many episodes, with its interval over seeds."""
+    """Draw the mean over tasks against the number of episodes seen, with its interval over seeds."""
     for name, splits in found.items():
         colour = study.COLOURS[names.index(name)]
         for method, measures in splits[split]["values"].items():
@@ -87,7 +87,7 @@ def draw_adaptation(axes, found: dict[str, dict], names: list[str], split: str) 
 
 
 def table(found: dict[str, dict], split: str) -> str:
-    """A Markdown table of one split: mean returns after so many episodes."""
+    """A Markdown table of one split: mean returns by number of episodes seen."""
     rows = [
         [name, method, *(_interval(point["mean"]) for point in measures["return"])]
         for name, splits in found.items()
@@ -97,7 +97,7 @@ def table(found: dict[str, dict], split: str) -> str:
 
 
 def task_table(splits: dict[str, dict], split: str) -> str:
-    """The same for every task of one variant."""
+    """The same table for every task of one variant."""
     rows = [
         [task, method, *(_interval(point["tasks"][task]) for point in measures["return"])]
         for task in splits[split]["tasks"]

@@ -1,19 +1,21 @@
-"""Do gradients that conflict cost anything, and does surgery bring it back? Tasks that want opposite things.
+"""Do conflicting gradients cost performance, and does gradient surgery recover it? A study of opposed tasks.
 
     python experiments/interference.py --output=runs/interference
 
-A cheetah is to run at eight speeds (or, by --suite, an ant in eight directions): one shared network receives gradients
-that point against each other, about as often as not. Plain averaging is what PCGrad, CAGrad and GradNorm are to improve
-on. One agent per task has no conflict, and an eighth of the experience: whether it is better or worse than averaging is
-a result, not a premise (at 1.5 million steps it is worse). A difference whose interval holds 0.5 in the table is none.
+A cheetah has to run at eight speeds (or, with --suite, an ant in eight directions), so that one shared network receives
+gradients that oppose each other about half of the time. PCGrad, CAGrad and GradNorm are meant to improve on plain
+averaging. One agent per task has no conflict, but an eighth of the experience: whether it is better or worse than
+averaging is a result, not a premise (at 1.5 million steps it is worse). If the interval of a comparison in the table
+contains 0.5, there is no evidence of a difference.
 
-The methods are compared at one scale. PCGrad, as its paper prints it, sums the projected gradients: T times the average
-where nothing conflicts. Adam takes a constant factor out, clipping to `max_grad_norm` before it does not, so that a sum
-would be clipped where an average is not; here PCGrad averages, and CAGrad's direction is a mean by itself. GradNorm's
-weights alone add up to T, as in its paper: the plain sum stands beside it, and what it has in common with that is not
-its merit. It sees losses through a softplus: a policy's are near or below 0, where its ratios L/L(0) have no meaning.
+The methods are compared at the same scale. PCGrad, as printed in its paper, sums the projected gradients: T times the
+average where nothing conflicts. Adam cancels a constant factor, but clipping to `max_grad_norm` before Adam does not,
+so that a sum would be clipped where an average is not. PCGrad therefore averages here; CAGrad's direction is a mean
+anyway. Only GradNorm's weights add up to T, as in its paper. The plain sum is its baseline: what the two have in common
+is no merit of GradNorm. GradNorm gets the losses through a softplus, because a policy's losses are near or below 0,
+where the ratios L/L(0) have no meaning.
 
-A study that was stopped goes on.
+A stopped study resumes when started again.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ VARIANTS: dict[str, dict] = {
 
 
 def variants() -> dict[str, RunConfig]:
-    """The configurations by name; the first is what the others are compared with."""
+    """The configurations by name; the others are compared with the first."""
     same = {
         "total_steps": _STEPS.value,
         "num_seeds": _SEEDS.value,
@@ -59,7 +61,7 @@ def variants() -> dict[str, RunConfig]:
 def conflict(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(steps [N], share of conflicting pairs [N, S], cosines of the tasks' policy gradients, mean over the run [T, T]).
 
-    Empty where nothing is shared, so that nothing can conflict.
+    The arrays are empty if nothing is shared, so that nothing can conflict.
     """
     lines = [line for line in record.read(run_dir) if line["kind"] == "train" and "grads/conflict" in line["values"]]
     if not lines:
@@ -83,7 +85,7 @@ def main(argv):
             continue
         conflicts.plot(steps, share.mean(axis=1), color=colour, label=name)
         if configs[name].grads == "mean":
-            pairs = np.where(np.eye(len(cosine), dtype=bool), np.nan, cosine)  # with itself a task always agrees
+            pairs = np.where(np.eye(len(cosine), dtype=bool), np.nan, cosine)  # the diagonal is always 1
             largest = np.nanmax(np.abs(pairs))
             image = matrix.imshow(pairs, cmap="RdBu", vmin=-largest, vmax=largest)
             names = results[name].tasks

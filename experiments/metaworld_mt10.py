@@ -1,12 +1,12 @@
-"""Meta-World MT10 by PPO: one agent, ten tasks, the simulator inside the compiled loop.
+"""PPO on Meta-World MT10: one agent, ten tasks, the simulator inside the compiled loop.
 
     python experiments/metaworld_mt10.py --output=runs/mt10          # an hour
     python experiments/metaworld_mt10.py --output=runs/mt10-quick --preset=metaworld-quick --minutes=5
 
-After an hour (or `--minutes`) of training, whatever it has reached by then, the agent is evaluated. The table has every
-task's success by the deterministic policy over 50 fresh goals; the picture has the success of the training policy
-against wall-clock time. Both are read from the run's folder: a run that was stopped goes on, one that has had its time
-or is finished (by this script or by `mtjax-train`) is only evaluated and shown. Needs the extra `metaworld`.
+Training ends after an hour (or `--minutes`), however far it has come, and the agent is evaluated. The table has the
+deterministic policy's success on every task over 50 fresh goals; the picture shows the training policy's success
+against wall-clock time. Both are made from the run's folder: a stopped run resumes; a run whose time is up or that is
+finished (by this script or by `mtjax-train`) is only evaluated and shown. Needs the extra `metaworld`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _STEPS = flags.DEFINE_integer("total_steps", None, "Environment steps; by defaul
 _MINUTES = flags.DEFINE_float("minutes", 60, "Training ends after so long, if it is not over by then; 0: never.")
 _ARRANGEMENT = flags.DEFINE_string("arrangement", "independent", "What the tasks share, e.g. multi_head.")
 _SEED = flags.DEFINE_integer("seed", 0, "The run's seed.")
-MINUTES = (5, 10, 20, 40)  # at which the training policy's success is told
-SMOOTH = 5  # records of the training curve that are averaged: a record has few episodes
+MINUTES = (5, 10, 20, 40)  # times at which the training policy's success is reported
+SMOOTH = 5  # records of the training curve to average over: a single record has few episodes
 
 
 def training_curve(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,16 +46,16 @@ def training_curve(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def evaluated(run_dir: pathlib.Path) -> Mapping[str, Any] | None:
-    """The newest evaluation of the deterministic policy over as many goals as a finished run's; None without one."""
+    """The newest deterministic evaluation over at least as many goals as a finished run's; None if there is none."""
     least = load_config(run_dir).final_evaluation_episodes
     lines = [line for line in record.read(run_dir) if line["kind"] == "evaluation" and line["mode"] == "deterministic"]
     return next((line for line in reversed(lines) if line["split"] == "train" and line["episodes"] >= least), None)
 
 
 def interim(run_dir: pathlib.Path) -> str:
-    """Mean success of the deterministic policy in the evaluations during training, one after another.
+    """Mean success of the deterministic policy in each evaluation during training, as text.
 
-    Those made since, of a run that was stopped, are told by their number of episodes.
+    Evaluations made after training was stopped are left out; they differ in their number of episodes.
     """
     episodes = load_config(run_dir).evaluation_episodes
     lines = [
@@ -76,7 +76,7 @@ def interim(run_dir: pathlib.Path) -> str:
 
 
 def train(run_dir: pathlib.Path) -> None:
-    """Train until the run is over or has had its time."""
+    """Train until the run is finished or its time is up."""
     steps = {} if _STEPS.value is None else {"total_steps": _STEPS.value}
     config = presets.configure(
         "metaworld-mt10",
@@ -97,13 +97,13 @@ def train(run_dir: pathlib.Path) -> None:
     timer.daemon = True
     if _MINUTES.value:
         timer.start()
-    with contextlib.suppress(run.Interrupted):  # saved, and as trained as it gets
+    with contextlib.suppress(run.Interrupted):  # stopped by the timer: the run is saved and is evaluated as it is
         run.train(config, run_dir, resume=begun)
     timer.cancel()
 
 
 def table(run_dir: pathlib.Path) -> str:
-    """Success of every task at the end, and of all over time, in Markdown."""
+    """A Markdown table of every task's final success, followed by the mean success over time."""
     names, values = record.task_names(record.read(run_dir)), evaluated(run_dir)["values"]
     reached, last = (np.asarray(values[key]).mean(axis=0) for key in ("success_any", "success_last"))
     rows = ["| task | success at any step | at the last step |", "| --- | --- | --- |"]
@@ -124,7 +124,7 @@ def table(run_dir: pathlib.Path) -> str:
 
 
 def draw(run_dir: pathlib.Path) -> None:
-    """Every task's success over wall-clock time, and their mean."""
+    """Draw every task's success over wall-clock time, and their mean."""
     seconds, _, success = training_curve(run_dir)
     figure, (axes,) = study.figure(1, height=4.2)
     names = record.task_names(record.read(run_dir))

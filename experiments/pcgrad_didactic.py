@@ -1,8 +1,8 @@
 """The two-task example of the PCGrad paper (arXiv 2001.06782, figure 1 and appendix D).
 
 L₁ = 20 log max(|½θ₁ + tanh θ₂|, 5e-6) and L₂ = 25 log max(|½θ₁ − tanh θ₂ + 2|, 5e-6), from θ = (0.5, −3), Adam with
-rate 1e-3, 500,000 updates: all as appendix D prints them. Two deep, curved valleys in which the gradients conflict
-and differ in length. The paper's picture: Adam on the sum stalls in one task's valley; with PCGrad it reaches the
+rate 1e-3, 500,000 updates: all as in appendix D. There are two deep, curved valleys in which the gradients conflict
+and differ in norm. The paper's picture: Adam on the sum stalls in one task's valley; with PCGrad it reaches the
 minimum of both, where the valleys meet. The other two starts are ours.
 
 Reproduced, with float32: the sum of the losses, over the last tenth of the updates, is −71 with Adam and −273 with

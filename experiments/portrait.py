@@ -3,7 +3,7 @@
     mtjax-train --run_dir=runs/hoppers
     python experiments/portrait.py --run_dir=runs/hoppers --output=portrait.png
 
-The README's picture is that of its default run. Needs the run's videos.
+The README's picture shows the default run. Needs the run's videos.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _RUN = flags.DEFINE_string("run_dir", None, "A finished run's folder.", required
 _OUTPUT = flags.DEFINE_string("output", "portrait.png", "The picture.")
 _MOMENT = flags.DEFINE_float("moment", 2.0, "Seconds into the videos.", lower_bound=0)
 _MEASURE = flags.DEFINE_enum("measure", "return", ["return", "success_any"], "What is evaluated.")
-SHARE = 0.62  # of a frame's width that is shown, about its middle
+SHARE = 0.62  # central part of a frame's width that is shown
 
 
 def frame(path: pathlib.Path, moment: float) -> np.ndarray:
-    """The video's frame at ``moment`` seconds, or its last one: [height, width, 3], without the sides."""
+    """The video's frame at ``moment`` seconds, or its last frame, cropped at the sides: [height, width, 3]."""
     fps = iio.immeta(path, plugin="FFMPEG")["fps"]
     frames = iio.imread(path, plugin="FFMPEG")
     chosen = frames[min(round(moment * fps), len(frames) - 1)]
@@ -36,7 +36,7 @@ def frame(path: pathlib.Path, moment: float) -> np.ndarray:
 
 
 def draw(run_dir: pathlib.Path, measure: str, moment: float) -> plt.Figure:
-    """The picture. Raises FileNotFoundError where a task has no video."""
+    """Draw the picture. Raises FileNotFoundError if a task has no video."""
     result = study.read(run_dir, measure)
     plt.rcParams.update(plots.STYLE)
     figure = plt.figure(figsize=(10.4, 5.4), layout="constrained")

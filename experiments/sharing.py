@@ -1,12 +1,13 @@
-"""Where does sharing help, where does it hurt? The arrangements side by side, at equal steps.
+"""Where does sharing help, and where does it hurt? The arrangements side by side, at equal steps.
 
     python experiments/sharing.py --suites=hidden-hopper --output=runs/sharing
     python experiments/sharing.py --suites=metaworld-mt10 --total_steps=600000 --num_seeds=2
 
 Every variant is the same learner with the same settings; only what its tasks share differs. The baseline is one
-agent per task, which has as many experiences of each task and shares nothing; its parameters are T times as many.
-The last variants share as the first do and have a residual critic of 256 features, with values in each task's own unit
-(PopArt): published comparisons say that this matters more than routing. A study that was stopped goes on.
+agent per task, which has as much experience of each task, shares nothing and has T times as many parameters. The last
+two variants share as "one-hot task" and "a head a task" do, but have a residual critic of 256 features, with values in
+each task's own unit (PopArt): published comparisons say that this matters more than routing. A stopped study resumes
+when started again.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ VARIANTS: dict[str, dict] = {
     "residual critic, PopArt: one-hot task": {"arrangement": "one_hot", "preset": "popart"},
     "residual critic, PopArt: a head a task": {"arrangement": "multi_head", "preset": "popart"},
 }
-# Meta-World's preset is for runs of hours: its batches are four times as large, and its detours end. In an early study
-# (60,000 steps of a task) the policy had better move often; the guide's table was made with these.
+# Meta-World's preset is for runs of hours: its batches are four times as large, and its detours end. In short runs
+# (60,000 steps per task), more frequent updates are better; the guide's table was made with these settings.
 EARLY = {
     "num_envs": 16,
     "rollout_length": 64,
@@ -59,9 +60,9 @@ EARLY = {
 
 
 def variants(suite: str) -> dict[str, RunConfig]:
-    """The configurations for one suite by name. Raises UsageError for a variant that there is not."""
+    """The configurations for one suite by name. Raises UsageError for an unknown variant."""
     usual = [name for name, changes in VARIANTS.items() if _LEARNER.value == "ppo" or "preset" not in changes]
-    names = _VARIANTS.value or usual  # the presets are PPO's
+    names = _VARIANTS.value or usual  # the presets are for PPO only
     unknown = [name for name in names if name not in VARIANTS]
     if unknown:
         raise app.UsageError(f"variants: no {unknown[0]!r}; there are {', '.join(VARIANTS)}")
@@ -80,7 +81,7 @@ def variants(suite: str) -> dict[str, RunConfig]:
 
 
 def draw_gain(axes, results: dict[str, study.Result], label: str) -> None:
-    """What every task gains or loses, in each variant, against the first."""
+    """Draw what every task gains or loses in each variant, compared with the first variant."""
     baseline = next(iter(results.values()))
     names = list(results)[1:]
     gain = np.stack([results[name].final.mean(axis=0) - baseline.final.mean(axis=0) for name in names])

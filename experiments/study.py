@@ -1,6 +1,6 @@
-"""What the studies share: variants of a run at equal steps, several seeds each, in one picture and one table.
+"""Shared by the studies: variants of a run at equal steps, several seeds each, in one picture and one table.
 
-A study that is stopped goes on where it was when started again: finished variants are read, not run.
+A stopped study resumes when started again: finished variants are read, not trained.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Result(NamedTuple):
         curve: [N, S, T].
         final: [S, T], over the final evaluation's episodes.
         tasks: [T] names.
-        seconds: of training.
+        seconds: training time.
     """
 
     steps: np.ndarray
@@ -50,16 +50,16 @@ class Result(NamedTuple):
 
 
 def compare(variants: Mapping[str, RunConfig], folder: pathlib.Path, measure: str) -> dict[str, Result]:
-    """Train every variant that is not finished yet, one after another, and read what they measured.
+    """Train every variant that is not finished yet, one after another, and read the results.
 
     Args:
         variants: configuration by name.
-        folder: one run folder of each goes in it.
+        folder: folder that will contain one run folder per variant.
         measure: "return" or "success_any".
 
     Raises:
         ValueError: two variants are the same, or the folder holds a run of that name with another configuration.
-        SystemExit: a signal came, a run diverged, or a simulator failed; what was trained is kept.
+        SystemExit: a signal arrived, a run diverged, or a simulator failed; what was trained is kept.
     """
     for (one, mine), (other, its) in itertools.combinations(variants.items(), 2):
         if mine == its:
@@ -70,7 +70,7 @@ def compare(variants: Mapping[str, RunConfig], folder: pathlib.Path, measure: st
 
 
 def run_folder(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """Where a variant's run is."""
+    """Path of a variant's run folder."""
     return folder / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -93,7 +93,7 @@ def train(name: str, config: RunConfig, folder: pathlib.Path) -> pathlib.Path:
 
 
 def read(run_dir: pathlib.Path, measure: str) -> Result:
-    """What a finished run measured."""
+    """Read the evaluations of a finished run."""
     lines = record.read(run_dir)
     mine = [
         line
@@ -137,7 +137,7 @@ def _interval(summary: Mapping[str, float | None], measure: str) -> str:
 
 
 def setting(config: RunConfig) -> str:
-    """Machine, versions, steps and seeds, for the line under a table."""
+    """Steps, seeds, machine and versions, for the line below a table."""
     have = versions()
     return (
         f"{config.suite}, {config.total_steps:,} steps, {config.num_seeds} seeds, "
@@ -148,8 +148,8 @@ def setting(config: RunConfig) -> str:
 
 
 def draw_curves(axes: plt.Axes, results: Mapping[str, Result], label: str) -> None:
-    """The mean over tasks of every variant, with its 95% interval over seeds."""
-    looks = itertools.cycle(itertools.product(("-", "--"), COLOURS))  # beyond the colours that there are, dashed
+    """Draw the mean over tasks of every variant, with its 95% interval over seeds."""
+    looks = itertools.cycle(itertools.product(("-", "--"), COLOURS))  # dashed when the colours run out
     for (name, result), (line, colour) in zip(results.items(), looks, strict=False):
         agents = result.curve.mean(axis=2)  # [N, S]
         axes.plot(result.steps, agents.mean(axis=1), line, color=colour, label=name, linewidth=1.8)
@@ -160,14 +160,14 @@ def draw_curves(axes: plt.Axes, results: Mapping[str, Result], label: str) -> No
             )
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(title="learning curves", xlabel="environment steps", ylabel=label)
-    if len(results) > 8:  # many names would hide the curves
+    if len(results) > 8:  # inside the axes, so many names would hide the curves
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     else:
-        axes.legend(frameon=True, framealpha=0.8, edgecolor="none")  # readable where it lies on a curve
+        axes.legend(frameon=True, framealpha=0.8, edgecolor="none")  # readable even on top of a curve
 
 
 def draw_tasks(axes: plt.Axes, results: Mapping[str, Result], label: str) -> None:
-    """The final value of every task and variant: dots of the seeds' means, and lines over the tasks' range."""
+    """Draw every variant's final values: a dot per task, the mean over seeds, and a line over the tasks' range."""
     for index, ((name, result), colour) in enumerate(zip(results.items(), itertools.cycle(COLOURS), strict=False)):
         tasks = result.final.mean(axis=0)
         axes.plot([tasks.min(), tasks.max()], [index, index], color=colour, alpha=0.4, linewidth=2)
@@ -178,7 +178,7 @@ def draw_tasks(axes: plt.Axes, results: Mapping[str, Result], label: str) -> Non
 
 
 def figure(columns: int, height: float = 3.6, rows: int = 1) -> tuple[plt.Figure, list[plt.Axes]]:
-    """Rows of panels in the style of a run's plots, row by row; ``height`` is one row's."""
+    """A figure of panels, listed row by row, in the style of a run's plots; ``height`` is the height of a row."""
     plt.rcParams.update(plots.STYLE)
     size = (5.2 * columns, height * rows)
     made, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)

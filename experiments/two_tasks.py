@@ -1,4 +1,4 @@
-"""What the two-task examples share: descent from several starts, one picture of the paths, one file of results."""
+"""Shared by the two-task examples: descent from several starts, one picture of the paths, one file of results."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from mtjax.grads import registry
 
 
 def are_methods(specs: Sequence[str]) -> bool:
-    """A flag's validator: refuses names of no methods of two tasks, with the nearest one."""
+    """Flag validator: refuses names that are not methods for two tasks, and suggests the nearest one."""
     for spec in specs:
         try:
             registry.try_out(spec, 2)
@@ -26,14 +26,14 @@ def are_methods(specs: Sequence[str]) -> bool:
 
 
 def descend(losses: Callable, spec: str, starts: Sequence, *, rate: float, steps: int, every: int) -> tuple:
-    """Adam on a method's direction from every start.
+    """Run Adam on a method's direction from every start.
 
     Args:
       losses: a point [2] -> the two losses [2].
       spec: a method by name, "cagrad(c=0.5)".
       starts: points [N, 2].
-      rate: Adam's.
-      steps: updates.
+      rate: Adam's learning rate.
+      steps: number of updates.
       every: updates between two points of the result.
 
     Returns:
@@ -65,7 +65,7 @@ def surface(losses: Callable, side: float, points: int, reduce: Callable) -> tup
 
 
 def draw(paths: Mapping[str, np.ndarray], starts: Sequence, axis: np.ndarray, height: np.ndarray, file: pathlib.Path):
-    """One panel a method: contours, the paths from all starts, a star at each end."""
+    """Draw one panel per method: contours, the paths from all starts, a star at each end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,7 +97,7 @@ def save(result: Mapping[str, Any], file: pathlib.Path) -> None:
 
 
 def folder(path: str) -> pathlib.Path:
-    """The folder for a study's files, made if it is missing."""
+    """The folder for a study's files, created if it is missing."""
     out = pathlib.Path(path)
     out.mkdir(parents=True, exist_ok=True)
     return out

@@ -1,7 +1,8 @@
-"""Commands, absl applications over the library: ``mtjax-train``, ``-evaluate``, ``-sweep``, ``-watch``, ``-report``.
+"""The commands, as absl applications: ``mtjax-train``, ``-evaluate``, ``-sweep``, ``-watch``, ``-report``.
 
-``train``, ``evaluate`` (with ``adapt``, its ``--adapt``), ``sweep``, ``watch`` and ``report`` are a command each, and
-``worker`` is what a sweep's launchers start for every program. ``flags`` makes flags of the configuration dataclasses,
-``presets`` suits them to a family of suites, ``resolve`` combines what was given, ``folder`` keeps the rules of a run's
-folder, ``environment`` sets the process up, ``command`` turns failures into one line and an exit code, ``show`` prints.
+``train``, ``evaluate`` (with ``adapt`` for its ``--adapt``), ``sweep``, ``watch`` and ``report`` hold one command each;
+a sweep's launchers run ``worker`` for every program. ``flags`` generates flags from the configuration dataclasses,
+``presets`` holds settings for families of suites, ``resolve`` combines presets, saved runs and flags, ``folder``
+enforces the rules of run folders, ``environment`` sets up the process, ``command`` turns failures into one line and an
+exit code, and ``show`` formats what is printed.
 """

@@ -1,4 +1,4 @@
-"""``mtjax-evaluate --adapt``: what a few episodes are worth in the tasks that a saved run never saw."""
+"""``mtjax-evaluate --adapt``: how much a few episodes help in tasks that a saved run never saw."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mtjax.training.config import RunConfig
 if TYPE_CHECKING:
     from mtjax.launch.evaluate import Command
 
-METHODS = {"embedding": "inferred", "finetune": "fine-tuned"}  # the flag's words and the library's
-WITHOUT = ("modes", "video", "mesh")  # flags that say nothing about adaptation
+METHODS = {"embedding": "inferred", "finetune": "fine-tuned"}  # names in the flag -> names in the library
+WITHOUT = ("modes", "video", "mesh")  # flags that have no effect on adaptation
 
 
 def check_flags(asked: Command, usual: Command) -> None:
-    """Refuse what cannot be asked for together, before anything is built.
+    """Refuse flags that do not go together, before anything is built.
 
     Raises:
-        ValueError: a flag that has no effect beside --adapt, or without it; or the numbers do not ascend from 0.
+        ValueError: a flag has no effect with --adapt or without it, or the numbers of episodes do not ascend from 0.
     """
     if asked.adapt == "none":
         if asked.adapt_episodes != usual.adapt_episodes:
@@ -37,10 +37,10 @@ def check_flags(asked: Command, usual: Command) -> None:
 
 
 def held_out(suite: Any, splits: Sequence[str], *, named: bool) -> tuple[str, ...]:
-    """The splits that were not trained on. ``named``: the user listed the splits.
+    """The splits that were not trained on. ``named`` says whether the user listed the splits.
 
     Raises:
-        ValueError: the training split was named, or there is no other.
+        ValueError: the training split was listed, or there is no other split.
     """
     if named and "train" in splits:
         raise ValueError("--splits: train was trained on; --adapt measures tasks that were not")
@@ -51,16 +51,16 @@ def held_out(suite: Any, splits: Sequence[str], *, named: bool) -> tuple[str, ..
 
 
 def methods(asked: str, names: Sequence[str], config: RunConfig, suite: Any) -> tuple[str, ...]:
-    """The library's names of the methods asked for, or of all that the run's learner has.
+    """The library's names of the requested methods, or of all that the run's learner supports.
 
     Args:
         asked: the flag's text, for the message.
         names: some of ``METHODS``; empty for all.
-        config: of the run.
-        suite: that it was trained on.
+        config: the run's configuration.
+        suite: the suite that the run was trained on.
 
     Raises:
-        ValueError: the learner lacks one of them, or all, or has nothing to say about unseen tasks.
+        ValueError: the learner lacks a requested method, has none, or cannot act in unseen tasks.
     """
     from mtjax.training import adaptation
     from mtjax.training.trainer import Trainer
@@ -91,7 +91,7 @@ def methods(asked: str, names: Sequence[str], config: RunConfig, suite: Any) -> 
 
 
 def run(asked: Command, config: RunConfig, suite: Any, splits: Sequence[str], names: Sequence[str]) -> Mapping:
-    """Measure, write and print. Returns the numbers by split (see ``adaptation.as_dict``)."""
+    """Measure adaptation, save and print the results. Returns them by split (see ``adaptation.as_dict``)."""
     from mtjax.training import adaptation
 
     chosen = methods(asked.adapt, names, config, suite)

@@ -1,4 +1,4 @@
-"""What every command shares: a fresh FlagValues for its flags, one line and an exit code for its failures."""
+"""Shared by all commands: a fresh FlagValues for the flags, and one line and an exit code for a failure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from absl import app, flags, logging
 OK = 0
 BAD_INPUT = 1
 DIVERGED = 3
-INCOMPLETE = 4  # a sweep came to its end, but some trials failed or diverged
+INCOMPLETE = 4  # a sweep has ended, but some of its trials failed or diverged
 SIMULATOR = 5  # a simulator on the host failed; start again with --resume
 PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved after SIGTERM; start again with --resume
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
-# Modules that come with an extra of mtjax.
+# Optional modules, and the extra of mtjax that installs each.
 EXTRAS = {
     "envpool": "metaworld",
     "metaworld": "metaworld",
@@ -39,15 +39,15 @@ Exits = Callable[[BaseException], int | None]
 
 
 class OutOfMemory(RuntimeError):
-    """The device or the machine has no memory left; the message says what to lower."""
+    """The device or the host ran out of memory; the message says which options to lower."""
 
 
 def no_exits(error: BaseException) -> None:
-    """The exit codes of a command that knows no exceptions of its own."""
+    """The exit codes of a command without exceptions of its own: none."""
 
 
 def exits_of_runs(error: BaseException) -> int | None:
-    """Exit codes of what training or evaluating a run can end with, without importing it."""
+    """Exit codes of the exceptions of training and evaluation, without importing their modules."""
     if isinstance(error, OutOfMemory):
         return BAD_INPUT
     training = sys.modules.get("mtjax.training.run")
@@ -59,14 +59,14 @@ def exits_of_runs(error: BaseException) -> int | None:
     if isinstance(error, training.SimulatorFailed):
         return SIMULATOR
     checkpoint = sys.modules.get("mtjax.training.checkpoint")
-    # One of another version or configuration, or one that could not be written: a full disk, say.
+    # The checkpoint has another version or configuration, or could not be written, e.g. to a full disk.
     unusable = checkpoint is not None and isinstance(error, checkpoint.CheckpointError)
     return BAD_INPUT if unusable else None
 
 
 @contextlib.contextmanager
 def within_memory(remedy: str) -> Iterator[None]:
-    """Within it, memory that runs out raises OutOfMemory: one line, which ends in ``remedy``."""
+    """Context in which exhausted memory raises OutOfMemory, with a one-line message that ends in ``remedy``."""
     import jax
 
     try:
@@ -94,9 +94,9 @@ def launch(
         define: defines the command's flags into the FlagValues it is given.
         run: the command; returns its exit code.
         argv: program name and arguments; ``sys.argv`` if None.
-        exits: exit codes of exceptions that only this command knows.
-        positional: ``run`` takes the arguments that are no flags, as a second argument.
-        interrupted: what can be done after Ctrl-C.
+        exits: exit codes of this command's own exceptions.
+        positional: whether ``run`` takes the arguments that are not flags, as a second argument.
+        interrupted: advice to print after Ctrl-C.
     """
     argv = list(sys.argv if argv is None else argv)
     program = os.path.basename(argv[0])
@@ -110,9 +110,9 @@ def launch(
         return values
 
     def main(values: FlagValues) -> int:
-        logging.set_verbosity(logging.ERROR)  # app.run raises it to INFO, and orbax talks a lot
+        logging.set_verbosity(logging.ERROR)  # app.run raises it to INFO, at which orbax logs a lot
         with warnings.catch_warnings():
-            # ffmpeg is started by fork and exec at once, which is safe.
+            # Starting ffmpeg forks and execs at once, which is safe.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             warnings.showwarning = lambda message, *_: print(f"{program}: warning: {message}", file=sys.stderr)
             return guard(program, lambda: run(values, *([rest] if positional else [])), exits, interrupted)
@@ -125,7 +125,7 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
     """Parse the command line. Flags of a flagfile come first, so that the command line overrides them.
 
     Returns:
-        The arguments that are no flags; only with ``positional`` may there be any.
+        The arguments that are not flags; any of them is an error unless ``positional``.
 
     Raises:
         flags.Error, ValueError: one line that names the flag.
@@ -143,7 +143,7 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
     except flags.UnrecognizedFlagError as error:
         if "Did you mean" in str(error):
             raise
-        near = difflib.get_close_matches(error.flagname, values, n=2)  # absl has nothing near for short names
+        near = difflib.get_close_matches(error.flagname, values, n=2)  # absl suggests nothing for short names
         raise flags.UnrecognizedFlagError(error.flagname, error.flagvalue, near) from None
     if rest[1:] and not positional:
         folder = "run_dir" in values and os.path.isdir(rest[1])
@@ -153,7 +153,7 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
 
 
 def _split_flagfiles(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Tell the ``--flagfile`` arguments from the others."""
+    """Separate the ``--flagfile`` arguments from the others. Returns (others, flagfiles)."""
     own, files = [], []
     while arguments:
         argument = arguments.pop(0)
@@ -167,7 +167,7 @@ def _split_flagfiles(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _refuse_repeated(values: FlagValues, arguments: Iterable[str]) -> None:
-    """Refuse a flag that is given twice, where absl would silently take the last one."""
+    """Refuse a flag that is given twice; absl would silently take the last value."""
     count: Counter[str] = Counter()
     pending = False
     for argument in arguments:
@@ -186,9 +186,9 @@ def _refuse_repeated(values: FlagValues, arguments: Iterable[str]) -> None:
 
 
 def guard(program: str, work: Callable[[], int | None], exits: Exits = no_exits, interrupted: str = "") -> int:
-    """Run ``work``; turn bad input and foreseen failures into one line on stderr and an exit.
+    """Run ``work``; turn bad input and foreseen failures into one line on stderr and an exit code.
 
-    Exceptions that mtjax did not raise itself are defects and keep their traceback.
+    Any other exception counts as a bug in mtjax and keeps its traceback.
     """
     try:
         return work() or OK
@@ -210,8 +210,8 @@ def _any_value_error(error: BaseException) -> int | None:
 
 
 def _message(error: Exception) -> str:
-    """One line about an exception, with the remedy where it is known."""
-    if isinstance(error, ModuleNotFoundError):  # the import itself; mtjax's own ImportErrors say it all
+    """One line about an exception, with a remedy where one is known."""
+    if isinstance(error, ModuleNotFoundError):  # raised by the import; mtjax's own ImportErrors already name the remedy
         extra = EXTRAS.get((error.name or "").split(".")[0])
         return f"{error}; install it with: pip install 'mtjax[{extra}]'" if extra else str(error)
     if isinstance(error, OSError) and error.filename:
@@ -220,16 +220,16 @@ def _message(error: Exception) -> str:
 
 
 def _reworded(error: flags.Error) -> str:
-    """absl's message in the words of the others."""
+    """absl's message, reworded to match mtjax's own messages."""
     message = str(error).removeprefix("ERROR:: ")
     missing = message.removeprefix("Missing value for flag ")
     return message if missing == message else f"missing value for --{missing.lstrip('-')}"
 
 
 def is_bad_input(error: BaseException) -> bool:
-    """True if mtjax itself refused something: a ValueError it raised, a missing extra, a file it cannot have.
+    """True if mtjax itself refused the input: a ValueError it raised, a missing extra, an inaccessible file.
 
-    A ValueError out of jax or numpy is a defect of ours, and deserves its traceback.
+    A ValueError from jax or numpy is a bug in mtjax and keeps its traceback.
     """
     if isinstance(error, ImportError):
         return error.name is None or error.name.split(".")[0] in EXTRAS
@@ -240,17 +240,17 @@ def is_bad_input(error: BaseException) -> bool:
         trace = trace.tb_next
     if trace is None or _module(trace.tb_frame.f_globals).split(".")[0] != "mtjax":
         return False
-    # The innermost frame is ours, but C code that it called leaves no frame: look for our raise statement.
+    # The innermost frame is ours, but C code that it called leaves no frame: check that our code executed a raise.
     return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _module(namespace: Mapping[str, Any]) -> str:
-    """Name of the module with these globals; of one that is run by ``python -m``, its real one."""
+    """Name of the module with these globals; its real name, not ``__main__``, if it runs by ``python -m``."""
     spec = namespace.get("__spec__")
     return spec.name if spec else namespace.get("__name__", "")
 
 
 def fail(program: str, message: str, code: int) -> NoReturn:
-    """Say what is wrong, on stderr, and exit."""
+    """Print the message on stderr and exit with the code."""
     print(f"{program}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)

@@ -1,7 +1,7 @@
-"""The process around a run: variables to set before jax and mujoco start, the device, the compilation cache.
+"""Setup of the process: variables needed before jax and mujoco start, the device, the compilation cache.
 
 This module imports neither jax nor mujoco, so that a command can call ``prepare`` first and answer ``--help``
-and mistyped flags without waiting for them.
+and mistyped flags without waiting for these imports.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 # jaxlib < 0.11 on CPU: a fusion pass makes deep MJX body chains up to 1,000 times slower.
 SLOW_FUSION = "--xla_cpu_use_fusion_emitters"
 
-# Of matrix products of float32. On NVIDIA GPUs since Ampere jax's own choice is TensorFloat-32, which keeps about
+# Precisions of float32 matrix products. On NVIDIA GPUs since Ampere, jax defaults to TensorFloat-32, which keeps about
 # three decimal digits: too few for physics (mujoco_playground's issue 86).
 PRECISIONS = ("auto", "default", "bfloat16", "tensorfloat32", "float32")
 
-# How long a process waits for the others at the end: the first one still draws.
+# How long a process waits for the others at the end: the first one still has plots and videos to draw.
 SHUTDOWN_SECONDS = 3600
 
-# Log levels of C++ and absl; whoever wants more sets them before starting.
+# Log levels of C++ libraries and absl; a user who wants more output sets these variables before starting.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "GLOG_minloglevel": "2", "GRPC_VERBOSITY": "ERROR"}
 
-# jax's LAPACK on CPU is SciPy's OpenBLAS, whose threads spin for a while after every call: at T = 50 the T×T work of
+# On CPU, jax's LAPACK is SciPy's OpenBLAS, whose threads keep spinning after every call: at T = 50 the T×T work of
 # IMTL-G, ConFIG, Aligned-MTL, UPGrad or DualProj then slows the whole update by up to 1.7 times (benchmarks/grads.py).
 BLAS = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set what must be set before jax and mujoco are imported. A value that the user has set is kept."""
+    """Set the variables needed before jax and mujoco are imported. Values that the user has set are kept."""
     if jaxlib_version() < (0, 11) and SLOW_FUSION not in environ.get("XLA_FLAGS", ""):
         environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {SLOW_FUSION}=false".strip()
     if sys.platform == "linux" and "MUJOCO_GL" not in environ and _has_egl():
-        environ["MUJOCO_GL"] = "egl"  # pictures without a display
+        environ["MUJOCO_GL"] = "egl"  # render without a display
     for name, value in {**QUIET, **BLAS}.items():
         environ.setdefault(name, value)
     for name in ("absl", "orbax"):
@@ -50,7 +50,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _has_egl() -> bool:
-    """True if the libraries of MuJoCo's EGL backend load; with MUJOCO_GL=egl and without them its import fails."""
+    """True if the libraries of MuJoCo's EGL backend load; without them, MUJOCO_GL=egl makes importing mujoco fail."""
     return _loads("libEGL.so.1") and (_loads("libOpenGL.so.0") or _loads("libGL.so.1"))
 
 
@@ -69,7 +69,7 @@ def jaxlib_version() -> tuple[int, int]:
 
 
 def choose_platform(platform: str) -> None:
-    """Make jax run on a kind of device: "auto" (jax's own choice), "cpu", "gpu" or "tpu".
+    """Make jax use one kind of device: "auto" (jax's own choice), "cpu", "gpu" or "tpu".
 
     Raises:
         ValueError: there is no such device, or jax has no support for it installed.
@@ -108,16 +108,16 @@ def _gpu_backend() -> str:
 
 
 def connect(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Join the processes that train one run together. Before jax looks for devices.
+    """Join the processes that train one run together. Call it before jax looks for devices.
 
     Args:
-        coordinator: HOST:PORT at which the first process listens; "auto" lets jax find out where it can (SLURM,
-            Open MPI, TPU pods); "" stays alone.
-        num_processes: how many there are; 0 if jax is to find out.
-        process_id: which one this is, from 0; -1 if jax is to find out.
+        coordinator: HOST:PORT at which the first process listens; "auto" lets jax detect it where it can (SLURM,
+            Open MPI, TPU pods); "" means a single process.
+        num_processes: number of processes; 0 lets jax detect it.
+        process_id: index of this process, from 0; -1 lets jax detect it.
 
     Raises:
-        ValueError: the three do not go together, or jax cannot find out.
+        ValueError: the three arguments do not go together, or jax cannot detect them.
     """
     given = {"num_processes": num_processes > 0, "process_id": process_id >= 0}
     if not coordinator:
@@ -136,7 +136,7 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
             raise ValueError(f"--process_id={process_id}: it must be below --num_processes={num_processes}")
     import jax
 
-    # Its handler of SIGTERM would take the place of ours.
+    # The service's SIGTERM handler would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -150,24 +150,24 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def lost_a_process(error: Exception) -> bool:
-    """True if a jax error says that another process no longer answers."""
+    """True if a jax error means that another process no longer responds."""
     return any(word in str(error) for word in ("Gloo", "NCCL", "heartbeat", "preempted"))
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once. Otherwise jax waits for the others to end too, a minute or two if one is gone."""
+    """Exit at once. On a normal exit, jax waits for the other processes: a minute or two if one is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def set_precision(precision: str) -> str:
-    """Set the precision of matrix products of float32.
+    """Set the precision of float32 matrix products.
 
-    "auto" is what JAX_DEFAULT_MATMUL_PRECISION says, or else float32 on accelerators and jax's own choice on a CPU.
+    "auto" is JAX_DEFAULT_MATMUL_PRECISION if that is set, else float32 on accelerators and jax's default on CPU.
 
     Returns:
-        What holds now.
+        The precision now in effect.
     """
     import jax
 
@@ -181,7 +181,7 @@ def set_precision(precision: str) -> str:
 
 
 def cache_folder(choice: str) -> Path | None:
-    """Where compiled programs are kept: "auto" is the user's cache folder, "none" nowhere, else a folder."""
+    """Folder of the compilation cache: "auto" is JAX_COMPILATION_CACHE_DIR or in the user's cache, "none" is None."""
     if choice == "none":
         return None
     if choice != "auto":
@@ -192,10 +192,10 @@ def cache_folder(choice: str) -> Path | None:
 
 
 def keep_compiled_programs(choice: str) -> Path | None:
-    """Switch jax's persistent compilation cache on, so that the second run of a program starts sooner.
+    """Turn on jax's persistent compilation cache, so that a program starts sooner the next time.
 
     Returns:
-        The folder, or None if the cache is off. A folder that cannot be written costs a warning, not the run.
+        The folder, or None if the cache is off. A folder that cannot be written causes a warning, not an error.
     """
     folder = cache_folder(choice)
     if folder is None:

@@ -1,4 +1,4 @@
-"""``mtjax-evaluate``: what a saved run is worth, per task, on the training tasks and those held out."""
+"""``mtjax-evaluate``: evaluate a saved run task by task, on the training tasks and on held-out ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def define(values: command.FlagValues) -> None:
 
 
 def run(values: command.FlagValues) -> int:
-    """Do what the flags say. Returns the exit code; bad input raises ValueError."""
+    """Run the command. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
     if not asked.run_dir:
         raise ValueError("--run_dir is missing: name the folder of a run")
@@ -106,10 +106,10 @@ def run(values: command.FlagValues) -> int:
 
 
 def chosen(what: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """The names in a comma-separated flag.
+    """Split a comma-separated flag into its names.
 
     Raises:
-        ValueError: an unknown name, with the nearest; a repeated name; none at all.
+        ValueError: an unknown name (the message suggests the nearest), a repeated name, or no name.
     """
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
@@ -121,10 +121,10 @@ def chosen(what: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
-    """Build the suite and settle the splits: those asked for, or all that it has.
+    """Build the suite and choose the splits: the requested ones, or all that the suite has.
 
     Raises:
-        ValueError: the suite has no such split.
+        ValueError: the suite lacks a requested split.
     """
     from mtjax import suites
 

@@ -1,4 +1,4 @@
-"""Flags made of configuration dataclasses: one flag for every option, with its help, bounds and default."""
+"""Flags generated from configuration dataclasses: one per option, with its help, bounds and default."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mtjax import options
 from mtjax.options import as_text
 
 FlagValues = flags.FlagValues
-Fields = Mapping[str, dataclasses.Field]  # of one option, by the kind of part that has it
+Fields = Mapping[str, dataclasses.Field]  # one option's dataclass fields, by the kind of part that has it
 
 
 class OptionParser(flags.ArgumentParser):
-    """Reads one option's value; what it refuses, it explains in one line.
+    """Parses one option's value; errors explain the problem in one line.
 
-    An option that several kinds of a part have is refused if none of them takes the value; that the chosen one
-    does is checked when the configuration is put together.
+    An option that several kinds of a part share is refused here only if none of them accepts the value. Whether the
+    selected kind accepts it is checked when the configuration is assembled.
 
     Args:
-        fields: of the option, by kind.
-        empty: whether an empty text is a value where it is the default, as an option of a run's is in its flagfile;
-            to a command it is rather a shell's variable that is not set.
+        fields: the option's dataclass fields, by kind.
+        empty: whether empty text is accepted where it is the default. It is for a run's options, which its flagfile
+            lists even when empty; for a command's own flags, it more likely means an unset shell variable.
     """
 
     def __init__(self, fields: Mapping[str, dataclasses.Field], *, empty: bool = False):
@@ -35,13 +35,13 @@ class OptionParser(flags.ArgumentParser):
         self.syntactic_help = ""
 
     def parse(self, argument: Any) -> Any:
-        """The option's value. Raises ValueError with what was expected and the nearest valid choice."""
+        """Parse the option's value. Raises ValueError with what was expected and the nearest valid choice."""
         value = argument.strip() if isinstance(argument, str) else argument
         if isinstance(value, str) and (value or not self.empty):
             value = _read(self.field.default, value)
         problems = [options.explain(field, value) for field in self.fields]
         if all(problems):
-            raise ValueError(max(problems, key=len))  # which names the most choices
+            raise ValueError(max(problems, key=len))  # the longest message names the most choices
         return value
 
     def flag_type(self) -> str:
@@ -53,7 +53,7 @@ class OptionParser(flags.ArgumentParser):
 
 
 def _read(default: Any, text: str) -> Any:
-    """``text`` as a value of the default's type."""
+    """Convert ``text`` to the type of the default."""
     if isinstance(default, bool):
         return _read_bool(text)
     if isinstance(default, int):
@@ -77,7 +77,7 @@ def _read_bool(text: str) -> bool:
 
 
 def _read_int(text: str) -> int:
-    """A whole number; 1e6 and 1_000_000 are, 1.5 is not."""
+    """Read a whole number: 1e6 and 1_000_000 are accepted, 1.5 is not."""
     try:
         return int(text)
     except ValueError:
@@ -101,9 +101,9 @@ def define_options(values: FlagValues, config: Any, *, empty: bool = False) -> N
     """Define one flag for every option of a configuration and its parts; None means "not given".
 
     Args:
-        values: where to.
+        values: where the flags are defined.
         config: the configuration.
-        empty: as of :class:`OptionParser`.
+        empty: see :class:`OptionParser`.
     """
     for title, members in sections(config).items():
         for name, fields in members.items():
@@ -114,7 +114,7 @@ def define_options(values: FlagValues, config: Any, *, empty: bool = False) -> N
 
 
 class OrWord(OptionParser):
-    """An option that takes a word, too, for whoever reads it to replace by a value."""
+    """Parser of an option that also accepts a special word, which the command replaces by a value."""
 
     def __init__(self, parser: OptionParser, word: str):
         super().__init__({str(index): field for index, field in enumerate(parser.fields)})
@@ -126,16 +126,16 @@ class OrWord(OptionParser):
 
 
 def also(values: FlagValues, name: str, word: str, help: str) -> None:
-    """Let the flag of an option take a word besides."""
+    """Let an option's flag also accept a special word."""
     flag = values[name]
     flag.parser, flag.help = OrWord(flag.parser, word), f"{flag.help}; {help}"
 
 
 def sections(config: Any) -> dict[str, dict[str, Fields]]:
-    """What the help shows: titles, under each the options by name, of each its fields by kind.
+    """The sections of the help: by title, then by option name, the option's fields by kind.
 
-    An option of a part without kinds has the one kind "". Where an option chooses a part, there is a section
-    for the options that several kinds have and one for those of each kind alone.
+    An option of a part without kinds has the single kind "". Where an option selects the kind of a part, options that
+    the same kinds share form one section, and the options of each kind alone form another.
     """
     found = {_title(type(config)): {field.name: {"": field} for field in _own_options(config)}}
     for field in dataclasses.fields(config):
@@ -172,7 +172,7 @@ def _title(part: type) -> str:
 
 
 def describe(fields: Fields) -> str:
-    """Help of one option: its sentence, its bounds and its default; once where all kinds agree."""
+    """Help of one option: its sentence, bounds and default, each stated once if all kinds agree."""
     kinds: dict[str, list[str]] = {}
     for kind, field in fields.items():
         kinds.setdefault(field.metadata["help"], []).append(kind)
@@ -196,7 +196,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _agreed(notes: Mapping[str, str]) -> list[str]:
-    """A note that all kinds agree on, or each with the kinds that it is of."""
+    """The note if all kinds agree on it, else each note with the kinds that it applies to."""
     kinds: dict[str, list[str]] = {}
     for kind, note in notes.items():
         kinds.setdefault(note, []).append(kind)
@@ -213,27 +213,27 @@ def _own_options(part: Any) -> list[dataclasses.Field]:
 
 
 class HelpFlag(flags.BooleanFlag):
-    """Prints every flag with its help, a group for each part of the configuration, and exits with 0."""
+    """Prints every flag with its help, grouped by part of the configuration, and exits with 0."""
 
     def __init__(self, name: str, values: FlagValues, usage: str):
         super().__init__(name, False, "show this help")
         self.flag_values, self.usage = values, usage
 
     def parse(self, argument: Any) -> None:
-        """Called when the flag is met on the command line."""
+        """Called when the flag is encountered on the command line."""
         if self._parse(argument):
             print(help_text(self.flag_values, self.usage))
             raise SystemExit(0)
 
 
 def define_help(values: FlagValues, usage: str) -> None:
-    """Define ``--help`` and the names that absl knows it by."""
+    """Define ``--help`` and the other names that absl gives it."""
     for name in ("help", "helpshort", "helpfull"):
         flags.DEFINE_flag(HelpFlag(name, values, usage), values, module_name="Help")
 
 
 def help_text(values: FlagValues, usage: str) -> str:
-    """Every flag with its help, grouped; ``usage`` stands on top."""
+    """The text of ``usage``, then every flag with its help, grouped."""
     lines = [textwrap.dedent(usage).strip()]
     for group, members in values.flags_by_module_dict().items():
         lines += ["", f"{group}:"] if group != "Help" else [""]
@@ -249,6 +249,6 @@ def help_text(values: FlagValues, usage: str) -> str:
 
 
 def given(values: FlagValues, config: Any) -> dict[str, Any]:
-    """The options that the command line or a flagfile names, by name; of whichever learner."""
+    """The options that the command line or a flagfile sets, by name, whichever learner they belong to."""
     names = [name for members in sections(config).values() for name in members]
     return {name: values[name].value for name in names if values[name].value is not None}

@@ -1,4 +1,4 @@
-"""The rules of a run's folder: where a new run goes, what is never overwritten, what can be resumed."""
+"""The rules of run folders: where a new run goes, what is never overwritten, what can be resumed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Plan:
     Attributes:
         resolved: the configuration and its sources.
         run_dir: the run's folder.
-        resume: True if it continues a run.
+        resume: True if the command continues a run.
         replace: True if a run in that folder is deleted first.
         extended_from: total steps before this command raised them, or None.
-        afresh: True if there was nothing to resume yet, so that the run starts from the beginning.
+        afresh: True if there was nothing to resume yet and the run starts from the beginning.
     """
 
     resolved: resolve.Resolved
@@ -41,7 +41,7 @@ class Plan:
 
 
 def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool) -> Plan:
-    """A new run in ``run_dir``, or in ``runs/<suite>-<time>`` if none is named.
+    """Plan a new run in ``run_dir``, or in ``runs/<suite>-<time>`` if no folder is named.
 
     Raises:
         ValueError: the folder is in use or cannot be made.
@@ -68,38 +68,38 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
 def plan_resume(
     given: Mapping[str, Any], resolved: resolve.Resolved, run_dir: str | None, *, unknown: Collection[str] = ()
 ) -> Plan:
-    """Continue the run in ``run_dir``, or the newest run of these options under ``runs`` if none is named.
+    """Plan to continue the run in ``run_dir``, or else the newest run with these options under ``runs``.
 
-    Where ``run_dir`` holds nothing yet, as of a run that was killed before it had written its configuration, that
-    run is started from the beginning.
+    If ``run_dir`` holds no run yet, e.g. because it was killed before it could write its configuration, the run starts
+    from the beginning.
 
     Args:
-        given: options that the user named, on the command line or by ``--config_from``.
+        given: options that the user set on the command line or by ``--config_from``.
         resolved: what the same command would start without ``--resume``.
-        run_dir: the run's folder.
-        unknown: options of ``resolved`` that were chosen when the run was started.
+        run_dir: the run's folder, or None.
+        unknown: options that were chosen automatically when the run was started, and are not compared.
 
     Raises:
         ValueError: there is no such run, it was started with other options, or it cannot be written.
     """
     folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config, unknown)
     if run_dir and not resolve.is_run(folder):
-        if "suite" not in given and not folder.exists():  # a mistyped folder, rather than a run of the default suite
+        if "suite" not in given and not folder.exists():  # a mistyped folder rather than a run of the default suite
             raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, name its --suite")
         return dataclasses.replace(plan_new(resolved, run_dir, overwrite=False), afresh=True)
     return plan_continued(given, folder)
 
 
 def plan_continued(given: Mapping[str, Any], run_dir: str | Path, *, preset: str = "auto") -> Plan:
-    """Continue a run that is there: what it is, it says itself, and whatever preset is in force by now does not.
+    """Plan to continue an existing run by its own saved configuration, whatever the presets say by now.
 
     Args:
-        given: as of :func:`plan_resume`; they may repeat the run's.
+        given: as in :func:`plan_resume`; they may repeat the run's options.
         run_dir: the run's folder.
-        preset: the one that the command names, which may repeat the run's.
+        preset: the preset that the command names; it may repeat the run's.
 
     Raises:
-        ValueError: it was started with other options or another preset, or it cannot be written.
+        ValueError: the run was started with other options or another preset, or its folder cannot be written.
     """
     folder = Path(run_dir).expanduser()
     saved = resolve.load_config(folder)
@@ -113,13 +113,13 @@ def plan_continued(given: Mapping[str, Any], run_dir: str | Path, *, preset: str
 
 @contextlib.contextmanager
 def opened(plan: Plan) -> Iterator[None]:
-    """Hold the run's folder, with its configuration in it; a run that is to be replaced is deleted now, not earlier.
+    """Lock the run's folder and write its configuration; a run to be replaced is deleted only now.
 
-    The configuration comes first: whenever the process is killed, the folder is empty or can be resumed.
+    The configuration is written first: whenever the process is killed, the folder is empty or can be resumed.
 
     Raises:
-        ValueError: another process is at work in the folder, or has left a run there since the plan was made.
-            Nothing of it is touched.
+        ValueError: another process is using the folder, or has left a run there since the plan was made. Nothing in
+            the folder is touched.
     """
     with lock.lock(plan.run_dir, "run"):
         if not (plan.resume or plan.replace) and resolve.is_run(plan.run_dir):
@@ -140,9 +140,9 @@ def in_use(folder: Path) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Delete what is in a folder, but for the lock that keeps others out meanwhile.
+    """Delete the contents of a folder, except the lock that keeps other processes out meanwhile.
 
-    The configuration goes last: whenever the process is killed, --overwrite can be said again.
+    The configuration goes last: if the process is killed, the folder still counts as a run that --overwrite accepts.
     """
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
         if path.is_dir() and not path.is_symlink():
@@ -161,7 +161,7 @@ def unused(parent: Path, suite: str) -> Path:
 
 
 def _require_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything expensive happens."""
+    """Refuse a folder that cannot be created or written, before anything expensive happens."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
@@ -173,7 +173,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _newest(config: RunConfig, unknown: Collection[str]) -> Path:
-    """The newest run under ``runs`` that this configuration could have started, whatever the unknown options were."""
+    """The newest run under ``runs`` that this configuration could have started, the options in ``unknown`` aside."""
     asked = {name: value for name, value in options.flatten(config).items() if name not in unknown}
     runs = [folder for folder in RUNS.glob("*") if resolve.is_run(folder)] if RUNS.is_dir() else []
     runs.sort(key=lambda folder: (folder / CONFIG).stat().st_mtime, reverse=True)
@@ -186,7 +186,7 @@ def _newest(config: RunConfig, unknown: Collection[str]) -> Path:
             continue
         if asked.get("total_steps") in (None, saved.total_steps):
             return folder
-        fitting.append(folder)  # it would be extended
+        fitting.append(folder)  # resuming would extend it
     if fitting:
         return fitting[0]
     hint = f"; the newest run there is {runs[0]}" if runs else ""

@@ -1,4 +1,4 @@
-"""Settings for families of suites. A preset replaces defaults; ``--config_from`` and flags override it."""
+"""Settings for families of suites: presets replace defaults and yield to flags; ``--config_from`` disables them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Preset:
     """Options for one learner on the suites whose name matches a pattern.
 
     Attributes:
-        pattern: of suite names, with * and ?; or one of ``NAMED``, whose presets are taken only when asked for, on
-            top of the one that suits the suite.
-        reason: why these values.
+        pattern: glob of suite names, with * and ?; or a name in ``NAMED``, whose presets apply only on request, on top
+            of the suite's own preset.
+        reason: why these values were chosen.
         options: option name to value, flat over all parts of the configuration.
-        learner: whose options they are.
+        learner: the learner that the options belong to.
     """
 
     pattern: str
@@ -29,7 +29,7 @@ class Preset:
     learner: str = "ppo"
 
 
-# Rollouts of classic control, whose steps cost nothing.
+# Rollout settings for classic control, whose steps cost almost nothing.
 CONTROL = {
     "num_envs": 32,
     "total_steps": 3_000_000,
@@ -40,7 +40,7 @@ CONTROL = {
     "hidden_sizes": (64, 64),
 }
 
-# What SAC's papers use beside their numbers of layers and units.
+# What the SAC papers use, apart from the number and width of layers.
 SAC = {"activation": "relu", "scale": "state"}
 
 # SAC on small discrete problems.
@@ -59,10 +59,10 @@ GRID_SAC = {
     "hidden_sizes": (64, 64),
 }
 
-# HiP-BMDP tells policy and critics of the task by its embedding alone.
+# HiP-BMDP's policy and critics learn which task it is only from the task's embedding.
 HIP = {**SAC, "arrangement": "none"}
 
-# Presets that no suite's name matches: they are asked for.
+# Presets that match no suite name and apply only on request (--preset).
 NAMED = ("brc", "popart", "deepmdp", "sac_ae", "metaworld-quick")
 
 PRESETS = (
@@ -162,8 +162,8 @@ PRESETS = (
             "initial_log_scale": -0.3,
             "return_scaling": "none",
             "reward_scale": 0.1,
-            "max_grad_norm": 0.0,  # as the hour in the README was trained
-            # For the drawer these, and an end of the detours for the grasp: experiments/exploration.py.
+            "max_grad_norm": 0.0,  # as in the one-hour run of the README
+            # bound_cost and detours help to open the drawer; to grasp, detours must end (experiments/exploration.py).
             "bound_cost": 0.1,
             "detour_share": 0.2,
             "detour_part": 0.2,
@@ -198,7 +198,8 @@ PRESETS = (
             "arrangement": "independent",
             "normalize_observations": False,
             "return_scaling": "none",
-            # Certainty costs less than a step does (0.01 against log 4 times this), or wandering on would pay.
+            # The entropy bonus, at most log 4 times distral_entropy_cost, must stay below a step's cost of 0.01:
+            # otherwise wandering would pay.
             "distral_kl_cost": 0.02,
             "distral_entropy_cost": 0.005,
             "entropy_cost": 0.1,
@@ -425,15 +426,15 @@ CHOICES = ("auto", "none", *dict.fromkeys(preset.pattern for preset in PRESETS))
 
 
 def find(suite: str, learner: str = "ppo", choice: str = "auto") -> Preset | None:
-    """The preset of a suite and a learner: of those for the learner, the longest pattern that matches.
+    """The preset for a suite and a learner: the one with the longest matching pattern of the learner's presets.
 
     Args:
         suite: the suite's name.
         learner: the learner's name.
-        choice: "auto", "none", or the pattern of a preset to take whatever the suite.
+        choice: "auto", "none", or the pattern of a preset to use for any suite.
 
     Raises:
-        ValueError: no such preset for this learner.
+        ValueError: the learner has no such preset.
     """
     if choice == "none":
         return None
@@ -452,7 +453,7 @@ def find(suite: str, learner: str = "ppo", choice: str = "auto") -> Preset | Non
 
 
 def _on_top(preset: Preset, suited: Preset | None) -> Preset:
-    """A preset that is asked for by name, over the one that suits the suite."""
+    """Merge a preset requested by name over the suite's own preset."""
     if suited is None:
         return preset
     return dataclasses.replace(preset, options={**suited.options, **preset.options})
@@ -463,11 +464,11 @@ def configure(suite: str, *, preset: str = "auto", **changes: Any) -> RunConfig:
 
     Args:
         suite: the suite's name.
-        preset: as in ``find``.
+        preset: the ``choice`` of ``find``.
         changes: options that override the preset, e.g. ``learner="sac"``, ``learning_rate=1e-3``.
 
     Raises:
-        ValueError: no such preset or option, or a value out of bounds.
+        ValueError: an unknown preset or option, or a value out of bounds.
     """
     learner = changes.get("learner", RunConfig().learner)
     chosen = find(suite, learner, preset)

@@ -1,4 +1,4 @@
-"""``mtjax-report``: runs and sweeps on one page that opens without a network."""
+"""``mtjax-report``: compare runs and sweeps on one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(values: command.FlagValues, folders: Sequence[str] = ()) -> int:
     if output.is_dir():
         raise ValueError(f"--output={asked.output} is a folder; name a file")
     for folder in folders:
-        kind_of(folder)  # or it refuses, before jax is imported
+        kind_of(folder)  # raises for a bad folder, before the slow import of jax
     environment.prepare()
 
     from mtjax.report import page

@@ -1,4 +1,4 @@
-"""From what the user said to the configuration of a run: defaults ← preset ← a saved run ← flags."""
+"""Resolves a run's configuration: the defaults, then a preset or a saved run, then flags."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FLAGS = "flags.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A configuration, and where its values come from.
+    """A configuration and the sources of its values.
 
     Attributes:
         config: the configuration, validated.
-        preset: what was applied, or None.
+        preset: the preset that was applied, or None.
         sources: "preset", "config_from" or "flag" for the options that one of them set.
     """
 
@@ -38,16 +38,15 @@ def resolve(
     config_from: str | None = None,
     own: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Combine what the user gave with the preset of the suite, or with a saved run.
+    """Combine the user's options with the suite's preset or with a saved run.
 
     Args:
-        given: options that the user named.
+        given: options that the user set.
         preset: "auto", "none" or a preset's name.
-        config_from: folder of a run whose configuration holds where ``given`` does not say otherwise. It
-            says everything, so that no preset is applied besides. If ``given`` names another learner, that one's
-            own options have their defaults.
-        own: of a sweep, what this trial alone has. What was given for all and changes nothing beside it takes its
-            default; without it, such an option is refused.
+        config_from: folder of a run whose configuration supplies every option that ``given`` does not set, so that
+            no preset is applied. If ``given`` names another learner, that learner's own options take their defaults.
+        own: the options that this trial of a sweep sets itself. An option in ``given`` that has no effect beside them
+            takes its default; without ``own``, it is refused.
 
     Raises:
         ValueError: an unknown option or preset, a value out of bounds, a folder that is not a run.
@@ -72,16 +71,16 @@ def resolve(
 
 
 def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_dir: str | Path) -> None:
-    """Refuse a preset, named beside ``--resume``, that a saved run was not started with.
+    """Refuse a preset, given with ``--resume``, that the saved run was not started with.
 
     Args:
-        preset: as of :func:`resolve`; "auto" and "none" name no preset.
-        saved: the run's configuration, which does not say its preset, but what that had set.
-        given: options that the user named besides, which beat the preset's.
-        run_dir: for the message.
+        preset: as in :func:`resolve`; "auto" and "none" name no preset.
+        saved: the run's configuration, which records the values that its preset set, but not the preset's name.
+        given: options that the user also set, which override the preset's.
+        run_dir: the run's folder, for the message.
 
     Raises:
-        ValueError: one line with the first option that is another one; or there is no such preset for the learner.
+        ValueError: one line with the first option that differs; or the learner has no such preset.
     """
     if preset in ("auto", "none"):
         return
@@ -89,7 +88,7 @@ def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_
     chosen = presets.find(saved.suite, saved.learner, preset).options
     wanted = {name: value for name, value in chosen.items() if name not in may_differ}
     have = options.flatten(saved)
-    would = options.flatten(settle({**have, **wanted}, ()))  # where what has no effect is not the preset's
+    would = options.flatten(settle({**have, **wanted}, ()))  # an option without effect takes its default
     differing = changed(saved, {name: would[name] for name in wanted})
     if differing:
         name, value = next(iter(differing.items()))
@@ -105,7 +104,7 @@ def is_run(folder: str | Path) -> bool:
 
 
 def flagfile(config: RunConfig) -> str:
-    """A flagfile that gives this very configuration: every option, and no preset besides."""
+    """A flagfile that reproduces this configuration: every option, and no preset."""
     lines = ["# This run's configuration: mtjax-train --flagfile=flags.txt", "--preset=none"]
     lines += [f"--{name}={as_text(value)}" for name, value in options.flatten(config).items()]
     return "\n".join(lines) + "\n"

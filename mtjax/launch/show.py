@@ -1,4 +1,4 @@
-"""What commands print: the suites, the start of a run, its summary, and tables of an evaluation."""
+"""Formats what commands print: suites, the start and summary of a run, evaluations, plans and ends of sweeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATISTICS = ("mean", "median", "worst", "iqm")
 
 
 def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
-    """A header and rows, in columns as wide as their widest cell; columns of numbers are set right."""
+    """Format a header and rows in columns as wide as their widest cell; columns of numbers are right-aligned."""
     lines = [[] for _ in rows]
     for header, *cells in zip(*rows, strict=True):
         width = max(map(len, (header, *cells)))
@@ -31,7 +31,7 @@ def table(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
 
 
 def suites() -> Iterator[str]:
-    """A header, then one line for every registered suite as soon as it is built."""
+    """Yield a header, then one line for every registered suite as soon as it is built."""
     from mtjax import suites as registry
 
     width = max(map(len, registry.names()))
@@ -40,7 +40,7 @@ def suites() -> Iterator[str]:
     for name in registry.names():
         try:
             suite = registry.make(name)
-        except (ImportError, ValueError) as error:  # a missing extra hides no other suite
+        except (ImportError, ValueError) as error:  # a missing extra must not hide the other suites
             yield row(name, "–", "–", "–", f"not available: {error}")
             continue
         counts = [len(suite.splits.get(split, ())) for split in registry.SPLITS]
@@ -48,7 +48,7 @@ def suites() -> Iterator[str]:
 
 
 def version(stamp: Any) -> str:
-    """A suite's version stamp in one line; of the reward its version, without the formula."""
+    """A suite's version stamp in one line, with the version of the reward but not its formula."""
     reward = stamp.reward.split(":")[0]
     return f"v{stamp.suite}, {stamp.simulator}, reward {reward}, horizon {stamp.horizon}"
 
@@ -63,7 +63,7 @@ def presets(all_presets: Iterable[Preset]) -> str:
 
 
 def devices(mesh: str, precision: str) -> str:
-    """What a run is about to run on, in one line: devices, mesh and precision."""
+    """One line on the hardware that a run will use: devices, mesh and precision."""
     import jax
 
     found, processes = jax.devices(), jax.process_count()
@@ -101,7 +101,7 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
 
 
 def shares_of_run(config: RunConfig) -> dict[str, Any]:
-    """Options that say what changes over the run, in shares of its length; a longer run is at an earlier share."""
+    """Options of schedules over fractions of a run's length; extending a run sets it back to an earlier fraction."""
     values = options.flatten(config)
     found = {name: v for name, v in values.items() if name.endswith("_schedule") and v != "constant"}
     if values.get("detour_share") and values["detour_part"] < 1:
@@ -110,7 +110,7 @@ def shares_of_run(config: RunConfig) -> dict[str, Any]:
 
 
 def steps_of_warm_start(config: RunConfig) -> int:
-    """Of each task; it ends with a full replay at the latest. 0 for learners without one."""
+    """Warm-start steps of each task, at most the replay's capacity; 0 for learners without a warm start."""
     values = options.flatten(config)
     return min(values["warm_start"], values["replay_capacity"]) if "warm_start" in values else 0
 
@@ -126,7 +126,7 @@ def differences(config: RunConfig, sources: Mapping[str, str]) -> list[tuple[str
 
 
 def number(value: float | None) -> str:
-    """Four digits, or a dash for what is not there."""
+    """Format with four significant digits; None becomes a dash."""
     return "–" if value is None else f"{value:.4g}"
 
 
@@ -139,7 +139,7 @@ def estimate(statistic: Mapping[str, float | None]) -> str:
 
 
 def summary(result: Mapping[str, Any], run_dir: Path) -> str:
-    """The end of a run: what was reached on every split, with 95% intervals over seeds, and where it lies."""
+    """The summary of a run: the results on every split with 95% intervals over seeds, and the paths of its files."""
     rows: list[tuple[str, ...]] = [("split", "policy", "measure", *STATISTICS)]
     for split, modes in result["results"].items():
         for mode, measures in modes.items():
@@ -188,7 +188,7 @@ def evaluation(result: Mapping[str, Any]) -> str:
 
 
 def adaptation(found: Mapping[str, Any], run_dir: str, episodes: int) -> str:
-    """Tables of what episodes in unseen tasks are worth: a row for each task and for their mean, by every method."""
+    """Tables of performance after some episodes in unseen tasks: for each task and their mean, one row per method."""
     blocks = []
     for split, curves in found.items():
         for name in shown(next(iter(curves["values"].values())))[:-1]:  # without the length
@@ -204,12 +204,12 @@ def adaptation(found: Mapping[str, Any], run_dir: str, episodes: int) -> str:
 
 
 def shown(measures: Mapping[str, Any]) -> list[str]:
-    """The measures of an evaluation: success first, where there is one, and the length last."""
+    """The measures of an evaluation in order: success first, where it exists, and episode length last."""
     return [name for name in ("success_any", "success_last", "return", "length") if name in measures]
 
 
 def sweep_plan(made: Sweep) -> str:
-    """The plan of a sweep: what is varied and what that costs, and the programs with their trials."""
+    """The plan of a sweep: its size, the swept options, and the programs with their trials."""
     agents = sum(trial.config.num_seeds for trial in made.trials.values())
     steps = sum(trial.steps for trial in made.trials.values())
     lines = [
@@ -229,11 +229,11 @@ def sweep_plan(made: Sweep) -> str:
     return "\n".join([*lines, table(rows)])
 
 
-MOST_ROWS = 40  # of the plan's programs
+MOST_ROWS = 40  # lines of the table of programs
 
 
 def _makes(made: Sweep, option: str) -> str:
-    """What the values of a swept option become."""
+    """Whether the values of a swept option become programs or rows of a program."""
     if option not in made.packed:
         return "another program each"
     trials = made.trials
@@ -242,7 +242,7 @@ def _makes(made: Sweep, option: str) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """How many there are: 1 trial, 12 trials."""
+    """A number with its noun: 1 trial, 12 trials."""
     plural = "" if number == 1 else "es" if what.endswith("s") else "s"
     return f"{number:,} {what}{plural}"
 
@@ -253,7 +253,7 @@ def _listed(values: Sequence[Any], most: int = 8) -> str:
 
 
 def _common(made: Sweep, names: Sequence[str]) -> str:
-    """What the trials of a program have in common, of what is swept; and what differs between them."""
+    """The swept options of a program: the value where all its trials agree, else "*"."""
     changes = [made.trials[name].changes for name in names]
     words = []
     for option in changes[0]:
@@ -263,7 +263,7 @@ def _common(made: Sweep, names: Sequence[str]) -> str:
 
 
 def sweep_end(made: Sweep, state: State, folder: Path, seconds: float) -> str:
-    """How a sweep ended: how many trials are in which state, and why those that failed did."""
+    """The end of a sweep: the number of trials in each state, the errors, and the commands to run next."""
     numbers = state.count()
     said = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
     lines = [f"{said} of {count(len(made.trials), 'trial')} after {seconds:,.0f} s"]

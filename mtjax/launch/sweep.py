@@ -1,4 +1,4 @@
-"""``mtjax-sweep``: many runs at once, from axes of options to a folder with their results."""
+"""``mtjax-sweep``: many training runs, from axes of options to a folder with their results."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mtjax.training.config import RunConfig
 
 SWEEPS = Path("sweeps")
 LAUNCHERS = ("local", "slurm", "ray")
-SUGGESTIONS = 10  # batches of a search in which nothing can be trained, after which it ends
-REPLAY_SHARE = 0.5  # of the free memory: programs need some besides
+SUGGESTIONS = 10  # batches in a row without a trainable trial, after which a search ends
+REPLAY_SHARE = 0.5  # fraction of the free memory that replays may fill; programs need the rest
 
 USAGE = """
     mtjax-sweep trains many configurations. Every flag of mtjax-train holds for all of them; --sweep varies one.
@@ -86,9 +86,9 @@ class Command:
     tensorboard: bool = option(True, "Write TensorBoard files beside metrics.jsonl.")
 
 
-# What may stand beside --resume: how what is missing runs, not what it is.
+# Flags allowed with --resume: they decide how the missing trials run, not what the trials are.
 WITH_RESUME = ("resume", "retry_failed", "retries", "jobs", "launcher", "slurm", "ray")
-PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # kept in the plan
+PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # flags that are kept in the plan
 
 
 def define(values: command.FlagValues) -> None:
@@ -96,23 +96,23 @@ def define(values: command.FlagValues) -> None:
     text = "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. May be given for several options."
     section = next(iter(flags.sections(Command())))
     absl_flags.DEFINE_multi_string("sweep", [], text, flag_values=values, module_name=section)
-    values["sweep"].help = text  # without what absl appends
+    values["sweep"].help = text  # drop what absl appends
     flags.define_options(values, Command())
     flags.define_options(values, RunConfig(), empty=True)
     flags.define_help(values, USAGE)
 
 
 def run(values: command.FlagValues) -> int:
-    """Do what the flags say. Returns the exit code; bad input raises ValueError."""
+    """Run the command. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
     asked = dataclasses.replace(asked, resume=os.path.expanduser(asked.resume))
-    environ = dict(os.environ)  # of the programs: this process keeps off their devices
+    environ = dict(os.environ)  # the programs' environment: this process changes its own to keep off their devices
     check_launcher(asked)
     environment.prepare()
     if asked.launcher == "ray" and not asked.plan_only:
         from mtjax.sweeps import raycluster
 
-        raycluster.join(raycluster.parse_options(asked.ray))  # starting Ray forks: not beside the threads of jax
+        raycluster.join(raycluster.parse_options(asked.ray))  # starting Ray forks, which is unsafe beside jax's threads
     if asked.resume:
         made, folder = reopen(asked, values), Path(asked.resume)
     else:
@@ -123,9 +123,9 @@ def run(values: command.FlagValues) -> int:
     started = time.monotonic()
     with lock.lock(folder, "sweep"):
         if asked.resume:
-            made = plan.load(folder)  # once more: another launcher may have made it longer until now
+            made = plan.load(folder)  # again: before the lock was taken, another launcher may have extended it
         else:
-            require_free(folder)  # once more: nobody can have it now but this process
+            require_free(folder)  # again: now that this process holds the lock
             plan.save(made, folder)
         print(f"{'resuming' if asked.resume else 'sweep folder'}: {folder}", flush=True)
         state = schedule.run(
@@ -145,8 +145,7 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     """Make the plan of a new sweep and print it.
 
     Raises:
-        ValueError: an unknown option, a value that it cannot take, a trial that cannot be trained, or a folder
-            that is in use.
+        ValueError: an unknown option, an invalid value, a trial that cannot be trained, or a folder that is in use.
     """
     if asked.retry_failed:
         raise ValueError("--retry_failed goes with --resume: it tries the failed trials of a sweep again")
@@ -185,7 +184,7 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     if asked.search == "optuna":
         check_names(axes)
         found = plan_suggestions(folder.name, [], asked.max_runs, recipe, **rest)
-        assert found is not None  # of nothing that can be trained, the first is refused
+        assert found is not None  # if nothing can be trained, the first refusal is raised instead
         made = found
     else:
         made = plan_trials(folder.name, changes, recipe, **rest)
@@ -194,13 +193,13 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
 
 
 def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str, Any], **rest: Any) -> plan.Plan:
-    """Configure trials and plan them.
+    """Configure the trials and plan them.
 
     Args:
-        name: of the sweep.
+        name: the sweep's name.
         changes: the swept values of every trial.
-        recipe: "given", "preset" and "config_from" of the configurations, "pack", "slots" and "memory" of the plan.
-        rest: for :func:`mtjax.sweeps.plan.make_plan`.
+        recipe: "given", "preset" and "config_from" for the configurations; "pack", "slots" and "memory" for the plan.
+        rest: further arguments of :func:`mtjax.sweeps.plan.make_plan`.
 
     Raises:
         ValueError: a trial that cannot be trained.
@@ -212,18 +211,18 @@ def plan_trials(name: str, changes: Sequence[space.Changes], recipe: Mapping[str
     trials = [(change, settle(given, own=change).config) for change in changes]
     used = [options.flatten(config) for _, config in trials]
     if not rest.get("search") and any(all(found.get(name) != given[name] for found in used) for name in given):
-        settle({**given, **changes[0]})  # what no trial reads is refused, as in a run; a search may get there yet
-    environment.choose_platform("cpu")  # planning keeps off the devices of the programs
-    import mtjax.suites  # noqa: F401 - which imports the user's own modules: they may add methods
+        settle({**given, **changes[0]})  # refuse an option that no trial uses; later trials of a search may use it
+    environment.choose_platform("cpu")  # planning must not occupy the programs' devices
+    import mtjax.suites  # noqa: F401 - imports the user's own modules, which may register methods
 
     for text in dict.fromkeys(config.grads for _, config in trials):
-        grads.get(text)  # says so before a suite is built
+        grads.get(text)  # refuses an unknown method before a suite is built
     inspect = plan.inspector(recipe["memory"])
     return plan.make_plan(name, trials, inspect, most_rows=recipe["pack"], slots=recipe["slots"], **rest)
 
 
 def grow(folder: Path, made: plan.Plan, state: ledger.State) -> plan.Plan | None:
-    """The plan with the next batch of trials that a search asks for; None if it asks for no more."""
+    """Extend the plan by the next batch of a search and save it. Returns None if the search has ended."""
     search = made.search
     left = search.get("max_runs", 0) - len(made.trials)
     if left <= 0:
@@ -240,7 +239,7 @@ def grow(folder: Path, made: plan.Plan, state: ledger.State) -> plan.Plan | None
 
 
 def check_names(axes: Sequence[space.Axis]) -> None:
-    """Raise ValueError for a value that names no method and no suite: a search would take it for a bad choice."""
+    """Raise ValueError for an unknown method or suite, which a search would otherwise take for a bad trial."""
     environment.choose_platform("cpu")
     from mtjax import grads, suites
     from mtjax.training import packing
@@ -248,7 +247,7 @@ def check_names(axes: Sequence[space.Axis]) -> None:
     for axis in axes:
         for value in axis.values:
             if axis.name == "suite" and value not in suites.names():
-                suites.make(value)  # says so
+                suites.make(value)  # raises ValueError
             elif axis.name in packing.METHODS and value:
                 grads.get(value)
 
@@ -256,21 +255,21 @@ def check_names(axes: Sequence[space.Axis]) -> None:
 def plan_suggestions(
     name: str, known: Sequence[suggest.Tried], most: int, recipe: Mapping[str, Any], **rest: Any
 ) -> plan.Plan | None:
-    """A plan with the next batch of a search: what cannot be trained is left out, and others are asked for.
+    """A plan with the next batch of a search; trials that cannot be trained are left out, and if all are, replaced.
 
     Args:
-        name: of the sweep.
-        known: what was tried, and how good it was.
-        most: trials that may still be tried.
+        name: the sweep's name.
+        known: the trials so far and their values.
+        most: number of trials that may still be tried.
         recipe: as for :func:`plan_trials`.
-        rest: for :func:`mtjax.sweeps.plan.make_plan`, with the "search".
+        rest: further arguments of :func:`mtjax.sweeps.plan.make_plan`, with the "search".
 
     Returns:
-        None if nothing new can be suggested.
+        The plan, or None if nothing new can be suggested.
 
     Raises:
-        ValueError: nothing of what was suggested, over and over, can be trained; with the first reason. In the first
-            batch, for a reason that names no swept option, at once.
+        ValueError: in the first batch of a search, none of the suggestions can be trained (with the first reason), or
+            the reason of a refusal names no swept option.
     """
     search = rest["search"]
     axes = parse_axes(search["sweep"])
@@ -288,7 +287,7 @@ def plan_suggestions(
                 longer = plan_trials(name, [*taken, change], recipe, **rest)
             except ValueError as error:
                 if not known and not any(axis.name in str(error) for axis in axes):
-                    raise  # of what all trials have in common
+                    raise  # the cause is common to all trials
                 reason = reason or error
                 refused.append((change, None))
                 values = ", ".join(f"{option}={options.as_text(value)}" for option, value in change.items())
@@ -303,13 +302,13 @@ def plan_suggestions(
 
 
 def parse_axes(sweep: Sequence[str]) -> list[space.Axis]:
-    """Read every --sweep. Raises ValueError with what is wrong with one."""
+    """Parse every --sweep. Raises ValueError that says what is wrong."""
     known, parse = readable()
     return [space.parse_axis(text, known, parse) for text in sweep]
 
 
 def readable() -> tuple[dict[str, Any], space.Parse]:
-    """Every option of a run, whichever learner it is of, with a default; and what reads a value as its flag would."""
+    """Every run option of any learner with its default, and a function that parses a value as the flag does."""
     fields = {name: fields for members in flags.sections(RunConfig()).values() for name, fields in members.items()}
     parsers = {name: flags.OptionParser(kinds) for name, kinds in fields.items()}
     known = {name: parser.field.default for name, parser in parsers.items()}
@@ -317,10 +316,10 @@ def readable() -> tuple[dict[str, Any], space.Parse]:
 
 
 def choose_folder(name: str, suite: str) -> Path:
-    """``sweeps/NAME``, or one that nobody uses yet.
+    """``sweeps/NAME``, or an unused folder if no name is given.
 
     Raises:
-        ValueError: the name is no folder's name, or the folder is in use.
+        ValueError: the name is not a valid folder name, or the folder is in use.
     """
     if name and (not re.fullmatch(r"[\w.=+-]+", name) or name.startswith(".")):
         raise ValueError(f"--name={name}: use letters, digits and _ . = + -, with no dot at the beginning")
@@ -332,17 +331,17 @@ def choose_folder(name: str, suite: str) -> Path:
 
 
 def require_free(folder: Path) -> None:
-    """Raise ValueError if there is something in the folder of a new sweep."""
+    """Raise ValueError if the folder of a new sweep is in use."""
     if in_use(folder):
         remedy = f"--resume={folder}, or choose" if (folder / plan.MANIFEST).is_file() else "choose"
         raise ValueError(f"--name={folder.name}: {folder} is not empty; {remedy} another name")
 
 
 def reopen(asked: Command, values: command.FlagValues) -> plan.Plan:
-    """The plan of the sweep that is resumed.
+    """The plan of the sweep to resume.
 
     Raises:
-        ValueError: it is no sweep, or a flag besides that would make another one.
+        ValueError: the folder holds no sweep, or another flag would change the sweep.
     """
     given = [*flags.given(values, Command()), *flags.given(values, RunConfig())]
     given += ["sweep"] if values["sweep"].value else []
@@ -353,7 +352,7 @@ def reopen(asked: Command, values: command.FlagValues) -> plan.Plan:
 
 
 def local_slots(asked: Command) -> int:
-    """How many programs will run at once, as far as that is known before the start."""
+    """Number of programs that will run at once, as far as it is known before the start."""
     if asked.launcher != "local":
         return max(1, asked.jobs)
     from mtjax.sweeps import local
@@ -365,7 +364,7 @@ def local_slots(asked: Command) -> int:
 
 
 def replay_memory(asked: Command, slots: int) -> float | None:
-    """Bytes that one program may fill with replays, where programs run on this machine's processor; else None."""
+    """Bytes that one program may use for replays, if programs run on this machine's CPU; else None."""
     from mtjax.sweeps import local
 
     if asked.launcher != "local" or local.usable_devices(asked.platform):
@@ -378,7 +377,7 @@ def replay_memory(asked: Command, slots: int) -> float | None:
 
 
 def check_launcher(asked: Command) -> None:
-    """Refuse options of a launcher that is not chosen, or that cannot be read. Raises ValueError."""
+    """Raise ValueError for options of a launcher that is not chosen, or options that cannot be parsed."""
     from mtjax.sweeps import raycluster, slurm
 
     for name, read in (("slurm", slurm.parse_options), ("ray", raycluster.parse_options)):
@@ -392,7 +391,7 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
 
     Raises:
         ImportError: its extra is not installed.
-        ValueError: it cannot work here, or its options are wrong.
+        ValueError: the launcher cannot work here, or its options are wrong.
     """
     from mtjax.sweeps import local, raycluster, slurm
 
@@ -404,7 +403,7 @@ def make_launcher(asked: Command, made: plan.Plan, folder: Path, environ: Mappin
 
 
 def exits(error: BaseException) -> int | None:
-    """Exit codes of what a sweep can end with."""
+    """Exit codes of the exceptions of a sweep."""
     return command.PREEMPTED if isinstance(error, schedule.Stopped) else None
 
 

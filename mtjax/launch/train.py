@@ -1,4 +1,4 @@
-"""``mtjax-train``: one training run, from flags to a folder with its result."""
+"""``mtjax-train``: one training run, from flags to a folder with its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtjax.training.config import RunConfig
 if TYPE_CHECKING:
     from mtjax.suites import Suite
 
-AUTO = "auto"  # as --num_envs: what fits
+AUTO = "auto"  # value of --num_envs: choose a number that fits
 LESS_MEMORY = "lower --num_envs, --num_seeds or --evaluation_episodes"
 
 USAGE = """
@@ -36,7 +36,7 @@ USAGE = """
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """The command: what to do, and where. None of it changes what is learnt."""
+    """The command: what to do, and where. None of these options changes what is learnt."""
 
     run_dir: str = option("", "The run's folder. Without it a new run gets runs/<suite>-<date>-<time>.")
     resume: bool = option(
@@ -92,7 +92,7 @@ def define(values: command.FlagValues) -> None:
 
 
 def run(values: command.FlagValues) -> int:
-    """Do what the flags say. Returns the exit code; bad input raises ValueError."""
+    """Run the command. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
     if asked.list_presets:
         print(show.presets(presets.PRESETS))
@@ -119,7 +119,7 @@ def run(values: command.FlagValues) -> int:
 
     import jax
 
-    first = jax.process_index() == 0  # of those that train this run together; it alone writes and prints
+    first = jax.process_index() == 0  # only the first of the run's processes writes and prints
     if first:
         print(show.start(plan, suite, notes), flush=True)
 
@@ -155,11 +155,11 @@ def make_plan(asked: Command, given: dict, *, fit: bool = False) -> folder.Plan:
 
     Args:
         asked: the command.
-        given: the run's options that it names.
-        fit: whether num_envs, which is none of them, is to be chosen.
+        given: the run's options that the user set.
+        fit: whether num_envs, which ``given`` lacks, is to be chosen automatically.
 
     Raises:
-        ValueError: options that contradict each other, or a folder that does not allow it.
+        ValueError: options that contradict each other, or a folder that cannot be used.
     """
     if asked.coordinator and not asked.run_dir:
         raise ValueError("--coordinator needs --run_dir: all processes must name the same folder")
@@ -191,12 +191,12 @@ def fitted(plan: folder.Plan, mesh: str) -> tuple[folder.Plan, str]:
 
 
 def check(config: RunConfig, mesh: str = "") -> Suite:
-    """Build what the run consists of, which refuses what it does not know; nothing is compiled.
+    """Build the suite and the trainer to check the options; nothing is compiled. Returns the suite.
 
     Raises:
         ValueError: an unknown suite or gradient method, sizes that do not fit each other or the memory, or a mesh
             that does not fit.
-        ImportError: an extra that is not installed.
+        ImportError: a required extra is not installed.
     """
     from mtjax import grads, suites
     from mtjax.training import memory, meshes

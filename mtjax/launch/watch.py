@@ -1,4 +1,4 @@
-"""``mtjax-watch``: a sweep as a live table."""
+"""``mtjax-watch``: show a sweep as a live table."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ STYLES = {
     ledger.STOPPED: "yellow",
     ledger.WAITING: "dim",
 }
-FRAME = 8  # lines of the screen that are not trials
-WIDE = 110  # columns of a screen that has room for bars beside the trials' names
+FRAME = 8  # lines of the screen that are not available for trials
+WIDE = 110  # columns from which on there is room for progress bars beside the trials' names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def define(values: command.FlagValues) -> None:
 
 
 def run(values: command.FlagValues, folders: Sequence[str] = ()) -> int:
-    """Watch the sweep in the one folder. Returns the exit code; bad input raises ValueError."""
+    """Watch the sweep in the given folder. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
     if len(folders) != 1:
         raise ValueError("name the folder of one sweep: mtjax-watch SWEEP")
@@ -78,9 +78,9 @@ def draw(now: status.Status, most: int, width: int = WIDE) -> rich.table.Table:
     """The table of a sweep.
 
     Args:
-        now: the sweep.
-        most: trials that there is room for.
-        width: of the screen, in columns. A narrow one has no bars, or the trials' names would be cut to pieces.
+        now: the sweep's status.
+        most: number of trials to show at most.
+        width: width of the screen in columns. A narrow one has no bars, which would break the trials' names apart.
     """
     wide = width >= WIDE
     counts = ", ".join(f"{number} {state}" for state, number in now.state.count().items() if number)
@@ -117,7 +117,7 @@ def draw(now: status.Status, most: int, width: int = WIDE) -> rich.table.Table:
 
 
 def figure(value: float | None, measure: str) -> str:
-    """A measured value for people."""
+    """Format a measured value for display."""
     if value is None:
         return ""
     if measure.startswith("success"):

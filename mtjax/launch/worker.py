@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", default="", help="processor cores to run on, 0,1,2")
     parser.add_argument("--with_launcher", action="store_true", help="save and stop when the standard input ends")
     asked = parser.parse_args(argv)
-    if asked.cores and hasattr(os, "sched_setaffinity"):  # before jax counts them
+    if asked.cores and hasattr(os, "sched_setaffinity"):  # before jax starts and counts the cores
         os.sched_setaffinity(0, {int(core) for core in asked.cores.split(",")})
     environment.prepare()
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _follow_launcher() -> None:
-    """Wait for the end of the standard input, which is the launcher's end however it came; then save and stop."""
+    """Wait until standard input closes, as it does however the launcher ends; then make this process save and stop."""
     while os.read(sys.stdin.fileno(), 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,5 +1,5 @@
-"""Reports: runs and sweeps on one page, a file that needs no network.
+"""Reports: runs and sweeps compared on one self-contained HTML page.
 
-``data`` gathers runs into methods, ``measures`` computes what is compared, ``svg`` draws, ``charts`` says what is
-drawn, ``page`` puts it together.
+``data`` groups runs into methods, ``measures`` computes the statistics, ``svg`` draws, ``charts`` composes the figures,
+``page`` assembles the page.
 """

@@ -1,4 +1,4 @@
-"""The figures of a report, each a piece of HTML made of a suite's methods; empty where there is nothing to show."""
+"""The figures of a report, each a piece of HTML from a suite's methods; empty if there is nothing to show."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mtjax.training.series import Series
 
 COLOURS = 10
 SHOWN = 8  # methods that are switched on at first
-NAMED = 14  # tasks whose numbers stand in the cells of a heat map
-CELLS = 60  # tasks with a picture of their own
+NAMED = 14  # most tasks for which a heat map shows numbers in its cells
+CELLS = 60  # most tasks for which each gets a picture of its own
 
 
 def styles(suite: Suite, order: Sequence[str], first: int = 0) -> dict[str, Style]:
-    """The look of every method: one colour for those that differ only in numbers, one dash for each of these.
+    """The look of every method: methods that differ only in numeric options share a colour and differ in dashes.
 
     Args:
-        suite: whose methods.
-        order: their labels, the best first; only the first few are switched on.
-        first: number of the first method, unique on the page.
+        suite: the suite of the methods.
+        order: labels, the best first; only the first ``SHOWN`` are switched on.
+        first: number of the first method; numbers are unique on the page.
     """
     numeric = measures.numeric_options(suite, least=2)
     families: dict[str, list[str]] = {}
@@ -72,12 +72,12 @@ def results(
     """Mean, median, worst and IQM of every method, with intervals, the best first.
 
     Args:
-        suite: whose methods.
-        table: as ``measures.aggregates`` makes it.
-        order: labels.
-        looks: of every label.
-        measure: what is aggregated.
-        scaled: the IQM is of scores from 0 to 1, whatever the measure.
+        suite: the suite of the methods.
+        table: the result of ``measures.aggregates``.
+        order: labels of the methods, in the order of the rows.
+        looks: styles by label.
+        measure: the measure that is aggregated.
+        scaled: whether the IQM is of scores from 0 to 1, whatever the measure.
     """
     names = ("mean", "median", "worst", "iqm") if table else ()
     heads = {"mean": "Mean of the tasks", "median": "Median task", "worst": "Worst task", "iqm": "IQM"}
@@ -111,7 +111,7 @@ def results(
 
 
 def learning(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
-    """The measure over training: mean and worst task of the evaluations, and what training itself saw."""
+    """The measure over training: mean and worst task in the evaluations, and the mean in training episodes."""
     evaluated, trained = "deterministic evaluation", "while training"
     wanted = [(measure, "mean", evaluated), (measure, "worst", evaluated), (measure, "mean", trained)]
     wanted += [("return", "mean", evaluated)] if measure != "return" else []
@@ -136,7 +136,7 @@ def learning(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
 
 
 def task_curves(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
-    """One small picture a task, of the deterministic evaluations."""
+    """A small chart of the deterministic evaluations for every task."""
     names = suite.tasks.get("train", ())
     percent = measure.startswith("success")
     sources = {m.label: m.run.evaluations.get("train", {}).get(measure) for m in suite.methods}
@@ -199,7 +199,7 @@ def profile(scores: Mapping[str, np.ndarray], looks: Mapping[str, Style], measur
 
 
 def improvement(values: Mapping[str, np.ndarray], order: Sequence[str]) -> str:
-    """How likely the method of the row beats that of the column on a task drawn at random."""
+    """A table of the probability that the row's method beats the column's on a random task."""
     pairs = measures.improvement({label: values[label] for label in order[:SHOWN]})
     labels = [label for label in order[:SHOWN] if any(label in pair for pair in pairs)]
     if len(labels) < 2:
@@ -227,7 +227,7 @@ def improvement(values: Mapping[str, np.ndarray], order: Sequence[str]) -> str:
 
 
 def sensitivity(suite: Suite, values: Mapping[str, np.ndarray], looks: Mapping[str, Style], measure: str) -> str:
-    """The final measure along every option that takes several numbers; a line for each set of the others."""
+    """The final measure against every numeric option; one line per combination of the other options."""
     pictures = []
     percent = measure.startswith("success")
     for option in measures.numeric_options(suite):
@@ -260,7 +260,7 @@ def sensitivity(suite: Suite, values: Mapping[str, np.ndarray], looks: Mapping[s
 
 
 def conflict(suite: Suite, looks: Mapping[str, Style]) -> str:
-    """How the tasks' gradients agree: over training, and pair by pair at the end."""
+    """How far the tasks' gradients agree: over training, and pair by pair at the end."""
     cosines, shares, squares = [], [], []
     for method in suite.methods:
         mean, share = measures.conflict(method)
@@ -293,7 +293,7 @@ def conflict(suite: Suite, looks: Mapping[str, Style]) -> str:
 
 
 def sharing(suite: Suite, looks: Mapping[str, Style]) -> str:
-    """What the tasks share, where a network routes or mixes: how widely over training, and what each listens to."""
+    """What tasks share in networks that route or mix: routing entropy over training, and each task's final weights."""
     entropies, tiles = [], []
     for method in suite.methods:
         look = looks[method.label]
@@ -315,7 +315,7 @@ def sharing(suite: Suite, looks: Mapping[str, Style]) -> str:
 
 
 def embeddings(suite: Suite, looks: Mapping[str, Style]) -> str:
-    """The learnt vectors that stand for the tasks: the plane in which they differ most, and their cosines."""
+    """The learnt task embeddings: their first two principal components, and their cosines."""
     pictures, tiles, names = [], [], suite.tasks.get("train", ())
     for method in suite.methods:
         look = looks[method.label]
@@ -331,13 +331,13 @@ def embeddings(suite: Suite, looks: Mapping[str, Style]) -> str:
 
 
 def _pairs(matrix: np.ndarray) -> np.ndarray:
-    """What is known of pairs in [T, T], without its sign; 0 if nothing is."""
+    """Absolute values of the finite off-diagonal entries of [T, T]; a single 0 if there are none."""
     pairs = matrix[~np.eye(len(matrix), dtype=bool)]
     return np.abs(pairs[np.isfinite(pairs)]) if np.isfinite(pairs).any() else np.zeros(1)
 
 
 def generalisation(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
-    """Mean and worst task of every split, trained on and held out."""
+    """A table of the mean and worst task of every split, trained on or held out."""
     splits = [split for split in suite.tasks if measures.finals(suite, measure, split)]
     if len(splits) < 2:
         return ""

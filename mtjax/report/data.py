@@ -1,4 +1,4 @@
-"""What a report is about: runs, pooled into methods that differ in more than their seeds."""
+"""The data of a report: runs, grouped into methods whose runs differ only in their seeds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mtjax.training import packing, record, series
 from mtjax.training.config import OPERATIONAL, PER_ROW, SUITE, SUMMARY, RunConfig, load_config
 from mtjax.training.series import Run, Series
 
-# Options that do not make another method: who was drawn, and how often somebody looked.
+# Options that do not distinguish methods: seeds, and how often a run is logged, evaluated and saved.
 NOT_A_METHOD = (*PER_ROW, *OPERATIONAL)
-SHORT = {"grads": "", "learning_rate": "lr", "arrangement": ""}  # how options are named in labels
+SHORT = {"grads": "", "learning_rate": "lr", "arrangement": ""}  # shortened names of options in labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Entry:
     """One run, or one trial of a sweep.
 
     Attributes:
-        name: its folder's.
+        name: name of its folder.
         config: its configuration.
-        state: "done", "running", "failed" … ; of a run without a summary "unfinished".
+        state: "done", "running", "failed" … ; "unfinished" for a run without a summary.
         error: why it failed, or None.
         lines: its record, as ``record.read`` returns it; empty if nothing is recorded yet.
-        folder: of its videos and versions.
+        folder: folder of its videos and versions.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs that differ only in their seeds, as one.
+    """Runs that differ only in their seeds, pooled.
 
     Attributes:
-        label: what tells it from the others of the report.
-        config: of its first run.
+        label: distinguishes it from the other methods of the report.
+        config: configuration of its first run.
         entries: its runs.
         run: their records, joined along the seeds.
-        final: by split: measure to [S, N], of the last deterministic evaluation.
-        complete: True if every run has come to its end.
+        final: by split and measure, the values [S, T] of the last deterministic evaluation.
+        complete: True if every run is done.
     """
 
     label: str
@@ -66,23 +66,25 @@ class Method:
 
     @property
     def seeds(self) -> int:
-        """S, of those that were evaluated."""
+        """S, the number of seeds that were evaluated."""
         measures = self.final.get("train", {})
         return len(next(iter(measures.values()))) if measures else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """The methods of one suite, with what they have in common.
+    """The methods of one suite and what they share.
 
     Attributes:
-        name: of the suite.
-        tasks: names by split, and the descriptions of the training tasks.
-        methods: in the order given.
+        name: the suite's name.
+        tasks: names of the tasks, by split.
+        descriptions: descriptions of the tasks, by name.
+        methods: the methods, in the order given.
         differing: options that differ between the methods.
         silent: entries without any measurement.
-        repeated: entries whose every seed another entry of their method has, too: they do not count.
-        agents: how many seeds there are, of all methods.
+        repeated: entries all of whose seeds other entries of the same method also have; they are not counted.
+        agents: number of seeds of all methods together.
+        version: the suite's version stamp.
     """
 
     name: str
@@ -100,14 +102,14 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
     """Read runs and sweeps.
 
     Args:
-        folders: of runs or sweeps; they may still be at work. What is there twice counts once: a folder, and a seed
-            of a method, which would be no other agent.
+        folders: folders of runs or sweeps, which may still be running. A repeated folder counts once, as does a
+            repeated seed of a method, which would be the same agent.
 
     Returns:
-        One Suite for every suite of tasks; for every version of one, too, whose tasks, rewards or horizons differ.
+        One Suite for every suite of tasks, and for every version of it with other tasks, rewards or horizon.
 
     Raises:
-        ValueError: a folder is neither, or a record is broken.
+        ValueError: a folder is neither a run nor a sweep, or a record is malformed.
     """
     entries: list[Entry] = []
     for folder in map(pathlib.Path, folders):
@@ -126,10 +128,10 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
 
 
 def _version(entry: Entry, others: Iterable[str]) -> str:
-    """What runs of one suite must have in common, for their numbers to be compared: tasks, rewards and horizon.
+    """What runs of one suite must share for their numbers to be comparable: tasks, rewards and horizon.
 
-    Of an entry that has not written that yet, what another one with its tasks has; of one that has said nothing,
-    what any has.
+    An entry that has not written its suite yet gets the version of another entry with the same tasks; an entry that has
+    recorded nothing gets the version of any.
     """
     path = entry.folder / SUITE
     if path.is_file():
@@ -147,7 +149,7 @@ def of_run(folder: pathlib.Path) -> Entry:
 
 
 def of_sweep(folder: pathlib.Path) -> list[Entry]:
-    """The entries of a sweep: trials with a folder of their own, and rows of programs that still train."""
+    """The entries of a sweep: trials with a folder of their own, and rows of programs that are still training."""
     made = plan.load(folder)
     state = ledger.fold(made, ledger.read(folder))
     entries = []
@@ -193,7 +195,7 @@ def seeds_of(entry: Entry) -> range:
 
 
 def distinct(entries: Sequence[Entry]) -> list[tuple[Entry, list[int]]]:
-    """Entries of one method, each with its rows whose seeds no other has; of two, the one that came further counts."""
+    """Entries of one method with their rows of distinct seeds; a repeated seed counts in the more advanced entry."""
 
     def reached(entry: Entry) -> tuple[bool, float]:
         return entry.state == "done", max(line["step"] for line in entry.lines if "values" in line)
@@ -208,21 +210,21 @@ def distinct(entries: Sequence[Entry]) -> list[tuple[Entry, list[int]]]:
 
 
 def measured(entry: Entry) -> bool:
-    """True if anything was measured of it."""
+    """True if the entry has any measurement."""
     return any("values" in line for line in entry.lines)
 
 
 def differences(configs: Sequence[RunConfig]) -> tuple[str, ...]:
-    """Options that differ between configurations, seeds and the like left out."""
+    """Options that differ between configurations, apart from ``NOT_A_METHOD``."""
     flat = [options.flatten(config) for config in configs]
     names = dict.fromkeys(name for values in flat for name in values if name not in NOT_A_METHOD)
     return tuple(name for name in names if any(values.get(name) != flat[0].get(name) for values in flat))
 
 
 def _labels(configs: Sequence[RunConfig], differing: Sequence[str], *, short: bool = True) -> list[str]:
-    """Short names: the values of what differs, with the option's name where the value does not speak for itself.
+    """Short labels: the values of the differing options, with the option's name unless the value speaks for itself.
 
-    ``short``: numbers have six digits; all of them where that would give two methods one name.
+    ``short`` rounds numbers to six digits; if that gives two methods the same label, all digits are shown.
     """
     if not differing:
         return [config.grads for config in configs]
@@ -266,7 +268,7 @@ def _method(label: str, parts: Sequence[tuple[Entry, list[int]]]) -> Method:
 
 
 def _of_rows(run: Run, rows: Sequence[int]) -> Run:
-    """A run's record of some of its seeds; what is nobody's alone stays."""
+    """A run's record for some of its seeds; series without a seed axis stay as they are."""
 
     def pick(table: Mapping[str, Series]) -> dict[str, Series]:
         return {name: s.map(lambda x: x[:, rows]) if s.values.ndim > 1 else s for name, s in table.items()}
@@ -279,7 +281,7 @@ def _of_rows(run: Run, rows: Sequence[int]) -> Run:
 def final_values(
     lines: Sequence[Mapping[str, Any]], rows: Sequence[int] | slice = slice(None)
 ) -> dict[str, dict[str, np.ndarray]]:
-    """By split: measure to [S, N] of the final deterministic evaluation, or else of the last one; of some rows S."""
+    """By split and measure, the values [S, T] of ``rows`` in the final deterministic evaluation, else the last one."""
     found: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         if line["kind"] == "evaluation" and line["mode"] == "deterministic":
@@ -290,7 +292,7 @@ def final_values(
 
 
 def _join(runs: Sequence[Run]) -> Run:
-    """Runs side by side along the seeds; steps are those of the first, the others are read off at them."""
+    """Join runs along the seeds; the steps are the first run's, at which the others are interpolated."""
     if len(runs) == 1:
         return runs[0]
     first = runs[0]
@@ -305,13 +307,13 @@ def _join_series(parts: Sequence[Mapping[str, Series]]) -> dict[str, Series]:
         if any(other is None or other.values.shape[2:] != first.values.shape[2:] for other in others):
             continue
         if first.values.ndim < 2:
-            continue  # a speed: it is nobody's alone
+            continue  # no seed axis, e.g. a speed
         joined[name] = Series(first.steps, np.concatenate([_at(other, first.steps) for other in others], axis=1))
     return joined
 
 
 def _at(part: Series, steps: np.ndarray) -> np.ndarray:
-    """A series read off at other steps, linearly; NaN beyond its end."""
+    """A series linearly interpolated at other steps; NaN beyond its end."""
     if np.array_equal(part.steps, steps):
         return part.values
     flat = part.values.reshape(len(part.steps), -1)
@@ -320,7 +322,7 @@ def _at(part: Series, steps: np.ndarray) -> np.ndarray:
 
 
 def _tasks(entries: Sequence[Entry], methods: Sequence[Method]) -> tuple[dict, dict, dict]:
-    """Names by split, descriptions, and the suite's version, of the first run that has written them."""
+    """Names by split, descriptions and the suite's version, from the first run that has written them."""
     for entry in entries:
         path = entry.folder / SUITE
         if path.is_file():
@@ -332,7 +334,7 @@ def _tasks(entries: Sequence[Entry], methods: Sequence[Method]) -> tuple[dict, d
 
 
 def versions_of(entries: Iterable[Entry]) -> list[Mapping[str, Any]]:
-    """The different ``versions.json`` of runs."""
+    """The distinct contents of the runs' ``versions.json``."""
     found: list[Mapping[str, Any]] = []
     for entry in entries:
         path = entry.folder / "versions.json"

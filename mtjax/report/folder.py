@@ -1,4 +1,4 @@
-"""What a folder holds; free of jax, so that a command that was given a wrong one answers at once."""
+"""What a folder holds: a run or a sweep. Imports no jax, so that a command refuses a wrong folder at once."""
 
 from __future__ import annotations
 

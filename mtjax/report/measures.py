@@ -1,4 +1,4 @@
-"""What a report compares: curves over training, and the measures of rliable over tasks and seeds."""
+"""The statistics of a report: curves over training, and the measures of rliable over tasks and seeds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mtjax.training import series, statistics
 from mtjax.training.series import Series
 
 RESAMPLES = 1000
-SMOOTH = 40  # points of a curve that training itself measured: few episodes, few minibatches each
+SMOOTH = 40  # points of a curve of training measurements, each of which has few episodes or minibatches
 AGGREGATES = ("mean", "median", "worst")
 
 
 class Curve(NamedTuple):
-    """A line with its interval: all [N]."""
+    """A line with its interval; every field is [N]."""
 
     steps: np.ndarray
     middle: np.ndarray
@@ -27,14 +27,14 @@ class Curve(NamedTuple):
 
 
 def primary(suite: Suite) -> str:
-    """What the suite is judged by: success where the environments know it, return elsewhere."""
+    """The measure that the suite is judged by: success if its environments report it, else return."""
     evaluated = [method.final["train"] for method in suite.methods if method.final.get("train")]
     success = evaluated and all("success_any" in values for values in evaluated)
     return "success_any" if success else "return"
 
 
 def title(measure: str) -> str:
-    """A measure's name for people."""
+    """A measure's name for display."""
     return {"success_any": "success", "success_last": "success at the end"}.get(measure, measure)
 
 
@@ -44,7 +44,7 @@ def curve(source: Series | None, aggregate: str, points: int = series.POINTS) ->
     Args:
         source: values [N, S, T].
         aggregate: "mean", "median" or "worst".
-        points: more than these are averaged in groups.
+        points: most points of the curve; more are averaged in groups.
     """
     if not series.known(source) or source.values.ndim != 3:
         return None
@@ -54,7 +54,7 @@ def curve(source: Series | None, aggregate: str, points: int = series.POINTS) ->
 
 
 def over_seeds(per_seed: Series) -> Curve:
-    """Mean over seeds of [N, S], with a 95% percentile bootstrap of those known at a step; one has no interval."""
+    """Mean over seeds of [N, S] with a 95% percentile bootstrap, of the finite values; one seed has no interval."""
     values = per_seed.values
     known = np.isfinite(values)
     steps, values, known = (x[known.any(axis=1)] for x in (per_seed.steps, values, known))
@@ -70,27 +70,27 @@ def over_seeds(per_seed: Series) -> Curve:
 
 
 def finals(suite: Suite, measure: str, split: str = "train") -> dict[str, np.ndarray]:
-    """[S, N] of every method that was evaluated on a split, by its label."""
+    """Final values [S, T] of every method that was evaluated on a split, by its label."""
     return {m.label: m.final[split][measure] for m in suite.methods if measure in m.final.get(split, {})}
 
 
 def common_scale(values: Mapping[str, np.ndarray], measure: str) -> dict[str, np.ndarray]:
-    """Scores that may be averaged over tasks: success as it is, return from 0 to 1 within each task.
+    """Scores that may be averaged over tasks: success unchanged, returns scaled to 0 to 1 within each task.
 
-    0 is the worst seed of any method on that task, 1 the best one. There are none for the returns of one method,
-    which would only be compared with itself.
+    0 is the worst seed of any method on that task, 1 the best. The result is empty for the returns of a single method,
+    which would be compared only with itself.
     """
     if measure.startswith("success"):
         return dict(values)
     if len(values) < 2:
         return {}
     everything = np.concatenate(list(values.values()))
-    low, high = np.fmin.reduce(everything), np.fmax.reduce(everything)  # NaN where nothing else is
+    low, high = np.fmin.reduce(everything), np.fmax.reduce(everything)  # NaN only where all are NaN
     return {label: (value - low) / np.where(high > low, high - low, 1.0) for label, value in values.items()}
 
 
 def aggregates(values: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Mean, median and worst of the measure, and the IQM of the scores where there are any, with intervals."""
+    """Mean, median and worst of the measure, and the IQM of the scores if there are scores, with intervals."""
     table = {}
     for label, value in values.items():
         table[label] = statistics.summarize(value)
@@ -100,7 +100,7 @@ def aggregates(values: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray
 
 
 def improvement(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], dict]:
-    """Probability that the first of a pair beats the second on a task drawn at random, for all pairs."""
+    """For all ordered pairs, the probability that the first method beats the second on a random task."""
     return {
         (ours, theirs): statistics.probability_of_improvement(values[ours], values[theirs], resamples=RESAMPLES)
         for ours in values
@@ -126,15 +126,17 @@ def conflict(method: Method) -> tuple[Curve | None, Curve | None]:
         return None, None
     pairs = ~np.eye(cosine.values.shape[-1], dtype=bool)
     between = cosine.map(lambda values: values[..., pairs])  # [N, S, pairs]
-    share = between.map(lambda values: np.where(np.isfinite(values), values < 0, np.nan))  # before any averaging
+    share = between.map(lambda values: np.where(np.isfinite(values), values < 0, np.nan))  # before averaging
     mean = functools.partial(statistics.mean, skip_missing=True)
     curves = [over_seeds(series.thin(part.map(mean), SMOOTH)) for part in (between, share)]
     return curves[0], curves[1]
 
 
 def last_cosine(method: Method) -> np.ndarray | None:
-    """[T, T] cosines between the tasks' gradients over the last tenth of training, averaged over seeds; None if none
-    is known, as at the end of a run that has diverged."""
+    """Cosines [T, T] between the tasks' gradients, averaged over the last tenth of training and over seeds.
+
+    None if none is finite, as at the end of a run that has diverged.
+    """
     cosine = method.run.train.get("grads/cosine")
     if not series.known(cosine) or cosine.values.ndim != 4 or cosine.values.shape[-1] < 2:
         return None
@@ -145,7 +147,7 @@ def last_cosine(method: Method) -> np.ndarray | None:
 
 
 def last_shares(method: Method) -> dict[str, np.ndarray]:
-    """What each task listens to at the end, [T, F] by network, of the first seed: seeds number experts differently."""
+    """Final routing or mixing weights [T, F] by network, of the first seed, as seeds number experts differently."""
     found = {}
     for name, source in method.run.train.items():
         kind, _, network = name.partition("/")
@@ -157,9 +159,9 @@ def last_shares(method: Method) -> dict[str, np.ndarray]:
 
 
 def last_embeddings(method: Method) -> dict[str, np.ndarray]:
-    """The learnt vectors that stand for the tasks, [T, Z] by network, at the end of training of the first seed.
+    """The learnt task embeddings [T, Z] by network, of the first seed at the end of training.
 
-    About their mean: what they have in common tells no task from another.
+    Their mean is subtracted: what all embeddings share does not distinguish tasks.
     """
     found = {}
     for name, source in method.run.train.items():
@@ -171,14 +173,14 @@ def last_embeddings(method: Method) -> dict[str, np.ndarray]:
 
 
 def cosines(vectors: np.ndarray) -> np.ndarray:
-    """[T, T] of vectors [T, Z]; 0 where one has no length."""
+    """Cosines [T, T] between vectors [T, Z]; 0 where a vector is zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return unit @ unit.T
 
 
 def plane(vectors: np.ndarray) -> tuple[np.ndarray, float]:
-    """Where vectors [T, Z] of mean 0 lie in the plane in which they differ most [T, 2]; its share of their variance."""
+    """Project vectors [T, Z] of mean 0 on their first two principal axes [T, 2]; also the variance share of these."""
     u, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
     points = np.zeros((len(vectors), 2))
     points[:, : min(2, len(sizes))] = (u * sizes)[:, :2]
@@ -187,7 +189,7 @@ def plane(vectors: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def numeric_options(suite: Suite, least: int = 3) -> list[str]:
-    """Options that take enough different numbers among the methods to be drawn along."""
+    """Options that take at least ``least`` values among the methods, all numbers, and so can be an x axis."""
     from mtjax import options
 
     found = []
@@ -199,6 +201,6 @@ def numeric_options(suite: Suite, least: int = 3) -> list[str]:
 
 
 def best_first(table: Mapping[str, Mapping], measure: str = "mean") -> Sequence[str]:
-    """Labels, the best mean first; what is not finite last."""
+    """Labels, the best mean first; non-finite values last."""
     value = {label: row[measure]["value"] for label, row in table.items()}
     return sorted(value, key=lambda label: -np.inf if value[label] is None else value[label], reverse=True)

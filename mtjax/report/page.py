@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, for a browser without a network."""
+"""The page of a report: one self-contained HTML file, which needs no network."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def write(
     Args:
         folders: of runs or sweeps.
         output: the HTML file.
-        title: of the page; made of the folders' names if it is empty.
-        video_megabytes: videos are put into the page up to this size; the others are linked.
+        title: the page's title; empty uses the folders' names.
+        video_megabytes: videos are embedded up to this total size; the others are linked.
 
     Raises:
         ValueError: a folder is neither a run nor a sweep, or nothing has been measured yet.
@@ -51,7 +51,7 @@ def write(
 
 
 def render(suites: Sequence[Suite], title: str, folder: pathlib.Path, video_megabytes: float = 30.0) -> str:
-    """The page as text. ``folder`` is where it will lie, for links to videos that are too large."""
+    """The page as text. ``folder`` is where the file will be, for links to videos that are not embedded."""
     budget = [video_megabytes * MEGABYTE]
     sections, first = [], 0
     for index, suite in enumerate(suites):
@@ -75,7 +75,7 @@ def render(suites: Sequence[Suite], title: str, folder: pathlib.Path, video_mega
 
 
 def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: list[float]) -> str:
-    """Everything about one suite of tasks."""
+    """The section of the page about one suite."""
     measure = measures.primary(suite)
     values = measures.finals(suite, measure)
     scores = measures.common_scale(values, measure)
@@ -169,7 +169,7 @@ REPEATED = "has the options and the seeds of another run here, and is left out: 
 
 
 def _facts(suite: Suite) -> str:
-    """One line of numbers, and a chip for every state that an entry is in."""
+    """A line of numbers, a chip for every state that entries are in, and a list of errors and warnings."""
     entries = [entry for method in suite.methods for entry in method.entries] + list(suite.silent)
     steps = max((line["step"] for entry in entries for line in entry.lines), default=0)
     facts = [
@@ -191,7 +191,7 @@ def _facts(suite: Suite) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """How many there are: 1 task, 12 tasks."""
+    """A number with its noun: 1 task, 12 tasks."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -226,7 +226,7 @@ def _tasks(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str],
 
 
 def _settings(suite: Suite, looks: Mapping[str, Any]) -> str:
-    """The options in which methods differ, and under it all of the first method's."""
+    """A table of the options in which the methods differ, and below it all options that they share."""
     rows = []
     for method in suite.methods:
         flat = options.flatten(method.config)
@@ -253,7 +253,7 @@ def _text(value: Any) -> str:
 
 
 def _videos(suite: Suite, folder: pathlib.Path, budget: list[float]) -> str:
-    """An episode of every task of every method, in the page while there is room, linked beyond that."""
+    """The videos of every method: embedded while they fit into ``budget[0]`` bytes, linked beyond that."""
     groups = []
     for method in suite.methods:
         found = sorted(path for entry in method.entries for path in entry.folder.glob("videos/**/*.mp4"))
@@ -278,7 +278,7 @@ def _video(path: pathlib.Path, folder: pathlib.Path, budget: list[float]) -> str
 
 
 def _versions(entries: Iterable[data.Entry]) -> str:
-    """What the runs ran on."""
+    """The software and hardware versions of the runs."""
     tables = []
     for found in data.versions_of(entries):
         flat = {}

@@ -1,4 +1,4 @@
-"""Drawing: small SVG pictures that take their colours from the page, so that they suit light and dark."""
+"""Drawing: small SVG pictures that take their colours from the page, for its light and dark themes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Style(NamedTuple):
     """How a method looks everywhere on the page.
 
     Attributes:
-        number: of the method on the page; the legend switches it by that.
-        colour: index of the page's colours.
-        dash: index of DASHES.
-        hidden: switched off until somebody clicks on it.
+        number: number of the method on the page, by which the legend switches it on and off.
+        colour: index into the page's colours.
+        dash: index into ``DASHES``.
+        hidden: whether it is switched off until clicked in the legend.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Line(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """A mapping of numbers to pixels."""
+    """A mapping from numbers to pixels."""
 
     low: float
     high: float
@@ -63,7 +63,7 @@ class Scale(NamedTuple):
         return self.start + (values - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Round numbers inside."""
+        """Round numbers within the scale."""
         if self.log:
             exponents = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             return [10.0**e for e in exponents] or [self.low, self.high]
@@ -76,7 +76,7 @@ class Scale(NamedTuple):
 
 
 def span(numbers: Iterable[np.ndarray], *, margin: float = 0.05) -> tuple[float, float]:
-    """Least and greatest finite number, with a margin."""
+    """The range of the finite numbers, with a margin."""
     finite = np.concatenate([np.ravel(n)[np.isfinite(np.ravel(n))] for n in numbers] or [np.zeros(1)])
     if not finite.size:
         return 0.0, 1.0
@@ -97,17 +97,17 @@ def chart(
     bands: bool = True,
     size: tuple[int, int] = (560, 270),
 ) -> str:
-    """Lines with their intervals over a common axis.
+    """A chart of lines with their intervals over a common axis.
 
     Args:
-        lines: at least one.
-        title: above it.
-        x_label: below it.
-        percent: the values are shares.
-        y_span: of the axis; None fits the lines.
-        x_log: logarithmic horizontal axis.
-        zero: draw a line at zero.
-        bands: draw the intervals.
+        lines: one line at least.
+        title: title above the chart.
+        x_label: label below the horizontal axis.
+        percent: whether the values are shares, shown in percent.
+        y_span: range of the vertical axis; None fits the lines.
+        x_log: whether the horizontal axis is logarithmic.
+        zero: whether to draw a line at zero.
+        bands: whether to draw the intervals.
         size: width and height in pixels; the picture shrinks with the page.
     """
     width, height = size
@@ -168,13 +168,13 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
     return "L".join(f"{px:.1f} {py:.1f}" for px, py in points if math.isfinite(px) and math.isfinite(py))
 
 
-MOST_NAMES = 16  # of a scatter's points; more are told by the pointer alone
+MOST_NAMES = 16  # points of a scatter plot that have labels; with more, names appear only on hover
 
 
 def scatter(
     points: np.ndarray, names: Sequence[str], title: str, style: Style, *, size: tuple[int, int] = (560, 300)
 ) -> str:
-    """Named points [T, 2] on one scale for both axes, around their mean."""
+    """A scatter plot of named points [T, 2] of mean 0, with the same scale on both axes."""
     width, height = size
     named = len(points) <= MOST_NAMES
     room, centre = (130 if named else 16), np.array([width / 2, (height + 24) / 2])
@@ -195,7 +195,7 @@ def scatter(
 
 
 def _names(places: np.ndarray, names: Sequence[str], middle: float, apart: float = 12.0) -> list[str]:
-    """Names of points at ``places`` [T, 2], outwards of them, and lower where they would overlap."""
+    """Labels of points at ``places`` [T, 2], on their outer side, moved down where they would overlap."""
     parts, lowest = [], {"start": -math.inf, "end": -math.inf}
     for index in np.argsort(places[:, 1], kind="stable"):
         x, y = places[index]
@@ -207,7 +207,7 @@ def _names(places: np.ndarray, names: Sequence[str], middle: float, apart: float
 
 
 def interval(value: float | None, low: float | None, high: float | None, scale: Scale, style: Style) -> str:
-    """A dot with its interval, in a cell of a table. ``scale`` maps to 0 … 120."""
+    """A dot with its interval, for a table cell. ``scale`` maps to 0 … 120 pixels."""
     if value is None:
         return '<svg class="bar" viewBox="-6 0 132 14"></svg>'
     parts = ['<line class="g" x1="0" x2="120" y1="7" y2="7"/>']
@@ -219,14 +219,14 @@ def interval(value: float | None, low: float | None, high: float | None, scale: 
 
 
 def matrix(values: np.ndarray, names: Sequence[str], title: str, *, limit: float = 1.0, square: bool = True) -> str:
-    """A picture of one pixel a number: red below zero, blue above it, clear at zero.
+    """A picture with one pixel per number: red below zero, blue above, transparent at zero.
 
     Args:
         values: [T, F].
-        names: of the T rows.
-        title: what a reader without the picture is told.
-        limit: full colour from here on.
-        square: rows and columns are the same tasks, so that the diagonal says nothing; else it is as wide as it is.
+        names: names of the T rows.
+        title: text for the tooltip and for readers without the picture.
+        limit: absolute value from which on the colour is full.
+        square: whether rows and columns are the same tasks; the diagonal, which says nothing, is then left clear.
     """
     share = np.clip(np.nan_to_num(values) / limit, -1.0, 1.0)
     pixels = np.zeros((*share.shape, 4), np.uint8)
@@ -242,7 +242,7 @@ def matrix(values: np.ndarray, names: Sequence[str], title: str, *, limit: float
 
 
 def _png(pixels: np.ndarray) -> str:
-    """A PNG of [H, W, 4] uint8, in base64."""
+    """Encode pixels [H, W, 4] uint8 as a PNG in base64."""
     height, width, _ = pixels.shape
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -255,7 +255,7 @@ def _png(pixels: np.ndarray) -> str:
 
 
 def number(value: float | None, percent: bool = False) -> str:
-    """As a person reads it: 1,234 · 0.25 · 4.1M · 85%."""
+    """Format a number for people: 1,234 · 0.25 · 4.1M · 85%."""
     if value is None or not math.isfinite(value):
         return "–"
     if percent:

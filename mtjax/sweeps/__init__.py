@@ -1,6 +1,6 @@
-"""Sweeps: many trials, planned as few programs, run by a launcher, accounted for in a ledger.
+"""Sweeps: many trials, planned as few programs, run by a launcher and recorded in a ledger.
 
-``space`` makes trials of ``--sweep`` axes, ``plan`` packs them into programs, ``ledger`` knows the state of each,
-``worker`` runs one program, ``schedule`` runs them all, ``local``, ``slurm`` and ``raycluster`` are the launchers,
-``suggest`` asks Optuna for trials and ``status`` reads how far a sweep is.
+``space`` expands ``--sweep`` axes into trials, ``plan`` packs trials into programs, ``ledger`` records their states,
+``worker`` runs one program, ``schedule`` runs all programs, ``local``, ``slurm`` and ``raycluster`` are the launchers,
+``suggest`` asks Optuna for trials and ``status`` reports the progress of a sweep.
 """

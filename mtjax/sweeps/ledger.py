@@ -1,15 +1,15 @@
-"""The ledger of a sweep: one line per event, only ever appended to, from which the state of every trial is known.
+"""The ledger of a sweep: an append-only file of one line per event, which gives the state of every trial.
 
     {"time", "event": "opened", "launcher", "host", "pid"}
     {"time", "event": "started", "program", "attempt", "job"}
     {"time", "event": "ended", "program", "attempt", "state", "error", "trials": {name: {"state", "error"}}, "again"}
-    {"time", "event": "halved", "program", "into"}      its trials are those of two other programs from now on
+    {"time", "event": "halved", "program", "into"}      from now on, two other programs have its trials
     {"time", "event": "closed", "why"}
 
-The launcher alone writes it, under a lock that dies with it. Every line is durable before what it announces
-happens; a last line that was torn by a kill is dropped. ``ended`` comes from the outcome that the program itself
-left, so a launcher that was away learns of it later; ``again`` in the same line says that a failed program has a retry
-left, which a launcher that comes later still owes it.
+Only the launcher writes the ledger, under a lock that ends with the launcher. Every line is on disk before the event
+that it announces happens; a last line that was cut off by a kill is dropped. ``ended`` is taken from the outcome file
+that the program itself wrote, so a restarted launcher learns of it later; ``again`` in the same line says that a failed
+program has a retry left, which a restarted launcher still has to make.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ STATES = (DONE, RUNNING, STOPPED, WAITING, FAILED, DIVERGED)
 
 
 class Ledger:
-    """Appends to the ledger of a sweep. A context manager; hold the sweep's lock meanwhile.
+    """Appends to the ledger of a sweep. A context manager; hold the sweep's lock while it is open.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's folder.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -43,7 +43,7 @@ class Ledger:
         self._file = path.open("ab")
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one line and make it durable."""
+        """Append one line and flush it to disk."""
         self._file.write(files.json_line({"time": round(clock.time(), 3), "event": event, **fields}))
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -56,10 +56,10 @@ class Ledger:
 
 
 def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
-    """The events, in order; none if there is no ledger yet. A torn last line is left out.
+    """The events in order; empty if there is no ledger yet. An incomplete last line is left out.
 
     Raises:
-        ValueError: a line other than the last is broken; the message has its number.
+        ValueError: a line other than the last is malformed; the message has its number.
     """
     path = pathlib.Path(folder) / FILE
     return files.parse_lines(path, {"time", "event"}) if path.exists() else []
@@ -71,12 +71,12 @@ class Progress:
 
     Attributes:
         state: one of STATES.
-        attempt: how often it was started.
-        failures: how many of these attempts failed.
-        again: it failed, and is owed another attempt (programs only).
-        error: of the last attempt, if it failed or diverged.
-        started, ended: seconds since 1970, of the last attempt.
-        job: what the launcher calls the last attempt.
+        attempt: number of the last attempt.
+        failures: how many attempts failed.
+        again: True if it failed and has another attempt left (programs only).
+        error: error of the last attempt, if it failed or diverged.
+        started, ended: when the last attempt started and ended, in seconds since 1970.
+        job: the launcher's name for the last attempt.
     """
 
     state: str = WAITING
@@ -91,7 +91,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """The state of a sweep: of its programs and of its trials, by name."""
+    """The state of a sweep: the progress of its programs and of its trials, by name."""
 
     programs: Mapping[str, Progress]
     trials: Mapping[str, Progress]
@@ -102,7 +102,7 @@ class State:
 
 
 def fold(plan: Plan, events: Iterable[Mapping[str, Any]]) -> State:
-    """The state that the events lead to. A program that started and of whose end nothing is known is running."""
+    """Replay the events to obtain the state. A program that started and has no recorded end counts as running."""
     programs = {name: Progress() for name in plan.programs}
     trials = {name: Progress() for name in plan.trials}
     for event in events:

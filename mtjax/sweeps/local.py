@@ -1,4 +1,4 @@
-"""The local launcher: a process for each program, with its share of this machine."""
+"""The local launcher: each program runs in a process with its share of this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtjax.sweeps.plan import Program
 from mtjax.sweeps.schedule import End
 
 CORES_PER_PROGRAM = 4  # a program on the CPU gains little from more
-MEMORY = 0.9  # of a device's memory, shared by the programs on it
+MEMORY = 0.9  # fraction of a device's memory for the programs that share it
 ENTRY = "mtjax.launch.worker"
 
 
@@ -26,9 +26,9 @@ class Slot:
     """A share of the machine.
 
     Attributes:
-        cores: which processor cores; empty for all.
+        cores: processor cores to run on; empty for all.
         device: index of an NVIDIA GPU, or None.
-        sharers: programs on that device.
+        sharers: number of programs on that device.
     """
 
     cores: tuple[int, ...] = ()
@@ -37,15 +37,15 @@ class Slot:
 
 
 def share(jobs: int, cores: Sequence[int], devices: Sequence[str]) -> list[Slot]:
-    """Divide a machine.
+    """Divide the machine into slots.
 
     Args:
-        jobs: programs at once; 0 means one for each device, or for four cores where there is none.
-        cores: that may be used.
-        devices: that may be used.
+        jobs: programs at once; 0 means one for each device or, without devices, one for every four cores.
+        cores: usable processor cores.
+        devices: usable devices.
 
     Returns:
-        One slot a job: devices in turn, and cores in equal shares that do not overlap if there are enough.
+        One slot per job: devices in turn, and cores in equal shares that do not overlap if there are enough.
     """
     jobs = jobs or len(devices) or max(1, len(cores) // CORES_PER_PROGRAM)
     if jobs == 1 and len(devices) <= 1:
@@ -67,7 +67,7 @@ def usable_cores() -> list[int]:
 
 
 def usable_devices(platform: str, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """NVIDIA GPUs that programs may run on, without starting jax, which would take hold of them."""
+    """NVIDIA GPUs that programs may run on, found without starting jax, which would occupy them."""
     if platform not in ("auto", "gpu") or environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     if "CUDA_VISIBLE_DEVICES" in environ:
@@ -84,14 +84,14 @@ def usable_devices(platform: str, environ: Mapping[str, str] = os.environ) -> li
 def spawn(
     folder: str | os.PathLike, program: str, attempt: int, environ: Mapping[str, str], cores: Sequence[int] = ()
 ) -> subprocess.Popen:
-    """Start a program in a process, which prints to the program's log and ends when its standard input does.
+    """Start a program in a process that prints to the program's log and stops when its standard input closes.
 
     Args:
-        folder: of the sweep.
-        program: its name.
-        attempt: counted by the launcher.
-        environ: of the process.
-        cores: on which it runs; all if empty.
+        folder: the sweep's folder.
+        program: the program's name.
+        attempt: number of the attempt, from the launcher.
+        environ: environment of the process.
+        cores: processor cores to run on; all if empty.
     """
     command = [sys.executable, "-m", ENTRY, str(folder), program, str(attempt), "--with_launcher"]
     if cores:
@@ -105,12 +105,12 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environ,
-            start_new_session=True,  # Ctrl-C reaches the launcher, which tells the processes
+            start_new_session=True,  # Ctrl-C reaches only the launcher, which tells the processes
         )
 
 
 class LocalJob:
-    """A program in a process of its own. It lives no longer than its launcher: see ``mtjax.launch.worker``."""
+    """A program in a process of its own, which stops when its launcher ends (see ``mtjax.launch.worker``)."""
 
     def __init__(self, process: subprocess.Popen, free: list[Slot], slot: Slot):
         self.process, self._free, self._slot = process, free, slot
@@ -140,10 +140,10 @@ class LocalLauncher:
     """Runs programs on this machine.
 
     Args:
-        folder: of the sweep.
-        jobs: programs at once; 0 suits the machine.
+        folder: the sweep's folder.
+        jobs: programs at once; 0 chooses a number that suits the machine.
         platform: kind of device.
-        environ: of the programs.
+        environ: environment of the programs; None is this process's.
     """
 
     name = "local"
@@ -161,7 +161,7 @@ class LocalLauncher:
         self.slots = len(self._free)
 
     def start(self, attempts: Sequence[tuple[Program, int]]) -> list[LocalJob | OSError]:
-        """Start processes; what one prints goes to its program's log."""
+        """Start a process per attempt; its output goes to the program's log."""
         jobs: list[LocalJob | OSError] = []
         for program, attempt in attempts:
             try:
@@ -185,4 +185,4 @@ class LocalLauncher:
         return LocalJob(process, self._free, slot)
 
     def find(self, job: str, program: Program, attempt: int) -> None:
-        """Local programs end with their launcher."""
+        """None, as local programs end with their launcher."""

@@ -22,7 +22,7 @@ from mtjax.training import files
 from mtjax.training.config import PER_ROW, RunConfig
 
 MANIFEST, TRIALS, PROGRAMS = "sweep.json", "trials", "programs"
-LONGEST_NAME = 96  # of a trial's folder
+LONGEST_NAME = 96  # characters of the name of a trial's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Trial:
     """One configuration of a sweep.
 
     Attributes:
-        name: of its folder; unique in the sweep.
+        name: name of its folder; unique in the sweep.
         changes: the swept options and their values.
         config: the whole configuration.
-        steps: environment steps of all its seeds.
+        steps: environment steps over all its seeds.
     """
 
     name: str
@@ -43,18 +43,18 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """A hash of everything that decides its result."""
+        """A hash of everything that determines its result."""
         text = json.dumps(options.flatten(self.config), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Trials that train in one process, as the rows of one compiled program: what is launched and retried.
+    """Trials that train in one process, as the rows of one compiled program: the unit of launching and retrying.
 
     Attributes:
-        name: of its folder.
-        trials: names.
+        name: name of its folder.
+        trials: names of its trials.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Program:
 
     @property
     def packed(self) -> bool:
-        """True if several trials share it."""
+        """True if it has several trials."""
         return len(self.trials) > 1
 
 
@@ -71,14 +71,14 @@ class Plan:
     """A sweep, as ``sweep.json`` holds it.
 
     Attributes:
-        name: of the sweep.
-        trials: by name, in order.
-        programs: by name, in order.
+        name: the sweep's name.
+        trials: trials by name, in order.
+        programs: programs by name, in order.
         swept: options that vary, in order.
-        packed: those of them that are rows of a program, at least some of their values; the others make another one.
+        packed: swept options of which at least some values share a program as rows; others need separate programs.
         process: how its processes run: platform, video …
         created: seconds since 1970.
-        search: of a search that goes on by what was found, how; else empty.
+        search: settings of a search that suggests trials from earlier results; else empty.
     """
 
     name: str
@@ -91,24 +91,24 @@ class Plan:
     search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def rows(self, program: Program) -> int:
-        """How many agents a program trains."""
+        """Number of agents that a program trains."""
         return sum(self.trials[name].config.num_seeds for name in program.trials)
 
     def steps(self, program: Program) -> int:
-        """Environment steps of all its agents."""
+        """Environment steps over all agents of a program."""
         return sum(self.trials[name].steps for name in program.trials)
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What must be known of a configuration to plan it.
+    """What planning needs to know about a configuration.
 
     Attributes:
         steps: environment steps of one seed.
         vmapped: options that are leaves of the learner's state.
-        packable: False where simulators run on the host: a row's episodes would depend on its neighbours.
-        most_rows: agents for whose replay there is room, or None if that is not known.
-        code: of options that hold leaves beside code, the code alone.
+        packable: False where simulators run on the host: a row's episodes would depend on the other rows.
+        most_rows: number of agents whose replays fit into memory, or None if unknown.
+        code: for options that hold both code and leaves, the code alone.
     """
 
     steps: int
@@ -133,18 +133,18 @@ def make_plan(
     """Name the trials and pack them into programs.
 
     Args:
-        name: of the sweep.
-        trials: swept values and whole configuration of each.
-        inspect: says what must be known of a configuration, and refuses one that cannot be trained.
-        most_rows: agents in one program; 1 packs nothing.
-        slots: programs that run at once: with fewer programs, packs are split until every slot has one.
-        process: kept in the plan.
+        name: the sweep's name.
+        trials: swept values and complete configuration of each trial.
+        inspect: returns the facts of a configuration, or refuses one that cannot be trained.
+        most_rows: most agents in one program; 1 packs nothing.
+        slots: programs that run at once; if there are fewer programs, packs are split until every slot has one.
+        process: stored in the plan.
         created: seconds since 1970.
-        search: kept in the plan.
-        before: a plan that goes on with these trials.
+        search: stored in the plan.
+        before: an earlier plan that these trials extend.
 
     Raises:
-        ValueError: a trial that cannot be trained, or two that are the same.
+        ValueError: a trial cannot be trained, or two trials are the same.
     """
     earlier = dict(before.trials) if before else {}
     named, facts, ids = {}, {}, {trial.id: name for name, trial in earlier.items()}
@@ -175,9 +175,9 @@ def make_plan(
 
 
 def halved(made: Plan, name: str) -> tuple[Plan, tuple[str, str]]:
-    """The plan with two programs, of half its trials each, in place of a packed one; and their names.
+    """The plan with a packed program replaced by two with half of its trials each, and the names of the two.
 
-    Names tell where programs come from, and none is used twice: p003 becomes p003a and p003b.
+    Names show where programs come from and are never reused: p003 becomes p003a and p003b.
     """
     members = made.programs[name].trials
     middle = (len(members) + 1) // 2
@@ -190,7 +190,7 @@ def halved(made: Plan, name: str) -> tuple[Plan, tuple[str, str]]:
 
 
 def _groups(trials: Mapping[str, Trial], facts: Mapping[str, Facts], most_rows: int) -> list[Sequence[str]]:
-    """Names of trials that are one program, at most ``most_rows`` agents together."""
+    """Names of the trials of each program, with at most ``most_rows`` agents in one program."""
     groups: dict[str, list[list[str]]] = {}
     for name, trial in trials.items():
         found = facts[name]
@@ -216,10 +216,10 @@ def _text(value: Any) -> str:
 
 
 def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
-    """A function that builds what a configuration consists of, and compiles nothing. Suites are built once.
+    """A function that finds a configuration's facts by building its suite (once) and trainer; it compiles nothing.
 
     Args:
-        memory: bytes of a device that a program may fill with replays, where the configuration sets no limit.
+        memory: bytes of a device that a program may fill with replays, if the configuration sets no limit.
     """
     from mtjax import suites
     from mtjax.training import packing
@@ -238,7 +238,7 @@ def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
         steps = trainer.num_updates * trainer.steps_per_update
         replay = trainer.learner.replay
         limit = (replay.limit or memory) if replay else None
-        if limit is not None:  # else nobody knows what there is where programs run
+        if limit is not None:  # else the memory where programs run is unknown
             replay.require_memory(config.num_seeds)
         room = None if limit is None else max(1, int(limit / replay.bytes))
         code = packing.method_code(options.flatten(config))
@@ -251,7 +251,7 @@ def inspector(memory: float | None = None) -> Callable[[RunConfig], Facts]:
 
 
 def save(plan: Plan, folder: str | os.PathLike) -> None:
-    """Write ``sweep.json``, whole or not at all."""
+    """Write ``sweep.json`` atomically."""
     trials = {
         name: {"id": t.id, "changes": t.changes, "steps": t.steps, "config": dataclasses.asdict(t.config)}
         for name, t in plan.trials.items()
@@ -276,7 +276,7 @@ def load(folder: str | os.PathLike) -> Plan:
     """The plan of the sweep in a folder.
 
     Raises:
-        ValueError: it holds no sweep, or one that cannot be read.
+        ValueError: the folder holds no sweep, or one that cannot be read.
     """
     path = pathlib.Path(folder) / MANIFEST
     if not path.is_file():
@@ -299,12 +299,12 @@ def load(folder: str | os.PathLike) -> Plan:
 
 
 def trial_dir(folder: str | os.PathLike, trial: str) -> pathlib.Path:
-    """Where a trial's results are, once it trains alone or its program has ended."""
+    """Folder of a trial's results; a packed trial has one only when its program has ended."""
     return pathlib.Path(folder) / TRIALS / trial
 
 
 def program_dir(folder: str | os.PathLike, program: str) -> pathlib.Path:
-    """Where a program keeps its log, its outcome and, if it is packed, its record."""
+    """Folder of a program's log and outcome and, if it is packed, its record."""
     return pathlib.Path(folder) / PROGRAMS / program
 
 

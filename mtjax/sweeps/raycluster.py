@@ -1,8 +1,8 @@
-"""The Ray launcher: programs as tasks of Ray Core, on the user's cluster or on one that starts here.
+"""The Ray launcher: programs run as tasks of Ray Core, on the user's cluster or on an embedded one.
 
-A task starts a program as a process of its own, as the local launcher does: jax takes hold of a device for as long as
-a process lives, and Ray uses its workers again. When a task is cancelled or its worker ends, so does the process's
-standard input, and it saves and stops. The sweep's folder must be one that all nodes share.
+A task starts a program as a separate process, as the local launcher does: jax holds a device for as long as its process
+lives, and Ray reuses its workers. When a task is cancelled or its worker ends, the process's standard input closes, and
+the process saves and stops. The sweep's folder must be shared by all nodes.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from mtjax.sweeps.plan import Program
 from mtjax.sweeps.schedule import End
 from mtjax.sweeps.space import split_list
 
-EVERYTHING = 10_000  # programs at once, unless --jobs says otherwise: Ray has a queue of its own
+EVERYTHING = 10_000  # slots without --jobs: submit all programs, Ray queues them
 OPTIONS: Mapping[str, type] = {"address": str, "num_cpus": float, "num_gpus": float, "memory_gb": float}
 POLL_SECONDS = 0.5
-SAVE_SECONDS = 120.0  # that a program has after it was asked to save
+SAVE_SECONDS = 120.0  # time for a program to save after it was asked to stop
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def run_program(folder: str, program: str, attempt: int, environ: Mapping[str, str], share: float) -> int:
-    """The task: run a program in a process, and return its exit code. Cancelling lets it save.
+    """The Ray task: run a program in a process and return its exit code. Cancelling the task lets the program save.
 
     Args:
-        folder: of the sweep.
-        program: its name.
-        attempt: counted by the launcher.
-        environ: variables that the launcher had and this node may not have.
-        share: of a GPU, 0 to 1.
+        folder: the sweep's folder.
+        program: the program's name.
+        attempt: number of the attempt, from the launcher.
+        environ: the launcher's environment variables, which this node may lack.
+        share: number of GPUs that the program asked for; below 1, its share of one.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # inherited from a launcher that a script left behind with &
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray cancels by it
-    # Ray says which devices are this task's; everything else is as where the launcher runs.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # inherited if a script started the launcher with &
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray cancels by SIGINT
+    # The launcher's environment, except for variables it lacks and CUDA's, by which Ray assigns devices to this task.
     kept = {name: value for name, value in os.environ.items() if name not in environ or name.startswith("CUDA")}
     own = {**environ, **kept}
     if 0 < share < 1:
         own.setdefault("XLA_CLIENT_MEM_FRACTION", f"{local.MEMORY * share:.2f}")
     process = local.spawn(folder, program, attempt, own)
     try:
-        while process.poll() is None:  # being cancelled interrupts Python, but no system call that waits
+        while process.poll() is None:  # cancelling interrupts Python code, but not a blocking system call
             time.sleep(POLL_SECONDS)
         return process.returncode
     finally:
@@ -59,14 +59,14 @@ def run_program(folder: str, program: str, attempt: int, environ: Mapping[str, s
 
 
 class RayJob:
-    """A task of Ray."""
+    """A Ray task."""
 
     def __init__(self, ray: Any, task: Any):
         self._ray, self._task = ray, task
         self.name = f"ray task {task.task_id().hex()[:16]}"
 
     def ended(self) -> End | None:
-        """By its exit code, or by what Ray says of it."""
+        """How the task ended, by its exit code or by Ray's exception; None while it runs."""
         done, _ = self._ray.wait([self._task], timeout=0)
         if not done:
             return None
@@ -76,7 +76,7 @@ class RayJob:
             return End("cancelled", interrupted=True)
         except self._ray.exceptions.RayTaskError as error:
             return End(str(error.cause or error).splitlines()[0])
-        except self._ray.exceptions.RayError as error:  # its worker or its node is gone
+        except self._ray.exceptions.RayError as error:  # its worker or node has died
             return End(str(error).splitlines()[0], interrupted=True)
 
     def stop(self) -> None:
@@ -90,10 +90,10 @@ class RayLauncher:
     """Runs programs as tasks of Ray.
 
     Args:
-        folder: of the sweep.
-        jobs: programs at once; 0 is as many as Ray finds room for.
+        folder: the sweep's folder.
+        jobs: most programs at once; 0 is as many as Ray finds room for.
         options: see :func:`parse_options`.
-        environ: of the programs.
+        environ: environment of the programs; None is this process's.
 
     Raises:
         ImportError: Ray is not installed.
@@ -124,18 +124,18 @@ class RayLauncher:
         self._task = ray.remote(**wanted)(run_program)
 
     def start(self, attempts: Sequence[tuple[Program, int]]) -> list[RayJob]:
-        """Hand attempts to Ray, which starts each as soon as there is room."""
+        """Submit attempts to Ray, which starts each as soon as there is room."""
         return [
             RayJob(self._ray, self._task.remote(str(self.folder), program.name, attempt, self._environ, self._share))
             for program, attempt in attempts
         ]
 
     def find(self, job: str, program: Program, attempt: int) -> None:
-        """Tasks end with the launcher that submitted them."""
+        """None, as tasks end with the launcher that submitted them."""
 
 
 def join(options: Mapping[str, Any]) -> Any:
-    """Be part of the cluster that the options name, or of an embedded one. Returns the module ``ray``.
+    """Join the cluster that the options name, or an embedded one. Returns the module ``ray``.
 
     Call it before jax is imported: an embedded Ray is started by forking.
 
@@ -157,7 +157,7 @@ def join(options: Mapping[str, Any]) -> Any:
 
 
 def connect(ray: Any, address: str | None) -> None:
-    """Join the cluster at ``address`` (or RAY_ADDRESS), or start one of this machine alone.
+    """Join the cluster at ``address`` (or RAY_ADDRESS), or start one on this machine alone.
 
     Raises:
         ValueError: there is no cluster at that address.
@@ -176,10 +176,10 @@ def connect(ray: Any, address: str | None) -> None:
 
 
 def require(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
-    """Refuse what no node of the cluster has: Ray would wait for it without a word.
+    """Refuse resources that no node of the cluster has: Ray would wait for them silently.
 
     Raises:
-        ValueError: with what is asked for, and the most that a node has.
+        ValueError: the message says what was requested, and the most that a node has.
     """
     if any(all(node.get(name, 0.0) >= number for name, number in asked.items()) for node in nodes):
         return
@@ -196,10 +196,10 @@ def require(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) ->
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """What a program asks Ray for: "num_gpus=0.5,num_cpus=4,address=auto".
+    """Parse the resources that a program asks Ray for: "num_gpus=0.5,num_cpus=4,address=auto".
 
     Raises:
-        ValueError: it is not written like that.
+        ValueError: the text does not have this form.
     """
     from mtjax import options
 

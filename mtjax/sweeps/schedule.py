@@ -1,4 +1,4 @@
-"""Run what a sweep is still missing: start programs as slots become free, and book how each ends."""
+"""Runs the missing programs of a sweep: starts them as slots become free and records how each ends."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mtjax.training import lock
 from mtjax.training.signals import handled
 
 POLL_SECONDS = 0.5
-MOST_INTERRUPTIONS = 100  # attempts at one program, after which its machine's interruptions are failures
+MOST_INTERRUPTIONS = 100  # attempts at one program, from which on an interruption by its machine counts as a failure
 
 
 class End(NamedTuple):
-    """How a job ended, which counts if it left no outcome.
+    """How a job ended; used only if the job left no outcome.
 
     Attributes:
-        how: in words.
-        interrupted: its machine took the place away, or died: the program is not to blame.
+        how: description in words.
+        interrupted: True if the machine preempted the job or died, so that the program is not to blame.
     """
 
     how: str
@@ -36,19 +36,19 @@ class Job(Protocol):
     """A started program.
 
     Attributes:
-        name: what its launcher calls it: a process, a SLURM job.
+        name: the launcher's name for it, e.g. of a process or a SLURM job.
     """
 
     name: str
 
     def ended(self) -> End | None:
-        """None while it runs or waits for its turn."""
+        """How the job ended; None while it runs or is queued."""
 
     def stop(self) -> None:
-        """Ask it to save and exit."""
+        """Ask the job to save and exit."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the job at once."""
 
 
 class Launcher(Protocol):
@@ -63,19 +63,19 @@ class Launcher(Protocol):
     slots: int
 
     def start(self, attempts: Sequence[tuple[Program, int]]) -> list[Job | Exception]:
-        """Start attempts, or say why one could not be started."""
+        """Start attempts; an attempt that cannot be started yields the exception instead of a job."""
 
     def find(self, job: str, program: Program, attempt: int) -> Job | None:
-        """A job that an earlier launcher started and that is still there, by its name."""
+        """Find a job by its name that an earlier launcher started and that still exists, else None."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is run again.
+    """Which failed programs run again.
 
     Attributes:
-        retries: times that a program which fails is started anew.
-        retry_failed: start those, too, that failed before this launcher came.
+        retries: how many times a failing program is started again.
+        retry_failed: whether to restart programs that failed before this launcher started.
     """
 
     retries: int = 0
@@ -83,7 +83,7 @@ class Policy:
 
 
 class Stopped(RuntimeError):
-    """A signal came: the programs were told to save, and did; the sweep can be resumed."""
+    """A signal arrived: the programs were told to save, and have ended; the sweep can be resumed."""
 
 
 def run(
@@ -95,20 +95,20 @@ def run(
     grow: Callable[[Plan, State], Plan | None] = lambda plan, state: None,
     report: Callable[[str], None] = print,
 ) -> State:
-    """Run exactly what is missing. Returns the sweep's state when nothing is left to do.
+    """Run exactly the missing programs. Returns the sweep's state when nothing is left to do.
 
     Args:
-        folder: of the sweep.
-        plan: of the sweep.
-        launcher: where programs run.
-        policy: what is run again. Packed trials whose program has failed are tried again in halves, and so on, so
-            that a bad one is left alone with its error; the plan is saved anew then.
-        grow: makes and saves a longer plan of one whose programs have all ended, or returns None.
-        report: takes a line for everything that happens.
+        folder: the sweep's folder.
+        plan: the sweep's plan.
+        launcher: starts the programs.
+        policy: which failed programs run again. The trials of a packed program that has failed are split into halves,
+            repeatedly, until a bad trial is alone with its error; each split is saved in the plan.
+        grow: extends and saves the plan when all its programs have ended; returns None to end the sweep.
+        report: called with a line for every event.
 
     Raises:
-        ValueError: another launcher is at work on the sweep.
-        Stopped: a signal came.
+        ValueError: another launcher is running the sweep.
+        Stopped: a signal arrived.
     """
     signals, both = _Signals(), (signal.SIGINT, signal.SIGTERM)
     with lock.lock(folder, "sweep"), Ledger(folder) as book, handled(both, signals.handle):
@@ -142,7 +142,7 @@ class _Schedule:
         return ledger.fold(self.plan, ledger.read(self.folder))
 
     def missing(self) -> list[str]:
-        """Programs that are to be started, or started again, or halved."""
+        """Programs that have to be started, restarted or halved."""
         return [
             name
             for name, progress in self.state.programs.items()
@@ -152,7 +152,7 @@ class _Schedule:
         ]
 
     def take_over(self) -> None:
-        """Learn what happened since the last launcher died, and queue what is missing."""
+        """Find out what has happened since the last launcher died, and queue the missing programs."""
         for name, progress in self.state.programs.items():
             if progress.state != RUNNING:
                 continue
@@ -167,12 +167,12 @@ class _Schedule:
         for name, progress in self.state.programs.items():
             again = progress.again or self.policy.retry_failed
             if progress.state == FAILED and self.plan.programs[name].packed and not again:
-                self._halve(name)  # its launcher died before it could
+                self._halve(name)  # the last launcher died before halving it
         for name, progress in self.state.programs.items():
             again = progress.state == FAILED and (progress.again or self.policy.retry_failed)
             if again or (progress.state not in (DONE, FAILED) and name not in self.jobs):
                 self.queue.append(name)
-        # What has been started is nearer its end.
+        # Programs that were started before come first: they are nearer their end.
         attempts = {name: progress.attempt for name, progress in self.state.programs.items()}
         self.queue.sort(key=lambda name: -min(1, attempts[name]))
 
@@ -196,7 +196,7 @@ class _Schedule:
     def _start(self, names: Sequence[str]) -> None:
         state = self.state
         attempts = [(self.plan.programs[name], state.programs[name].attempt + 1) for name in names]
-        for program, attempt in attempts:  # the ledger comes first: what is running is known to have been started
+        for program, attempt in attempts:  # ledger first: every running program is known to have started
             self.book.write("started", program=program.name, attempt=attempt, job=None)
         for (program, attempt), job in zip(attempts, self.launcher.start(attempts), strict=True):
             if isinstance(job, Exception):
@@ -219,12 +219,12 @@ class _Schedule:
         self._settle(name, outcome, stopping=stopping)
 
     def _settle(self, name: str, outcome: worker.Outcome, *, stopping: bool) -> None:
-        """Book an outcome, and queue the program again if it is to go on or to be tried again."""
+        """Record an outcome, and queue the program again if it should continue or be retried."""
         again = self._book(name, outcome)
         if stopping:
             return
         if outcome.state == STOPPED:
-            self.queue.insert(0, name)  # its machine wanted the place: go on elsewhere, or later
+            self.queue.insert(0, name)  # its machine preempted it: continue elsewhere, or later
         elif again:
             self.queue.append(name)
             self.report(f"{name} will be tried again")
@@ -232,7 +232,7 @@ class _Schedule:
             self.queue += self._halve(name)
 
     def _halve(self, name: str) -> tuple[str, str]:
-        """Put the trials of a pack that failed into two programs: one bad trial must not take the others with it."""
+        """Split the trials of a failed packed program over two programs, so that a bad one spares the others."""
         self.plan, halves = halved(self.plan, name)
         save(self.plan, self.folder)
         self.book.write("halved", program=name, into=halves)
@@ -241,7 +241,7 @@ class _Schedule:
         return halves
 
     def _book(self, name: str, outcome: worker.Outcome) -> bool:
-        """Write how an attempt ended, and whether there will be another because it failed, which is returned."""
+        """Record how an attempt ended. Returns whether it failed and will be retried, which is recorded too."""
         again = outcome.state == FAILED and self.allowed[name] > 0
         self.allowed[name] -= again
         self.book.write("ended", program=name, **dataclasses.asdict(outcome), again=again)
@@ -273,7 +273,7 @@ class _Signals:
         self._event = threading.Event()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but wake at a signal."""
+        """Sleep, but wake up on a signal."""
         self._event.wait(seconds)
         self._event.clear()
 

@@ -1,8 +1,8 @@
-"""The SLURM launcher: programs as jobs of an array, through submitit.
+"""The SLURM launcher: programs run as jobs of an array, through submitit.
 
 A program runs inside submitit's own process, where SIGTERM (preemption, scancel) and SIGUSR2 (shortly before the time
-limit) make it save and end; the launcher then submits it again, and it goes on from its checkpoint. What counts is the
-outcome that a program leaves in its folder: SLURM's accounting need not be there.
+limit) make it save and exit; the launcher then submits it again, and it continues from its checkpoint. The outcome file
+that a program leaves in its folder is what counts, so SLURM's accounting is not needed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mtjax.sweeps.plan import Program
 from mtjax.sweeps.schedule import End
 from mtjax.sweeps.space import split_list
 
-FOLDER = "slurm"  # of a sweep: submitit's scripts and logs
-EVERYTHING = 10_000  # programs at once, unless --jobs says otherwise: SLURM has a queue of its own
-ASK_SECONDS = 5.0  # between two questions to SLURM
-SIGNAL_SECONDS = 120  # before the time limit, to save in
+FOLDER = "slurm"  # folder within a sweep's for submitit's scripts and logs
+EVERYTHING = 10_000  # slots without --jobs: submit all programs, SLURM queues them
+ASK_SECONDS = 5.0  # least time between two queries to SLURM
+SIGNAL_SECONDS = 120  # how long before the time limit the signal comes, to leave time for saving
 OPTIONS = ("cpus_per_task", "gpus_per_node", "mem_gb", "timeout_min")  # submitit's names, on every cluster
 SLURM_OPTIONS = ("account", "comment", "constraint", "exclude", "partition", "qos", "reservation", "setup")
 NOT_TO_BLAME = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "CANCELLED")
@@ -33,7 +33,7 @@ NOT_TO_BLAME = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "BOOT_FAIL", "CANCELLED")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a job runs. Pickled by submitit."""
+    """The callable that a job runs; submitit pickles it."""
 
     folder: str
     program: str
@@ -46,7 +46,7 @@ class Work:
         return main([self.folder, self.program, str(self.attempt)])
 
     def checkpoint(self, *args: Any) -> Any:
-        """What submitit submits if a signal comes before training looks after signals itself: the same again."""
+        """Resubmit the same work, if a signal arrives before training handles signals itself (submitit calls this)."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -55,26 +55,26 @@ class Work:
 
 
 class SlurmJob:
-    """A job of SLURM."""
+    """A SLURM job."""
 
     def __init__(self, launcher: SlurmLauncher, number: str, program: Program, attempt: int):
         self._launcher, self.number, self._program, self._attempt = launcher, number, program, attempt
         self.name = f"slurm {number}"
 
     def ended(self) -> End | None:
-        """By its outcome, or because SLURM no longer knows it."""
+        """The job has ended if it left an outcome, or if SLURM no longer lists it."""
         if worker.outcome_of(self._launcher.folder, self._program, self._attempt) is not None:
             return End("ended")
         if self._launcher.queued(self.number):
             return None
-        # It may have left its outcome just now.
+        # The job may have written its outcome since the first check.
         if worker.outcome_of(self._launcher.folder, self._program, self._attempt) is not None:
             return End("ended")
         state = self._launcher.last_state(self.number)
         return End(f"SLURM says {state or 'nothing'} of job {self.number}", state in NOT_TO_BLAME)
 
     def stop(self) -> None:
-        """Cancel it if it waits, else let it save."""
+        """Cancel the job if it is pending, else let it save and exit."""
         _run("scancel", "--state=PENDING", self.number)
         _run("scancel", "--signal=TERM", self.number)
 
@@ -86,10 +86,10 @@ class SlurmLauncher:
     """Runs programs as SLURM jobs.
 
     Args:
-        folder: of the sweep, on a file system that the nodes share.
-        jobs: programs at once; 0 is as many as SLURM lets run.
-        options: of the jobs, see :func:`parse_options`.
-        environ: of the jobs, which sbatch hands on to them; None is this process's.
+        folder: the sweep's folder, on a file system that the nodes share.
+        jobs: most programs at once; 0 is as many as SLURM runs.
+        options: options of the jobs, see :func:`parse_options`.
+        environ: environment that sbatch passes on to the jobs; None is this process's.
 
     Raises:
         ImportError: submitit is not installed.
@@ -125,7 +125,7 @@ class SlurmLauncher:
         try:
             with _environment(self._environ), self._executor.batch():
                 jobs = [self._executor.submit(Work(str(self.folder), p.name, attempt)) for p, attempt in attempts]
-        except Exception as error:  # submitit raises its own, with sbatch's words in it
+        except Exception as error:  # submitit's own exceptions, which quote sbatch
             text = str(error).strip().splitlines()
             return [RuntimeError(text[-1] if text else type(error).__name__) for _ in attempts]
         self._known |= {job.job_id for job in jobs}
@@ -134,16 +134,16 @@ class SlurmLauncher:
         ]
 
     def find(self, job: str, program: Program, attempt: int) -> SlurmJob | None:
-        """A job of an earlier launcher, if it still waits or runs."""
+        """A job of an earlier launcher, if it is still pending or running."""
         number = job.removeprefix("slurm ")
         self._asked = 0.0
         return SlurmJob(self, number, program, attempt) if self.queued(number) else None
 
     def queued(self, number: str) -> bool:
-        """True while SLURM has the job waiting or running. Asks for all jobs at once, and not too often."""
+        """True while the job is pending or running. Queries all jobs at once, at most every ``ASK_SECONDS``."""
         if time.monotonic() - self._asked > ASK_SECONDS:
             listed = _run("squeue", "--me", "--noheader", "--array", "--format=%i %T")
-            if listed is not None:  # else nobody answers: what was true remains so
+            if listed is not None:  # None: squeue failed, so keep the last known state
                 lines = [line.split() for line in listed.splitlines() if line.strip()]
                 self._known = {i for i, state in lines if state not in ("COMPLETED", "FAILED", *NOT_TO_BLAME)}
                 self._asked = time.monotonic()
@@ -151,17 +151,17 @@ class SlurmLauncher:
 
     @staticmethod
     def last_state(number: str) -> str | None:
-        """What SLURM remembers of a job that is gone; None if nothing."""
+        """The last state that SLURM remembers of a job that has gone; None if it remembers none."""
         told = _run("scontrol", "--oneliner", "show", "job", number) or ""
         fields = dict(part.split("=", 1) for part in told.split() if "=" in part)
         return fields.get("JobState")
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """Options of the jobs: "partition=gpu,gpus_per_node=1,timeout_min=240".
+    """Parse the options of the jobs: "partition=gpu,gpus_per_node=1,timeout_min=240".
 
     Raises:
-        ValueError: it is not written like that.
+        ValueError: the text does not have this form.
     """
     found: dict[str, Any] = {}
     for part in split_list(text) if text else []:
@@ -176,9 +176,9 @@ def parse_options(text: str) -> dict[str, Any]:
 
 
 def parameters(options: Mapping[str, Any], jobs: int = 0) -> dict[str, Any]:
-    """What submitit is told: its own options, SLURM's under its prefix, any other as an option of sbatch."""
+    """Parameters for submitit: its own options, SLURM's with the prefix, and the rest as options of sbatch."""
     told: dict[str, Any] = {"name": "mtjax", "timeout_min": 24 * 60, "slurm_signal_delay_s": SIGNAL_SECONDS}
-    # The launcher submits again what was preempted, so that a program never runs twice at once.
+    # No requeueing by SLURM: the launcher resubmits preempted jobs, so that a program never runs twice at once.
     others: dict[str, Any] = {"no_requeue": True}
     for name, value in options.items():
         if name in OPTIONS:
@@ -194,7 +194,7 @@ def parameters(options: Mapping[str, Any], jobs: int = 0) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _environment(environ: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment as it is to reach the jobs: without what the launcher has set for itself."""
+    """Context in which this process has the jobs' environment, without what the launcher has set for itself."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(environ)
@@ -206,7 +206,7 @@ def _environment(environ: Mapping[str, str]) -> Iterator[None]:
 
 
 def _run(*command: str) -> str | None:
-    """What a command of SLURM prints, or None if it fails."""
+    """The output of a SLURM command, or None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):

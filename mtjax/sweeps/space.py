@@ -1,4 +1,4 @@
-"""What a sweep varies: axes as they are written on the command line, and the trials that come of them.
+"""The search space of a sweep: axes as written on the command line, and the trials they expand to.
 
 An axis is written as one of::
 
@@ -6,7 +6,7 @@ An axis is written as one of::
     learning_rate=log:1e-4:1e-3:5       five values, evenly spaced in the logarithm
     discount=linear:0.9:0.99:4          four values, evenly spaced
     num_epochs=range:2:8:2              2, 4, 6: start, stop (left out) and step, as in Python
-    learning_rate=log:1e-4:1e-3         no number of values: an interval, for a search that draws
+    learning_rate=log:1e-4:1e-3         without a number of values: an interval, for a search that draws
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEARCHES = ("grid", "zip", "random", "optuna")
 MOST_VALUES = 100_000
 
 Parse = Callable[[str, str], Any]  # (option, text) -> value; raises ValueError
-Changes = dict[str, Any]  # option -> value: what makes a trial
+Changes = dict[str, Any]  # option -> value: the swept values of a trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Axis:
     """One swept option.
 
     Attributes:
-        name: of the option.
-        values: that it takes; empty for an interval.
+        name: the option's name.
+        values: values that it takes; empty for an interval.
         interval: (low, high) to draw from, or None for a list.
-        log: draw evenly in the logarithm.
-        whole: draw whole numbers.
+        log: whether to draw uniformly in the logarithm.
+        whole: whether to draw whole numbers.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Axis:
     whole: bool = False
 
     def draw(self, generator: random.Random) -> Any:
-        """A value at random."""
+        """Draw a random value."""
         if self.interval is None:
             return generator.choice(self.values)
         low, high = self.interval
@@ -56,15 +56,15 @@ class Axis:
 
 
 def parse_axis(text: str, known: Mapping[str, Any], parse: Parse) -> Axis:
-    """Read one ``--sweep``.
+    """Parse one ``--sweep``.
 
     Args:
         text: "NAME=VALUES".
         known: every option with its default.
-        parse: reads one value of an option, and refuses what it cannot be.
+        parse: parses one value of an option, and refuses an invalid one.
 
     Raises:
-        ValueError: one line with what was written, what is wrong, and the nearest name.
+        ValueError: one line with the text, what is wrong with it, and the nearest name.
     """
     name, equals, values = (part.strip() for part in text.partition("="))
     try:
@@ -171,7 +171,7 @@ def _checked(numbers: Sequence[float], whole: bool, parse: Callable[[str], Any])
 
 
 def _number(number: float, whole: bool) -> float | int:
-    """As an option takes it: whole, or with the six digits that a person would read."""
+    """Round to the option's precision: a whole number, or six significant digits."""
     return round(number) if whole else float(f"{number:.6g}")
 
 
@@ -185,17 +185,17 @@ def _refuse_repeated(values: Sequence[Any]) -> None:
 
 
 def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) -> list[Changes]:
-    """The trials of a search that knows them all beforehand.
+    """The trials of a search that does not depend on results.
 
     Args:
-        axes: what is varied.
-        search: "grid" (every combination; the last axis turns fastest), "zip" (the first values of all axes,
-            then the second ones …) or "random" (``most`` draws, none twice).
-        most: greatest number of trials; 0 is no limit.
-        seed: of the draws.
+        axes: the swept options.
+        search: "grid" (every combination; the last axis varies fastest), "zip" (the first values of all axes,
+            then the second ones …) or "random" (``most`` distinct draws).
+        most: maximum number of trials; 0 means no limit.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: an axis that the search cannot use, or too many trials.
+        ValueError: an axis that the search cannot use, too many trials, or too few distinct ones.
     """
     _refuse_repeated_axes(axes)
     names = [axis.name for axis in axes]
@@ -227,7 +227,7 @@ def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) 
 
 
 def require_number(axes: Sequence[Axis], search: str, number: int) -> None:
-    """Refuse a search without an end, or with nothing to look for. Raises ValueError."""
+    """Raise ValueError for a search without a limit on its trials or without axes."""
     if not number:
         raise ValueError(f"--search={search} draws without end; say how often with --max_runs")
     if not axes:

@@ -1,4 +1,4 @@
-"""How a sweep is doing, from its ledger and the last lines of its records: what a person watches."""
+"""Progress of a sweep, from its ledger and the last lines of its records, for people to watch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtjax.sweeps.plan import Plan
 from mtjax.training import lock
 from mtjax.training.config import METRICS
 
-TAIL = 2**18  # bytes of a record that are looked at first; a line of many tasks is long
+TAIL = 2**18  # bytes at the end of a record to read first; with many tasks, a line is long
 ORDER = (RUNNING, STOPPED, FAILED, DIVERGED, WAITING, DONE)
 
 
@@ -25,13 +25,13 @@ class Row(NamedTuple):
     """One trial.
 
     Attributes:
-        trial, program: names.
+        trial, program: names of the trial and its program.
         state: as in the ledger.
-        share: of its environment steps that is done, 0 to 1.
+        share: fraction of its environment steps that is done, 0 to 1.
         speed: environment steps per second of its program, or None.
-        measures: {"mean" | "worst": value} of the newest measurement, over its tasks and seeds.
-        measure: which: "success" or "return"; "" if there is none yet.
-        error: why it failed, or None.
+        measures: {"mean" | "worst": value} over tasks, averaged over seeds, of the newest measurement.
+        measure: what was measured: "success" or "return"; "" if nothing yet.
+        error: why it failed or diverged, or None.
     """
 
     trial: str
@@ -45,15 +45,15 @@ class Row(NamedTuple):
 
 
 class Status(NamedTuple):
-    """A sweep at a moment.
+    """A sweep at one moment.
 
     Attributes:
-        plan, state: of the sweep.
-        rows: of its trials: what runs first, then what is stopped or failed, then the rest.
-        elapsed: seconds since the first program started.
-        left: seconds that what is left will take at the speed of what runs now, without evaluations and compiling; None
-            where that is not known.
-        launcher: True if a launcher is at work.
+        plan, state: plan and state of the sweep.
+        rows: rows of its trials: running ones first, then stopped, failed and diverged ones, then the rest.
+        elapsed: seconds since the first program started, until now or, if nothing is running, the last event.
+        left: seconds that the remaining steps will take at the current speed, without evaluations and compilation; None
+            if unknown.
+        launcher: True if a launcher is running.
     """
 
     plan: Plan
@@ -65,11 +65,11 @@ class Status(NamedTuple):
 
 
 def look(folder: str | os.PathLike, now: float | None = None) -> Status:
-    """Look at a sweep without touching it.
+    """Read the status of a sweep without changing anything.
 
     Args:
-        folder: of the sweep.
-        now: seconds since 1970; the clock's if None.
+        folder: the sweep's folder.
+        now: the time in seconds since 1970; None reads the clock.
 
     Raises:
         ValueError: the folder holds no sweep, or a broken ledger.
@@ -114,7 +114,7 @@ def _row(made: Plan, program: str, name: str, progress: Any, lines: Mapping[str,
 
 
 def _measure(line: Mapping[str, Any] | None, part: slice) -> tuple[str, dict[str, float]]:
-    """Mean and worst over tasks, averaged over the trial's seeds, of a line of a record."""
+    """The measure in a line of a record, and its mean and worst over tasks, averaged over the trial's seeds."""
     for name in ("success_any", "success", "return"):
         if line and name in line["values"]:
             values = np.array(line["values"][name], float)[part]  # [S, T]
@@ -126,7 +126,7 @@ def _measure(line: Mapping[str, Any] | None, part: slice) -> tuple[str, dict[str
 
 
 def _newest(path: pathlib.Path) -> dict[str, dict]:
-    """The newest line of training and the newest deterministic evaluation of the training tasks."""
+    """The newest training line and the newest deterministic evaluation of the training tasks in a record."""
     found: dict[str, dict] = {}
     try:
         size = path.stat().st_size
@@ -150,7 +150,7 @@ def _take(found: dict[str, dict], text: bytes) -> None:
     try:
         line = json.loads(text)
     except ValueError:
-        return  # empty, or torn
+        return  # empty or incomplete
     kind = line.get("kind")
     other = kind == "evaluation" and (line["split"], line["mode"]) != ("train", "deterministic")
     if kind in ("train", "evaluation") and not other:

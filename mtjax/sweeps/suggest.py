@@ -1,7 +1,7 @@
-"""Search by Optuna: what to try next, given what was tried.
+"""Search with Optuna: suggests the next trials, given the results of earlier ones.
 
-Nothing of Optuna's is kept: its study is told every finished trial of the plan anew, so that a sweep resumes from its
-own files alone.
+Optuna's state is not saved: every call adds all finished trials of the plan to a new study, so that a sweep resumes
+from its own files alone.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mtjax.sweeps.plan import Plan
 from mtjax.sweeps.space import Axis, Changes
 from mtjax.training.config import SUMMARY
 
-Tried = tuple[Changes, float | None]  # what was tried, and how good it was
-STARTUP = 8  # trials drawn at random before any is learnt from
+Tried = tuple[Changes, float | None]  # a trial and its value, or None if that is unknown
+STARTUP = 8  # trials drawn at random before the sampler uses their results
 
 
 def require() -> Any:
-    """Optuna's module.
+    """Import Optuna. Returns the module.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: Optuna is not installed.
     """
     try:
         import optuna
@@ -37,16 +37,16 @@ def require() -> Any:
 
 
 def suggest(axes: Sequence[Axis], tried: Sequence[Tried], number: int, *, seed: int = 0) -> list[Changes]:
-    """What to try next, by the tree-structured Parzen estimator (Bergstra et al. 2011), to make the value large.
+    """Suggest trials by the tree-structured Parzen estimator (Bergstra et al. 2011), which maximises the value.
 
     Args:
-        axes: what is varied.
-        tried: what was, and how good it was; None where nothing was learnt of that.
-        number: how many suggestions, to be tried at once; fewer if nothing new is left to suggest.
+        axes: the swept options.
+        tried: earlier trials and their values; None where the value is unknown.
+        number: how many trials to suggest for one batch; fewer are returned if nothing new is left to suggest.
         seed: equal arguments give equal suggestions.
 
     Returns:
-        Trials that differ from each other and from those that were tried.
+        Trials that differ from each other and from those in ``tried``.
     """
     optuna = require()
     with warnings.catch_warnings():
@@ -73,7 +73,7 @@ def suggest(axes: Sequence[Axis], tried: Sequence[Tried], number: int, *, seed: 
 
 
 def _distribution(optuna: Any, axis: Axis) -> Any:
-    if axis.interval is None:  # by their places: values may be anything
+    if axis.interval is None:  # by index, as values may be of any type
         return optuna.distributions.CategoricalDistribution(range(len(axis.values)))
     low, high = axis.interval
     if axis.whole:
@@ -95,7 +95,7 @@ def _value(axis: Axis, param: Any) -> Any:
 
 
 def tried(folder: str | os.PathLike, made: Plan, state: State) -> list[Tried]:
-    """What a sweep has tried and how good it was: one that diverged as bad as the worst, one that failed unknown."""
+    """Trials of a sweep with their values: the worst known value if a trial diverged, None if it failed."""
     values: dict[str, float | None] = {}
     for name in made.trials:
         values[name] = value_of(folder, name) if state.trials[name].state == DONE else None
@@ -107,7 +107,7 @@ def tried(folder: str | os.PathLike, made: Plan, state: State) -> list[Tried]:
 
 
 def value_of(folder: str | os.PathLike, trial: str) -> float | None:
-    """How good a finished trial is: mean success of the training tasks, or return where there is no success."""
+    """Value of a finished trial: mean success on the training tasks, or mean return where success is not measured."""
     try:
         summary = json.loads((plan.trial_dir(folder, trial) / SUMMARY).read_text())
     except (OSError, ValueError):

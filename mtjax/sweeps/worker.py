@@ -1,4 +1,4 @@
-"""One program of a sweep, from its plan to its outcome: what every launcher runs."""
+"""Runs one program of a sweep, from its plan to its outcome; every launcher runs this."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtjax.training import lock
 from mtjax.training.files import write_json
 
 OUTCOME, LOG = "outcome.json", "log.txt"
-PATIENCE = 120.0  # seconds to wait for a worker of a killed launcher, which is saving
+PATIENCE = 120.0  # seconds to wait for a killed launcher's worker to finish saving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Outcome:
     """How an attempt at a program ended, as ``outcome.json`` holds it.
 
     Attributes:
-        attempt: which one.
+        attempt: number of the attempt.
         state: "done" (perhaps with trials that diverged), "stopped" (saved, to be continued) or "failed".
         error: one line, if it failed.
-        trials: {name: {"state", "error"}}.
+        trials: {"state", "error"} of each trial, by name.
     """
 
     attempt: int
@@ -39,13 +39,13 @@ class Outcome:
 def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
     """Train a program, from where an earlier attempt stopped, and write its outcome.
 
-    Whatever goes wrong in it is its outcome; its traceback goes to the standard error. If an earlier attempt, of a
-    launcher that is gone, is still at work, this one counts as interrupted: the launcher tries again later.
+    An exception in training becomes the outcome; its traceback goes to standard error. If an earlier attempt, of a
+    launcher that is gone, is still running, this one counts as interrupted, and the launcher tries again later.
 
     Args:
-        folder: of the sweep.
-        name: of the program.
-        attempt: counted by the launcher, so that an old outcome is not taken for this one's.
+        folder: the sweep's folder.
+        name: the program's name.
+        attempt: number of the attempt, from the launcher, which tells this outcome from an earlier attempt's.
 
     Raises:
         ValueError: there is no such program.
@@ -67,7 +67,7 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
     except lock.InUse as error:
         print(f"{error}; to be tried again", flush=True)
         outcome = interrupted(program, attempt)
-        write_json(own / OUTCOME, dataclasses.asdict(outcome))  # one write; the earlier attempt's has its own number
+        write_json(own / OUTCOME, dataclasses.asdict(outcome))  # safe: the earlier attempt has another number
     return outcome
 
 
@@ -100,7 +100,7 @@ def _all(program: plan.Program, attempt: int, state: str, error: str | None = No
 
 
 def outcome_of(folder: str | os.PathLike, program: plan.Program, attempt: int) -> Outcome | None:
-    """What an attempt left, or None if it left nothing: it is at work, or was killed."""
+    """The outcome that an attempt wrote, or None if there is none: it is still running, or was killed."""
     path = plan.program_dir(folder, program.name) / OUTCOME
     try:
         found = Outcome(**json.loads(path.read_text()))
@@ -110,10 +110,10 @@ def outcome_of(folder: str | os.PathLike, program: plan.Program, attempt: int) -
 
 
 def killed(program: plan.Program, attempt: int, how: str) -> Outcome:
-    """The outcome of an attempt that died without leaving one."""
+    """The outcome of an attempt that died without writing one."""
     return _all(program, attempt, FAILED, how)
 
 
 def interrupted(program: plan.Program, attempt: int) -> Outcome:
-    """The outcome of an attempt that went down together with its launcher: nothing is known, all can go on."""
+    """The outcome of an attempt that was cut off without a failure of its own: all its trials can be continued."""
     return _all(program, attempt, STOPPED)
