@@ -108,7 +108,7 @@ def refuse_unused(config: Any, used: Mapping[str, tuple[Any, str]], beside: str 
         value, (takes, where) = getattr(config, field.name), used.get(field.name, (True, ""))
         if value != field.default and not takes:
             why = f"has no effect {beside}".rstrip()
-            raise Unused(field.name, f"{field.name}: {value!r} {why}; it belongs to {where}")
+            raise Unused(field.name, f"{field.name}: {value!r} {why}; it needs {where}")
 
 
 def explain(field: dataclasses.Field, value: Any) -> str | None:
@@ -116,7 +116,7 @@ def explain(field: dataclasses.Field, value: Any) -> str | None:
     bounds = field.metadata
     elements = value if isinstance(value, tuple) else (value,)
     if isinstance(value, tuple) and len(value) < bounds["fewest"]:
-        return f"{as_text(value) or 'empty'} is too short; it must have at least {bounds['fewest']}"
+        return f"{as_text(value) or 'empty'} is too short; the minimum length is {bounds['fewest']}"
     for element in elements if bounds["choices"] is not None else ():
         if element not in bounds["choices"]:
             near = difflib.get_close_matches(str(element), bounds["choices"], n=1, cutoff=0.3)
@@ -202,7 +202,7 @@ def from_dict(default: Any, values: Mapping[str, Any]) -> Any:
         part = getattr(default, name)
         if dataclasses.is_dataclass(part):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{name}: expected an object with its options, not {value!r}")
+                raise ValueError(f"{name}: expected an object of options, got {value!r}")
             changes |= flatten(from_dict(part, value))
         else:
             changes[name] = value
@@ -247,7 +247,7 @@ def _convert(name: str, old: Any, new: Any) -> Any:
         return float(new)
     elif type(new) is type(old):
         return new
-    raise ValueError(f"{name}: {new!r} is not a {type(old).__name__}")
+    raise ValueError(f"{name}: {new!r} is not of type {type(old).__name__}")
 
 
 def element_type(value: tuple) -> type:

@@ -115,7 +115,7 @@ def aggregate(
     check_method("aggregate", method)
     check_whole("num_tasks", num_tasks, low=1)
     if isinstance(method, Transform) and groups != "global":
-        raise ValueError("groups apply to methods that see the Gram; this one works on the gradients")
+        raise ValueError("groups apply only to methods that use the Gram matrix; this one works on the gradients")
 
     def layout(tree: Any) -> tuple[list[Array], Any, Layout]:
         return arrange(tree, method, shared, groups, params_axis)

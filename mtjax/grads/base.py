@@ -214,7 +214,7 @@ def check_number(
 def check_whole(name: str, value: int, *, low: int) -> None:
     """Raises ValueError unless `value` is an integer of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
 
 
 def check_method(user: str, method: Any) -> None:
@@ -224,14 +224,14 @@ def check_method(user: str, method: Any) -> None:
     if callable(method):
         called = getattr(method, "__name__", "")
         raise ValueError(f"{user} takes a method, not the function that makes it: call it, grads.{called}()")
-    raise ValueError(f"{user} takes a method such as grads.pcgrad(), not {method!r}; grads.get reads names")
+    raise ValueError(f"{user} takes a method such as grads.pcgrad(), not {method!r}; grads.get turns a name into one")
 
 
 def check_gram_method(user: str, method: Any) -> None:
     """Raises ValueError unless `method` is a `Weighting`."""
     check_method(user, method)
     if isinstance(method, Transform):
-        raise ValueError(f"{user} needs a method that sees the Gram; this one works on the gradients")
+        raise ValueError(f"{user} needs a method that uses the Gram matrix; this one works on the gradients")
 
 
 def check_optimizer(optimizer: Any) -> None:

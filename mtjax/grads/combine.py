@@ -208,7 +208,9 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
 
     def update(updates, state, params=None, *, losses=None, mask=None, gram=None, **extra):
         if gram is not None:
-            raise ValueError("accumulate takes no gram: that of a mean of gradients is not the mean of theirs")
+            raise ValueError(
+                "accumulate takes no gram: the mean of Gram matrices is not the Gram matrix of mean gradients"
+            )
         rows, losses = jax.tree.leaves(updates), None if losses is None else jnp.asarray(losses)
         check_shapes(rows, num_tasks, losses, mask)
         rows, losses = drop_absent(rows, losses, mask, instead=0)

@@ -119,7 +119,7 @@ def residual(
     if measure is None:
         name = method if isinstance(method, str) else "this method"
         raise ValueError(
-            f"{name} has no residual: it has no solver, or one whose problem hangs on its state; "
+            f"{name} has no residual: it has no solver, or one whose problem depends on its state; "
             "mgda, mgda_ub, cagrad, nash_mtl, fairgrad, upgrad and dualproj have one"
         )
     return measure(gram, weights, losses=losses, mask=mask)

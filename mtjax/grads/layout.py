@@ -61,8 +61,8 @@ def check_one_layer(method: Method, shared: list[str], num_groups: int = 1) -> N
     """Raises ValueError if a one-layer method is not told which of several shared leaves form its layer."""
     if getattr(method, "one_layer", False) and method.leaves is None and len(shared) > num_groups:
         raise ValueError(
-            "gradnorm balances the gradients of one layer, the last shared one, and several leaves are shared: "
-            f'pass leaves=lambda path: ..., true for that layer\'s, or leaves="all"; the paths are {shared}'
+            "gradnorm balances the gradients of one layer, the last shared one, but several leaves are shared: "
+            f'pass leaves=lambda path: ..., True for those of that layer, or leaves="all"; the paths are {shared}'
         )
 
 
@@ -73,7 +73,7 @@ def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: M
         raise ValueError(f"gram must have shape ({num_tasks}, {num_tasks}), not {jnp.shape(gram)}")
     if gram is not None and isinstance(method, Transform):
         name = getattr(method.update, "__qualname__", "method").split(".")[0]
-        raise ValueError(f"gram is for methods that see the Gram; this one ({name}) works on the gradients themselves")
+        raise ValueError(f"gram is only for methods that use the Gram matrix; {name} works on the gradients")
     if getattr(method, "on_representation", False) and gram is None:
         raise ValueError(
             "mgda_ub needs the Gram matrix of the shared representation's gradients: call "

@@ -111,7 +111,9 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
     check_gram_method("lean", method)
     check_whole("num_tasks", num_tasks, low=1)
     if method.on_representation:
-        raise ValueError("the lean path takes the Gram of the parameters' gradients; mgda_ub needs a representation's")
+        raise ValueError(
+            "the lean path computes the Gram matrix of the parameters' gradients; mgda_ub needs a representation's"
+        )
     if method.leaves is not None or method.every != 1:
         raise ValueError("the lean path supports neither `leaves` nor every_k")
 

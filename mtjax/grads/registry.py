@@ -98,7 +98,7 @@ def parse(spec: str) -> Call:
     """Parses a specification. Raises ValueError if it is not text or if `get` would, except for values that only the
     method's factory rejects."""
     if not isinstance(spec, str):
-        raise ValueError(f"expected a method as text, such as 'cagrad(c=0.4)', not a {type(spec).__name__}")
+        raise ValueError(f"expected a method as a string, such as 'cagrad(c=0.4)', not a {type(spec).__name__}")
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError):  # ValueError: the text contains a null byte
@@ -167,7 +167,7 @@ def _nearest(name: str) -> str | None:
 def _value(node: ast.expr, spec: str) -> object:
     """An argument: a literal, or the `Call` of a method passed to a combinator."""
     if isinstance(node, ast.Name) and node.id not in METHODS:
-        raise ValueError(f"{spec!r}: {node.id} is neither a number nor a method; text is quoted, {node.id!r}")
+        raise ValueError(f"{spec!r}: {node.id} is neither a number nor a method; quote strings: {node.id!r}")
     if isinstance(node, ast.Name | ast.Call):
         return _read(node, spec)
     try:
@@ -191,7 +191,7 @@ def _bind(name: str, arguments: list, keywords: dict, spec: str) -> Call:
         if isinstance(value, Call) and not _takes_method(name, argument):
             quoted = f"{argument}={value.name!r}"
             raise ValueError(
-                f"{spec!r}: {value.name} is a method here; text is quoted, {quoted}; the method is {_signature(name)}"
+                f"{spec!r}: {value.name} is a method here; quote strings: {quoted}; the method is {_signature(name)}"
             )
     return Call(name, dict(bound.arguments))
 

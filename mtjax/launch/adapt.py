@@ -23,17 +23,19 @@ def check_flags(asked: Command, usual: Command) -> None:
     """
     if asked.adapt == "none":
         if asked.adapt_episodes != usual.adapt_episodes:
-            raise ValueError(f"--adapt_episodes has no effect without --adapt; name {' or '.join(METHODS)}, or all")
+            raise ValueError(
+                f"--adapt_episodes has no effect without --adapt; set --adapt to {' or '.join(METHODS)}, or all"
+            )
         return
     for name in WITHOUT:
         if getattr(asked, name) != getattr(usual, name):
             raise ValueError(
-                f"--{name} has no effect beside --adapt: the deterministic policy is measured, on one device"
+                f"--{name} has no effect with --adapt, which evaluates the deterministic policy on one device"
             )
     numbers = asked.adapt_episodes
     if numbers[:1] != (0,) or len(numbers) < 2 or list(numbers) != sorted(set(numbers)):
         text = ",".join(map(str, numbers))
-        raise ValueError(f"--adapt_episodes={text}: expected numbers that ascend from 0, e.g. 0,1,5,20")
+        raise ValueError(f"--adapt_episodes={text}: expected ascending numbers that start with 0, e.g. 0,1,5,20")
 
 
 def held_out(suite: Any, splits: Sequence[str], *, named: bool) -> tuple[str, ...]:
@@ -43,10 +45,10 @@ def held_out(suite: Any, splits: Sequence[str], *, named: bool) -> tuple[str, ..
         ValueError: the training split was listed, or there is no other split.
     """
     if named and "train" in splits:
-        raise ValueError("--splits: train was trained on; --adapt measures tasks that were not")
+        raise ValueError("--splits: --adapt takes only held-out splits; train is the training split")
     rest = tuple(split for split in splits if split != "train")
     if not rest:
-        raise ValueError(f"--adapt: suite {suite.name!r} holds out no tasks")
+        raise ValueError(f"--adapt: suite {suite.name!r} has no held-out tasks")
     return rest
 
 
@@ -67,19 +69,20 @@ def methods(asked: str, names: Sequence[str], config: RunConfig, suite: Any) -> 
 
     learner = Trainer(config, suite).learner
     if not learner.generalises:
-        raise ValueError(f"--adapt={asked}: in this run tasks own their networks, and unseen ones have none to adapt")
+        raise ValueError(
+            f"--adapt={asked}: in this run every task has its own network, so there is none for an unseen task"
+        )
     can = adaptation.able(learner)
     able = [name for name, method in METHODS.items() if method in can]
     nothing = (
-        f"{config.learner} neither infers embeddings nor learns on in a single task; hipbmdp does both, sac the second"
+        f"{config.learner} supports neither 'embedding' nor 'finetune'; hipbmdp supports both, sac supports 'finetune'"
     )
     why = {
-        "embedding": f"this run of {config.learner} has no task embedding to infer; hipbmdp with theta_size above 0"
-        " has",
-        "finetune": f"{config.learner} does not learn on in a single task; sac and hipbmdp do",
+        "embedding": f"this run of {config.learner} has no task embedding to infer; hipbmdp with theta_size > 0 has",
+        "finetune": f"{config.learner} cannot be fine-tuned on a single task; sac and hipbmdp can",
     }
     if config.learner in ("sac", "hipbmdp"):
-        nothing = "the critics of this run are the training tasks' own (--value_arrangement), none to learn on with"
+        nothing = "in this run every task has its own critic (--value_arrangement), so an unseen task has none"
         why["finetune"] = nothing
     for name in names:
         if name not in able:

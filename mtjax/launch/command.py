@@ -75,7 +75,7 @@ def within_memory(remedy: str) -> Iterator[None]:
         said = str(error).strip().split("\n")[0]
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        said = said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".") or "no memory is left"
+        said = said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".") or "out of memory"
         raise OutOfMemory(f"{said}; {remedy}") from error
 
 
@@ -147,7 +147,7 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
         raise flags.UnrecognizedFlagError(error.flagname, error.flagvalue, near) from None
     if rest[1:] and not positional:
         folder = "run_dir" in values and os.path.isdir(rest[1])
-        hint = f"; did you mean --run_dir={rest[1]}?" if folder else "; every option is a flag, written --name=value"
+        hint = f"; did you mean --run_dir={rest[1]}?" if folder else "; write every option as a flag, --name=value"
         raise ValueError(f"unexpected argument {rest[1]!r}{hint}")
     return rest[1:]
 

@@ -96,8 +96,8 @@ def choose_platform(platform: str) -> None:
 
 
 _INSTALL = {
-    "gpu": "On a machine with an NVIDIA GPU install its support with: pip install 'mtjax[cuda]'. ",
-    "tpu": "On a TPU machine install its support with: pip install 'mtjax[tpu]'. ",
+    "gpu": "For NVIDIA GPUs, install: pip install 'mtjax[cuda]'. ",
+    "tpu": "For TPUs, install: pip install 'mtjax[tpu]'. ",
 }
 
 
@@ -123,7 +123,7 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
     if not coordinator:
         for name, there in given.items():
             if there:
-                raise ValueError(f"--{name} goes with --coordinator=HOST:PORT, which is missing")
+                raise ValueError(f"--{name} needs --coordinator=HOST:PORT")
         return
     host, _, port = coordinator.rpartition(":")
     if coordinator != "auto":
@@ -133,7 +133,7 @@ def connect(coordinator: str, num_processes: int, process_id: int) -> None:
             if not there:
                 raise ValueError(f"--coordinator={coordinator} needs --{name}")
         if process_id >= num_processes:
-            raise ValueError(f"--process_id={process_id}: it must be below --num_processes={num_processes}")
+            raise ValueError(f"--process_id={process_id}: must be less than --num_processes={num_processes}")
     import jax
 
     # The service's SIGTERM handler would replace ours.
@@ -205,7 +205,7 @@ def keep_compiled_programs(choice: str) -> Path | None:
         if not os.access(folder, os.W_OK):
             raise PermissionError("it is not writable")
     except OSError as error:
-        warnings.warn(f"no compilation cache at {folder}: {error}", stacklevel=2)
+        warnings.warn(f"cannot use the compilation cache {folder}: {error}", stacklevel=2)
         return None
     import jax
 

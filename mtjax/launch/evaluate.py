@@ -15,19 +15,20 @@ from mtjax.training.config import MODES, SPLITS, RunConfig
 LESS_MEMORY = "lower --episodes"
 
 USAGE = """
-    mtjax-evaluate runs the policy of a saved run on its own environments and keys.
+    mtjax-evaluate evaluates the policy of a saved run, with new environments and random keys.
 
       mtjax-evaluate --run_dir=runs/hopper
       mtjax-evaluate --run_dir=runs/hopper --splits=extrapolation --modes=deterministic --episodes=200
 
-    The results are printed, and appended to the run's metrics.jsonl.
+    The results are printed and appended to the run's metrics.jsonl.
 
       mtjax-evaluate --run_dir=runs/pendulum --adapt=all --adapt_episodes=0,1,5,20
 
-    measures what so many episodes are worth in each task held out, by inferring its embedding and by learning on in
-    it; the results are printed, and written to the run's adaptation.json and plots/adaptation.png.
+    measures the policy after 0, 1, 5 and 20 episodes of adaptation to each held-out task, by inferring the task's
+    embedding and by fine-tuning; the results are printed and written to the run's adaptation.json and
+    plots/adaptation.png.
 
-    Exit codes: 0 done, 1 bad input or no memory, 5 a simulator failed.
+    Exit codes: 0 done, 1 bad input or out of memory, 5 a simulator failed.
 """
 
 
@@ -36,26 +37,30 @@ class Command:
     """The evaluation."""
 
     run_dir: str = option("", "The run's folder. Required.")
-    splits: str = option("all", "Comma-separated, of train, interpolation, extrapolation; 'all' that there are.")
-    modes: str = option("deterministic,stochastic", "Comma-separated, of deterministic and stochastic.")
-    episodes: int = option(50, "Episodes of every task.", low=1)
+    splits: str = option(
+        "all", "Comma-separated: train, interpolation, extrapolation; 'all' means all that the suite has."
+    )
+    modes: str = option("deterministic,stochastic", "Policies, comma-separated: deterministic, stochastic.")
+    episodes: int = option(50, "Episodes per task.", low=1)
     seed: int = option(0, "Seed of the evaluation's episodes.", low=0, high=2**31 - 1)
-    checkpoint: int = option(-1, "Step of the checkpoint; -1 takes the newest good one.", low=-1)
+    checkpoint: int = option(-1, "Step of the checkpoint; -1 means the newest intact one.", low=-1)
     adapt: str = option(
         "none",
-        "What is done in tasks held out: 'embedding' infers θ from the episodes seen, 'finetune' learns on, or both, "
-        "comma-separated; 'all' that the run's learner can; 'none' acts zero-shot.",
+        "How to adapt to held-out tasks: 'embedding' infers θ from the episodes seen, 'finetune' continues training; "
+        "both comma-separated; 'all' means all that the run's learner supports; 'none' evaluates zero-shot.",
     )
     adapt_episodes: tuple[int, ...] = option(
-        (0, 1, 5, 20), "With --adapt: numbers of episodes seen in a task, ascending from 0.", low=0
+        (0, 1, 5, 20), "With --adapt: numbers of episodes seen in each task, ascending from 0.", low=0
     )
-    video: bool = option(False, "Draw an episode of every task, too.")
+    video: bool = option(False, "Also record a video of every task.")
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
-    mesh: str = option("", "Devices along the axes seed and env, e.g. seed:4; need not be the mesh that trained.")
-    matmul_precision: str = option("auto", "Of matrix products, as for mtjax-train.", choices=environment.PRECISIONS)
+    mesh: str = option("", "Devices along the axes seed and env, e.g. seed:4; may differ from training.")
+    matmul_precision: str = option(
+        "auto", "Precision of matrix products, as for mtjax-train.", choices=environment.PRECISIONS
+    )
     compilation_cache: str = option(
         "auto",
-        "Folder in which compiled programs are kept: 'auto' is mtjax in the user's cache folder, 'none' keeps none.",
+        "Folder for compiled programs: 'auto' is mtjax in the user's cache folder, 'none' disables the cache.",
     )
 
 
@@ -69,7 +74,7 @@ def run(values: command.FlagValues) -> int:
     """Run the command. Returns the exit code; bad input raises ValueError."""
     asked = Command(**flags.given(values, Command()))
     if not asked.run_dir:
-        raise ValueError("--run_dir is missing: name the folder of a run")
+        raise ValueError("--run_dir is required: the folder of a run")
     asked = dataclasses.replace(asked, run_dir=os.path.expanduser(asked.run_dir))
     config = resolve.load_config(asked.run_dir)
     splits = None if asked.splits == "all" else chosen("splits", asked.splits, SPLITS)
@@ -116,7 +121,7 @@ def chosen(what: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise ValueError(f"--{what}={text}: {options.unknown(what.rstrip('s'), name, known)}")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"--{what}={text}: name each of {', '.join(known)} at most once, and one at least")
+        raise ValueError(f"--{what}={text}: expected one or more of {', '.join(known)}, each once")
     return names
 
 

@@ -85,7 +85,7 @@ def plan_resume(
     folder = Path(run_dir).expanduser() if run_dir else _newest(resolved.config, unknown)
     if run_dir and not resolve.is_run(folder):
         if "suite" not in given and not folder.exists():  # a mistyped folder rather than a run of the default suite
-            raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, name its --suite")
+            raise ValueError(f"nothing to resume: there is no folder {run_dir}; to start a run there, give its --suite")
         return dataclasses.replace(plan_new(resolved, run_dir, overwrite=False), afresh=True)
     return plan_continued(given, folder)
 
@@ -123,9 +123,7 @@ def opened(plan: Plan) -> Iterator[None]:
     """
     with lock.lock(plan.run_dir, "run"):
         if not (plan.resume or plan.replace) and resolve.is_run(plan.run_dir):
-            raise ValueError(
-                f"--run_dir={plan.run_dir} has come to hold a run of another process; choose another folder"
-            )
+            raise ValueError(f"--run_dir={plan.run_dir} now holds another process's run; choose another folder")
         if plan.replace:
             _empty(plan.run_dir)
         config = plan.resolved.config
@@ -166,9 +164,9 @@ def _require_writable(folder: Path) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        raise ValueError(f"--run_dir={folder} cannot be made: {existing} is a file")
+        raise ValueError(f"--run_dir={folder} cannot be created: {existing} is a file")
     if not os.access(existing, os.W_OK):
-        why = "is not writable" if existing == folder.absolute() else f"cannot be made: {existing} is not writable"
+        why = "is not writable" if existing == folder.absolute() else f"cannot be created: {existing} is not writable"
         raise ValueError(f"--run_dir={folder} {why}")
 
 
@@ -190,4 +188,4 @@ def _newest(config: RunConfig, unknown: Collection[str]) -> Path:
     if fitting:
         return fitting[0]
     hint = f"; the newest run there is {runs[0]}" if runs else ""
-    raise ValueError(f"nothing to resume: no run of these options under {RUNS}{hint}; name a run with --run_dir")
+    raise ValueError(f"nothing to resume: no run with these options under {RUNS}{hint}; name a run with --run_dir")

@@ -68,7 +68,7 @@ NAMED = ("brc", "popart", "deepmdp", "sac_ae", "metaworld-quick")
 PRESETS = (
     Preset(
         "gridworld-*",
-        "small discrete problems, rewards far away: much entropy, and a head a task",
+        "small discrete problems with distant rewards: a large entropy bonus, and one head per task",
         {
             "num_envs": 64,
             "total_steps": 3_000_000,
@@ -104,7 +104,7 @@ PRESETS = (
     ),
     Preset(
         "hidden-hopper",
-        "the default run: a small network and a high learning rate, for five minutes on two cores",
+        "the default run: a small network and a high learning rate, to train in five minutes on two cores",
         {
             "num_envs": 32,
             "total_steps": 3_000_000,
@@ -119,7 +119,7 @@ PRESETS = (
     ),
     Preset(
         "goals-*",
-        "one MJX body with rewards that differ: gradients conflict, so a wider network",
+        "one MJX body with different rewards: gradients conflict, so a wider network",
         {
             "num_envs": 32,
             "total_steps": 10_000_000,
@@ -133,7 +133,7 @@ PRESETS = (
     ),
     Preset(
         "bodies-*",
-        "bodies with different spaces: nothing but the padding is common, so one head a task",
+        "bodies with different spaces: only the padding is shared, so one head per task",
         {
             "num_envs": 32,
             "total_steps": 10_000_000,
@@ -145,7 +145,7 @@ PRESETS = (
     ),
     Preset(
         "metaworld-*",
-        "Meta-World by PPO: episodes cut at 200 steps, large batches; one head and one scale a task",
+        "Meta-World with PPO: episodes cut at 200 steps, large batches; one head and one policy scale per task",
         {
             "num_envs": 16,
             "total_steps": 20_000_000,
@@ -171,7 +171,7 @@ PRESETS = (
     ),
     Preset(
         "*",
-        "one policy and one value network for every task, as in the paper; one scale of observations for all",
+        "one policy and one value network per task, as in the paper; observations not normalised, to share one scale",
         {
             "num_envs": 32,
             "total_steps": 5_000_000,
@@ -185,7 +185,7 @@ PRESETS = (
     ),
     Preset(
         "gridworld-*",
-        "small discrete problems, rewards far away: exploration by an entropy bonus that is no part of the return",
+        "small discrete problems with distant rewards: an entropy bonus, not counted in the return, for exploration",
         {
             "num_envs": 64,
             "total_steps": 3_000_000,
@@ -208,19 +208,19 @@ PRESETS = (
     ),
     Preset(
         "control-*",
-        "classic control: PPO's numbers, one network a task and one scale of observations for all",
+        "classic control: PPO's values, one network per task; observations not normalised, to share one scale",
         {**CONTROL, "arrangement": "independent", "normalize_observations": False},
         "distral",
     ),
     Preset(
         "*",
-        "what SAC is used with nearly everywhere: relu, and a scale that depends on the state",
+        "the usual choices for SAC: relu, and a scale that depends on the state",
         {**SAC, "total_steps": 1_000_000, "num_envs": 16, "hidden_sizes": (256, 256)},
         "sac",
     ),
     Preset(
         "gridworld-*",
-        "small discrete problems: discrete SAC, a head a task; a temperature that a step's cost of 0.01 outweighs",
+        "small discrete problems: discrete SAC, one head per task; temperature below the step cost of 0.01",
         {
             **GRID_SAC,
             "activation": "relu",
@@ -244,7 +244,7 @@ PRESETS = (
     ),
     Preset(
         "hidden-*",
-        "one MJX body with hidden parameters: off-policy data go further than PPO's",
+        "one MJX body with hidden parameters: off-policy learning needs fewer steps than PPO",
         {
             **SAC,
             "num_envs": 16,
@@ -258,7 +258,7 @@ PRESETS = (
     ),
     Preset(
         "goals-*",
-        "one MJX body with rewards that differ: a wider network",
+        "one MJX body with different rewards: a wider network",
         {
             **SAC,
             "num_envs": 16,
@@ -272,7 +272,7 @@ PRESETS = (
     ),
     Preset(
         "bodies-*",
-        "bodies with different spaces: nothing but the padding is common, so one head a task",
+        "bodies with different spaces: only the padding is shared, so one head per task",
         {
             **SAC,
             "num_envs": 16,
@@ -285,7 +285,7 @@ PRESETS = (
     ),
     Preset(
         "metaworld-*",
-        "Meta-World by MTSAC: 128 transitions a task, a head a task, few gradient steps for two cores",
+        "Meta-World with MTSAC: 128 transitions and one head per task, few gradient steps to suit two cores",
         {
             **SAC,
             "num_envs": 8,
@@ -301,13 +301,13 @@ PRESETS = (
     ),
     Preset(
         "*",
-        "SAC's numbers; policy and critics know the task by the embedding of its dynamics alone",
+        "SAC's values; policy and critics see the task only through the embedding of its dynamics",
         {**HIP, "total_steps": 1_000_000, "num_envs": 16, "hidden_sizes": (256, 256), "grads": "mean"},
         "hipbmdp",
     ),
     Preset(
         "gridworld-*",
-        "small discrete problems: as for SAC; which cell was reached is told by a linear encoder",
+        "small discrete problems: as for SAC, with a linear encoder of the cell",
         {
             **HIP,
             **GRID_SAC,
@@ -320,7 +320,7 @@ PRESETS = (
     *(
         Preset(
             "gridworld-two-rooms-pixels",
-            "pictures of 7 x 17 cells in three colours: convolutional encoders",
+            "images of 7 x 17 cells in three colours: convolutional encoders",
             {**GRID_SAC, **own, "replay_capacity": 20_000, "image_shape": (7, 17, 3)},
             learner,
         )
@@ -372,7 +372,7 @@ PRESETS = (
     ),
     Preset(
         "sac_ae",
-        "reconstruction in place of models (arXiv 1910.01741), on top of the suite's preset",
+        "reconstruction instead of transition and reward models (arXiv 1910.01741), on top of the suite's preset",
         {
             "theta_size": 0,
             "transition_cost": 0.0,
@@ -384,14 +384,14 @@ PRESETS = (
     ),
     Preset(
         "popart",
-        "residual critics, 256 wide, with layer normalisation, values in each task's own unit (arXiv 1809.04474), on "
-        "top of the suite's preset",
+        "residual critics, 256 wide, with layer normalisation, and values normalised per task by PopArt "
+        "(arXiv 1809.04474), on top of the suite's preset",
         {"value_trunk": "residual", "value_hidden_sizes": (256, 256), "return_scaling": "popart", "reward_scale": 1.0},
     ),
     Preset(
         "metaworld-quick",
-        "Meta-World in minutes: batches a quarter as large and a rate twice as high learn most tasks sooner, but no "
-        "grasp; on top of the suite's preset",
+        "Meta-World in minutes: batches a quarter as large and twice the learning rate learn most tasks sooner, but "
+        "not to grasp; on top of the suite's preset",
         {
             "total_steps": 2_000_000,
             "rollout_length": 64,
@@ -403,7 +403,7 @@ PRESETS = (
     ),
     Preset(
         "brc",
-        "wide residual critics, categorical returns, rewards scaled a task, a learned embedding of length one "
+        "wide residual critics, categorical returns, rewards scaled per task, a learned embedding of unit norm "
         "(arXiv 2505.23150), on top of the suite's preset",
         {
             "value_trunk": "residual",
@@ -448,7 +448,7 @@ def find(suite: str, learner: str = "ppo", choice: str = "auto") -> Preset | Non
             return _on_top(preset, suited) if choice in NAMED else preset
     if choice in CHOICES:
         others = ", ".join(preset.learner for preset in PRESETS if preset.pattern == choice)
-        raise ValueError(f"preset {choice!r} is for the learner {others}; the learner here is {learner}")
+        raise ValueError(f"preset {choice!r} is for --learner={others}; the learner here is {learner}")
     raise ValueError(options.unknown("preset", choice, CHOICES))
 
 

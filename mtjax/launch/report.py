@@ -11,12 +11,12 @@ from mtjax.options import option
 from mtjax.report.folder import kind_of
 
 USAGE = """
-    mtjax-report compares runs and sweeps on one HTML page with everything in it.
+    mtjax-report compares runs and sweeps on one self-contained HTML page.
 
       mtjax-report sweeps/cagrad
       mtjax-report runs/pcgrad runs/mean --output=comparison.html
 
-    Runs that differ only in their seeds are one method. They may still be training.
+    Runs that differ only in their seeds count as one method. Runs may still be training.
 """
 
 
@@ -24,10 +24,10 @@ USAGE = """
 class Command:
     """The report."""
 
-    output: str = option("", "The HTML file; without it, report.html in the (first) folder.")
-    title: str = option("", "Heading of the page; without it, the folders' names.")
+    output: str = option("", "The HTML file to write; by default, report.html in the first folder.")
+    title: str = option("", "Title of the page; by default, the folders' names.")
     video_megabytes: float = option(
-        30.0, "Videos are put into the page up to this size in all; the others are linked.", low=0
+        30.0, "Videos are embedded in the page up to this total size; the others are linked.", low=0
     )
 
 

@@ -55,7 +55,7 @@ def resolve(
     given = {**given, **(own or {})}
     if config_from:
         if preset not in ("auto", "none"):
-            raise ValueError("--preset has no effect beside --config_from: a saved run sets every option")
+            raise ValueError("--preset has no effect with --config_from: a saved run sets every option")
         saved = load_config(os.path.expanduser(config_from))
         base = options.flatten(saved)
         if given.get("learner", saved.learner) != saved.learner:
@@ -94,7 +94,7 @@ def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_
         name, value = next(iter(differing.items()))
         raise ValueError(
             f"--preset={preset} is not what {run_dir} was started with: --{name} is {as_text(have[name])} there, "
-            f"{as_text(value)} in the preset; leave it out to continue the run"
+            f"{as_text(value)} in the preset; omit --preset to continue the run"
         )
 
 

@@ -70,8 +70,8 @@ def devices(mesh: str, precision: str) -> str:
     used = len(found) if mesh else 1
     where = f"{count(used, 'device')} of {count(processes, 'process')}" if processes > 1 else count(used, "device")
     shape = f", mesh {mesh}" if mesh else ""
-    idle = f" ({len(found) - used} more stand idle: --mesh)" if len(found) > used else ""
-    return f"{where} ({found[0].device_kind}){shape}{idle}; matrix products in precision {precision}"
+    idle = f" ({len(found) - used} idle; use --mesh)" if len(found) > used else ""
+    return f"{where} ({found[0].device_kind}){shape}{idle}; matrix products in {precision} precision"
 
 
 def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
@@ -83,15 +83,18 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
     if preset:
         lines.append(f"preset {preset.pattern}: {preset.reason}")
     rows = differences(config, plan.resolved.sources)
-    lines += [table([("option", "value", "from", "default"), *rows])] if rows else ["all options are the defaults"]
+    lines += [table([("option", "value", "from", "default"), *rows])] if rows else ["all options have their defaults"]
     if plan.extended_from:
         lines.append(f"total_steps extended from {plan.extended_from} to {config.total_steps}")
-        lines += [f"warning: --{name}={as_text(value)} is stretched" for name, value in shares_of_run(config).items()]
+        lines += [
+            f"warning: --{name}={as_text(value)} now spans the extended run"
+            for name, value in shares_of_run(config).items()
+        ]
     warm_start = steps_of_warm_start(config) * suite.num_tasks
     if config.total_steps < warm_start:
         lines.append(
-            f"warning: nothing is learnt in {config.total_steps:,} steps: --warm_start takes the first {warm_start:,}, "
-            f"of all {suite.num_tasks} tasks"
+            f"warning: nothing is learnt in {config.total_steps:,} steps: --warm_start takes the first {warm_start:,} "
+            f"(over all {suite.num_tasks} tasks)"
         )
     lines += notes
     if plan.afresh:
@@ -149,7 +152,7 @@ def summary(result: Mapping[str, Any], run_dir: Path) -> str:
     seeds = f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}"
     lines = [
         f"done: {result['step']:,} steps of {seeds} in {result['seconds_of_training']:,.0f} s of training "
-        f"({result['steps_per_second']:,.0f} steps/s); {result['episodes']} episodes a task:",
+        f"({result['steps_per_second']:,.0f} steps/s); {result['episodes']} episodes per task:",
         table(rows),
         f"run folder: {run_dir}",
     ]
@@ -182,7 +185,7 @@ def evaluation(result: Mapping[str, Any]) -> str:
                 rows.append((task, *(number(measures[name]["tasks"][task]) for name in names)))
             for statistic in STATISTICS:
                 rows.append((f"({statistic})", *(estimate(measures[name][statistic]) for name in names)))
-            title = f"{split}, {mode} policy, checkpoint {result['step']}, {result['episodes']} episodes a task:"
+            title = f"{split}, {mode} policy, checkpoint {result['step']}, {result['episodes']} episodes per task:"
             blocks.append(f"{title}\n{table(rows)}")
     return "\n\n".join(blocks)
 
@@ -197,7 +200,9 @@ def adaptation(found: Mapping[str, Any], run_dir: str, episodes: int) -> str:
                 for method, measures in curves["values"].items():
                     points = [p["tasks"].get(task, p["mean"]) for p in measures[name]]
                     rows.append((task, method, *map(estimate, points)))
-            title = f"{split}, {name} after episodes in the task, {episodes} episodes of the deterministic policy:"
+            title = (
+                f"{split}, {name} by episodes seen in the task; deterministic policy, {episodes} evaluation episodes:"
+            )
             blocks.append(f"{title}\n{table(rows)}")
     made = [Path(run_dir, name) for name in ("adaptation.json", "plots/adaptation.png")]
     return "\n\n".join([*blocks, "\n".join(str(path) for path in made if path.exists())])
@@ -216,11 +221,11 @@ def sweep_plan(made: Sweep) -> str:
         f"sweep {made.name}: {count(len(made.trials), 'trial')}, {count(agents, 'agent')} in "
         f"{count(len(made.programs), 'program')}; {steps:,} environment steps"
     ]
-    rows = [("option", "values", "makes")]
+    rows = [("option", "values", "run as")]
     for name, values in swept_values(made).items():
         rows.append((name, _listed(values), _makes(made, name)))
     lines += [table(rows)] if len(rows) > 1 else []
-    rows = [("program", "trials", "agents", "steps", "which")]
+    rows = [("program", "trials", "agents", "steps", "settings")]
     for name, program in made.programs.items():
         cells = (str(len(program.trials)), str(made.rows(program)), f"{made.steps(program):,}")
         rows.append((name, *cells, _common(made, program.trials)))
@@ -235,10 +240,10 @@ MOST_ROWS = 40  # lines of the table of programs
 def _makes(made: Sweep, option: str) -> str:
     """Whether the values of a swept option become programs or rows of a program."""
     if option not in made.packed:
-        return "another program each"
+        return "separate programs"
     trials = made.trials
     values = {frozenset(repr(trials[n].changes.get(option)) for n in p.trials) for p in made.programs.values()}
-    return "rows of a program" if len(values) == 1 else f"rows of {len(values)} programs"
+    return "rows of one program" if len(values) == 1 else f"rows of {len(values)} programs"
 
 
 def count(number: int, what: str) -> str:
@@ -269,5 +274,5 @@ def sweep_end(made: Sweep, state: State, folder: Path, seconds: float) -> str:
     lines = [f"{said} of {count(len(made.trials), 'trial')} after {seconds:,.0f} s"]
     lines += [f"  {name}: {trial.error}" for name, trial in state.trials.items() if trial.error]
     if numbers[FAILED]:
-        lines.append(f"try what failed again: mtjax-sweep --resume={folder} --retry_failed")
+        lines.append(f"retry the failed trials: mtjax-sweep --resume={folder} --retry_failed")
     return "\n".join([*lines, f"results: {folder / 'trials'}; compare them: mtjax-report {folder}"])

@@ -28,7 +28,7 @@ SUGGESTIONS = 10  # batches in a row without a trainable trial, after which a se
 REPLAY_SHARE = 0.5  # fraction of the free memory that replays may fill; programs need the rest
 
 USAGE = """
-    mtjax-sweep trains many configurations. Every flag of mtjax-train holds for all of them; --sweep varies one.
+    mtjax-sweep trains many configurations. Options of mtjax-train apply to all of them; --sweep varies one.
 
       mtjax-sweep --suite=gridworld-two-rooms --sweep=grads=mean,pcgrad --sweep=learning_rate=log:1e-4:1e-2:5
       mtjax-sweep --suite=hidden-hopper --sweep=grads='cagrad(c=0.1),cagrad(c=0.4)' --num_seeds=10 --name=cagrad
@@ -43,47 +43,49 @@ USAGE = """
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """The sweep: what is tried, and where."""
+    """The sweep: what to run, and where."""
 
-    name: str = option("", "The sweep is kept in sweeps/NAME; without it, in sweeps/<suite>-<date>-<time>.")
+    name: str = option("", "The sweep's folder is sweeps/NAME; by default, sweeps/<suite>-<date>-<time>.")
     search: str = option(
         "grid",
-        "Which combinations of the axes are trials: all (grid), the first values of all axes, then the second "
-        "ones … (zip), draws (random), or Optuna's choice by what was found (optuna).",
+        "How the axes are combined into trials: all combinations (grid), the first values of all axes, then the "
+        "second ones … (zip), random draws (random), or Optuna's suggestions from earlier results (optuna).",
         choices=space.SEARCHES,
     )
-    max_runs: int = option(0, "Most trials of a grid, number of trials of a search; 0 is no limit.", low=0)
-    search_seed: int = option(0, "Seed of a search's draws.", low=0, high=2**31 - 1)
-    batch: int = option(8, "Trials that Optuna chooses at once, before it hears how good they are.", low=1)
-    pack: int = option(64, "Most agents (trials × seeds) in one program; 1 gives every trial its own.", low=1)
-    jobs: int = option(0, "Programs at once; 0 is one a device, or one for four cores where there is none.", low=0)
+    max_runs: int = option(
+        0, "Most trials of grid and zip, number of trials of random and optuna; 0 means no limit.", low=0
+    )
+    search_seed: int = option(0, "Seed of the random and optuna searches.", low=0, high=2**31 - 1)
+    batch: int = option(8, "Trials that Optuna suggests at once, before it sees their results.", low=1)
+    pack: int = option(64, "Most agents (trials × seeds) in one program; 1 gives each trial its own.", low=1)
+    jobs: int = option(0, "Programs at once; 0 means one per device or, without devices, one per four cores.", low=0)
     launcher: str = option("local", "Where programs run.", choices=LAUNCHERS)
     slurm: str = option(
         "",
-        "Options of SLURM jobs: partition=gpu,gpus_per_node=1,cpus_per_task=8,timeout_min=240; any other is one of "
-        "sbatch.",
+        "Options of SLURM jobs, e.g. partition=gpu,gpus_per_node=1,cpus_per_task=8,timeout_min=240; others are "
+        "passed to sbatch.",
     )
     ray: str = option(
         "",
-        "What a program asks Ray for, and where: num_gpus=0.5,num_cpus=4,address=auto; without an address Ray starts "
-        "on this machine.",
+        "Resources of each program and Ray's address, e.g. num_gpus=0.5,num_cpus=4,address=auto; without an address, "
+        "Ray starts on this machine.",
     )
-    retries: int = option(0, "Times that a program which fails is started again.", low=0)
+    retries: int = option(0, "How often a failed program is restarted.", low=0)
     plan_only: bool = option(False, "Print the plan and exit.")
-    resume: str = option("", "Folder of a sweep: run exactly what it is missing.")
-    retry_failed: bool = option(False, "With --resume: try those again, too, that have failed.")
+    resume: str = option("", "Folder of a sweep to continue: run the trials that it still lacks.")
+    retry_failed: bool = option(False, "With --resume: also retry failed trials.")
     preset: str = option(
         "auto",
-        "Settings for a family of suites: 'auto' takes the longest pattern that matches the suite.",
+        "Settings for a family of suites: 'auto' chooses the longest pattern that matches the suite.",
         choices=presets.CHOICES,
     )
-    config_from: str = option("", "Folder of a run whose configuration is taken over; flags override it.")
+    config_from: str = option("", "Folder of a run to copy the configuration from; flags override it.")
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
     compilation_cache: str = option(
-        "auto", "Folder in which compiled programs are kept and shared: 'auto' is the user's, 'none' keeps none."
+        "auto", "Folder for compiled programs: 'auto' is mtjax in the user's cache folder, 'none' disables it."
     )
-    video: bool = option(False, "Draw an episode of every task after training.")
-    tensorboard: bool = option(True, "Write TensorBoard files beside metrics.jsonl.")
+    video: bool = option(False, "Record a video of every task after training.")
+    tensorboard: bool = option(True, "Write TensorBoard files next to metrics.jsonl.")
 
 
 # Flags allowed with --resume: they decide how the missing trials run, not what the trials are.
@@ -93,7 +95,7 @@ PROCESS = ("platform", "compilation_cache", "video", "tensorboard")  # flags tha
 
 def define(values: command.FlagValues) -> None:
     """Define the command's flags and one for every option of a run."""
-    text = "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. May be given for several options."
+    text = "An option and its values: NAME=a,b,c or NAME=log:LOW:HIGH:NUMBER. Repeat it for more options."
     section = next(iter(flags.sections(Command())))
     absl_flags.DEFINE_multi_string("sweep", [], text, flag_values=values, module_name=section)
     values["sweep"].help = text  # drop what absl appends
@@ -148,7 +150,7 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
         ValueError: an unknown option, an invalid value, a trial that cannot be trained, or a folder that is in use.
     """
     if asked.retry_failed:
-        raise ValueError("--retry_failed goes with --resume: it tries the failed trials of a sweep again")
+        raise ValueError("--retry_failed needs --resume: it retries the failed trials of an existing sweep")
     usual = Command()
     if asked.batch != usual.batch and asked.search != "optuna":
         raise ValueError(f"--batch is for --search=optuna; the search here is {asked.search}")
@@ -157,7 +159,7 @@ def make(asked: Command, given: Mapping[str, Any], sweep: Sequence[str]) -> tupl
     axes = parse_axes(sweep)
     for axis in axes:
         if axis.name in given:
-            raise ValueError(f"--{axis.name} is given and swept; leave one of them out")
+            raise ValueError(f"--{axis.name} is both set and swept; remove one of the two")
     folder = choose_folder(asked.name, given.get("suite", RunConfig().suite))
     if asked.search == "optuna":
         space.require_number(axes, asked.search, asked.max_runs)
@@ -229,7 +231,7 @@ def grow(folder: Path, made: plan.Plan, state: ledger.State) -> plan.Plan | None
         return None
     known = suggest.tried(folder, made, state)
     best = max((value for _, value in known if value is not None), default=None)
-    print(f"{len(known)} of {search['max_runs']} trials tried; the best reached {show.number(best)}", flush=True)
+    print(f"{len(known)} of {search['max_runs']} trials tried; best so far: {show.number(best)}", flush=True)
     longer = plan_suggestions(
         made.name, known, left, search, process=made.process, created=made.created, search=search, before=made
     )
@@ -291,7 +293,7 @@ def plan_suggestions(
                 reason = reason or error
                 refused.append((change, None))
                 values = ", ".join(f"{option}={options.as_text(value)}" for option, value in change.items())
-                print(f"not tried: {values}: {error}", flush=True)
+                print(f"skipped {values}: {error}", flush=True)
             else:
                 taken.append(change)
         if taken:
@@ -322,7 +324,7 @@ def choose_folder(name: str, suite: str) -> Path:
         ValueError: the name is not a valid folder name, or the folder is in use.
     """
     if name and (not re.fullmatch(r"[\w.=+-]+", name) or name.startswith(".")):
-        raise ValueError(f"--name={name}: use letters, digits and _ . = + -, with no dot at the beginning")
+        raise ValueError(f"--name={name}: use letters, digits and _ . = + -, and do not start with a dot")
     if name:
         folder = SWEEPS / name
         require_free(folder)
@@ -347,7 +349,7 @@ def reopen(asked: Command, values: command.FlagValues) -> plan.Plan:
     given += ["sweep"] if values["sweep"].value else []
     for name in given:
         if name not in WITH_RESUME:
-            raise ValueError(f"--{name} has no place beside --resume: a sweep goes on as it was planned")
+            raise ValueError(f"--{name} cannot be combined with --resume: a sweep continues as planned")
     return plan.load(asked.resume)
 
 
@@ -359,7 +361,7 @@ def local_slots(asked: Command) -> int:
 
     devices = local.usable_devices(asked.platform)
     if asked.platform == "gpu" and not devices:
-        raise ValueError("--platform=gpu: this machine shows no NVIDIA GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)")
+        raise ValueError("--platform=gpu: no NVIDIA GPU is visible on this machine (nvidia-smi, CUDA_VISIBLE_DEVICES)")
     return len(local.share(asked.jobs, local.usable_cores(), devices))
 
 

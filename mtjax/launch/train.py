@@ -20,17 +20,17 @@ AUTO = "auto"  # value of --num_envs: choose a number that fits
 LESS_MEMORY = "lower --num_envs, --num_seeds or --evaluation_episodes"
 
 USAGE = """
-    mtjax-train trains one multi-task agent (or --num_seeds of them) and leaves a run folder.
+    mtjax-train trains one multi-task agent (or --num_seeds of them) and writes a run folder.
 
       mtjax-train --suite=gridworld-two-rooms
       mtjax-train --suite=hidden-hopper --grads=mean --num_seeds=8 --run_dir=runs/hopper
       mtjax-train --run_dir=runs/hopper --resume
       mtjax-train --suite=hidden-hopper --platform=gpu --num_seeds=8 --mesh=seed:4,env:2
 
-    Values come from the defaults, then the suite's preset or --config_from, then flags. A flag on the
-    command line beats one in a --flagfile. Options marked [vmapped] are leaves of the state, one value a seed.
-    Exit codes: 0 done, 1 bad input or no memory, 3 diverged, 5 a simulator failed, 75 saved after SIGTERM (start
-    again with --resume after the last two).
+    The suite's preset or --config_from overrides the defaults, and flags override both. A flag on the command
+    line overrides a --flagfile. Options marked [vmapped] are leaves of the state, one value per seed.
+    Exit codes: 0 done, 1 bad input or out of memory, 3 diverged, 5 a simulator failed, 75 saved after SIGTERM
+    (after 5 and 75, repeat the command with --resume).
 """
 
 
@@ -38,46 +38,45 @@ USAGE = """
 class Command:
     """The command: what to do, and where. None of these options changes what is learnt."""
 
-    run_dir: str = option("", "The run's folder. Without it a new run gets runs/<suite>-<date>-<time>.")
+    run_dir: str = option("", "The run's folder; by default, a new run gets runs/<suite>-<date>-<time>.")
     resume: bool = option(
         False,
-        "Continue the run in --run_dir with the options it was started with; --total_steps may extend it. A folder "
-        "with nothing in it yet starts from the beginning. Without --run_dir: the newest run of these options under "
-        "runs.",
+        "Continue the run in --run_dir with its own options; --total_steps may extend it. If the folder is empty, "
+        "the run starts from the beginning. Without --run_dir: continue the newest run with these options under runs.",
     )
-    overwrite: bool = option(False, "Delete the run that --run_dir already holds, and start anew.")
+    overwrite: bool = option(False, "Delete the run that --run_dir already holds and start a new one.")
     preset: str = option(
         "auto",
-        "Settings for a family of suites and a learner: 'auto' takes the longest pattern that matches the suite.",
+        "Settings for a family of suites and a learner: 'auto' chooses the longest pattern that matches the suite.",
         choices=presets.CHOICES,
     )
-    config_from: str = option("", "Folder of a run whose configuration is taken over; flags override it.")
+    config_from: str = option("", "Folder of a run to copy the configuration from; flags override it.")
     platform: str = option("auto", "Kind of device to run on.", choices=environment.PLATFORMS)
     mesh: str = option(
         "",
-        "Devices along the axes seed and env, e.g. seed:4,env:2: seeds, then environments are divided among them. "
-        "Without it one device.",
+        "Devices along the axes seed and env, e.g. seed:4,env:2: seeds and environments are divided among them. "
+        "By default, one device.",
     )
     matmul_precision: str = option(
         "auto",
-        "Of matrix products of float32: 'auto' is float32 on accelerators, 'default' what jax chooses there "
-        "(TensorFloat-32 on NVIDIA GPUs, faster and too coarse for some physics).",
+        "Precision of float32 matrix products: 'auto' is float32 on accelerators, 'default' is jax's choice "
+        "(TensorFloat-32 on NVIDIA GPUs: faster, but too coarse for some physics).",
         choices=environment.PRECISIONS,
     )
     coordinator: str = option(
         "",
         "HOST:PORT of the first of several processes that train this run together, each with its devices of the "
-        "--mesh; 'auto' where jax finds it itself (SLURM, Open MPI, TPU pods).",
+        "--mesh; 'auto' lets jax detect it (SLURM, Open MPI, TPU pods).",
     )
-    num_processes: int = option(0, "How many processes there are, beside --coordinator=HOST:PORT.", low=0)
-    process_id: int = option(-1, "Which of them this one is, from 0.", low=-1)
+    num_processes: int = option(0, "Number of processes, with --coordinator=HOST:PORT.", low=0)
+    process_id: int = option(-1, "Index of this process, from 0, with --coordinator=HOST:PORT.", low=-1)
     compilation_cache: str = option(
         "auto",
-        "Folder in which compiled programs are kept, so that the next run starts sooner: 'auto' is mtjax in "
-        "the user's cache folder, 'none' keeps none.",
+        "Folder for compiled programs, so that the next run starts sooner: 'auto' is mtjax in the user's cache "
+        "folder, 'none' disables the cache.",
     )
-    video: bool = option(True, "Draw an episode of every task after training.")
-    tensorboard: bool = option(True, "Write TensorBoard files beside metrics.jsonl.")
+    video: bool = option(True, "Record a video of every task after training.")
+    tensorboard: bool = option(True, "Write TensorBoard files next to metrics.jsonl.")
     progress: bool = option(True, "Show progress on the screen.")
     list_suites: bool = option(False, "Print the suites with their tasks and versions, and exit.")
     list_presets: bool = option(False, "Print the presets with their reasons, and exit.")
@@ -87,7 +86,7 @@ def define(values: command.FlagValues) -> None:
     """Define the command's flags and one for every option of a run."""
     flags.define_options(values, Command())
     flags.define_options(values, RunConfig(), empty=True)
-    flags.also(values, "num_envs", AUTO, "'auto' chooses what fits the device's memory and the length of the run")
+    flags.also(values, "num_envs", AUTO, "'auto' chooses a number that suits the device's memory and the run's length")
     flags.define_help(values, USAGE)
 
 
@@ -141,7 +140,7 @@ def run(values: command.FlagValues) -> int:
             raise
         reason = str(error).splitlines()[0]
         print(
-            f"mtjax-train: another process of this run is gone ({reason}); start all again with --resume",
+            f"mtjax-train: another process of this run was lost ({reason}); restart all processes with --resume",
             file=sys.stderr,
         )
         environment.leave(command.PREEMPTED)
@@ -164,7 +163,7 @@ def make_plan(asked: Command, given: dict, *, fit: bool = False) -> folder.Plan:
     if asked.coordinator and not asked.run_dir:
         raise ValueError("--coordinator needs --run_dir: all processes must name the same folder")
     if asked.resume and asked.overwrite:
-        raise ValueError("--resume and --overwrite exclude each other: continue the run, or replace it")
+        raise ValueError("--resume and --overwrite cannot be combined: continue the run, or replace it")
     if asked.overwrite and not asked.run_dir:
         raise ValueError("--overwrite needs --run_dir: without it, a new run gets a folder of its own")
     if asked.resume and asked.run_dir and resolve.is_run(asked.run_dir) and not asked.config_from:
@@ -211,7 +210,7 @@ def check(config: RunConfig, mesh: str = "") -> Suite:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script."""
-    remedy = "what was saved goes on with the same command plus --resume"
+    remedy = "to resume, repeat the command with --resume"
     command.launch(define, run, argv, exits=command.exits_of_runs, interrupted=remedy)
 
 

@@ -18,7 +18,7 @@ from mtjax.sweeps import ledger, status
 from mtjax.training.progress import time_text
 
 USAGE = """
-    mtjax-watch shows how a sweep is doing, until it is done. Ctrl-C ends the watching, not the sweep.
+    mtjax-watch shows the progress of a sweep until it ends. Ctrl-C stops mtjax-watch, not the sweep.
 
       mtjax-watch sweeps/cagrad
 """
@@ -38,8 +38,8 @@ WIDE = 110  # columns from which on there is room for progress bars beside the t
 class Command:
     """Watching."""
 
-    interval: float = option(2.0, "Seconds between two looks.", above=0)
-    once: bool = option(False, "Look once and exit.")
+    interval: float = option(2.0, "Seconds between updates.", above=0)
+    once: bool = option(False, "Print the table once and exit.")
 
 
 def define(values: command.FlagValues) -> None:
@@ -85,7 +85,7 @@ def draw(now: status.Status, most: int, width: int = WIDE) -> rich.table.Table:
     wide = width >= WIDE
     counts = ", ".join(f"{number} {state}" for state, number in now.state.count().items() if number)
     times = f"{time_text(now.elapsed)} so far" + (f", about {time_text(now.left)} left" if now.left else "")
-    idle = "" if now.launcher or not any(r.state != ledger.DONE for r in now.rows) else " · no launcher is at work"
+    idle = "" if now.launcher or not any(r.state != ledger.DONE for r in now.rows) else " · no launcher is running"
     table = rich.table.Table(
         title=f"{now.plan.name}: {counts} · {times}{idle}",
         title_justify="left",

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", help="folder of the sweep")
     parser.add_argument("program", help="name of the program")
     parser.add_argument("attempt", type=int)
-    parser.add_argument("--cores", default="", help="processor cores to run on, 0,1,2")
-    parser.add_argument("--with_launcher", action="store_true", help="save and stop when the standard input ends")
+    parser.add_argument("--cores", default="", help="processor cores to run on, e.g. 0,1,2")
+    parser.add_argument("--with_launcher", action="store_true", help="save and stop when standard input closes")
     asked = parser.parse_args(argv)
     if asked.cores and hasattr(os, "sched_setaffinity"):  # before jax starts and counts the cores
         os.sched_setaffinity(0, {int(core) for core in asked.cores.split(",")})

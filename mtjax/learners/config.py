@@ -16,22 +16,24 @@ class LearnerConfig:
     learning_rate: float = option(3e-4, "Step size of Adam. [vmapped]", above=0)
     discount: float = option(0.99, "Discount γ of future reward. [vmapped]", low=0, high=1)
     reward_scale: float = option(1.0, "Rewards are multiplied by this before anything else.", above=0)
-    normalize_observations: bool = option(False, "Running mean and variance of observations, per task.")
+    normalize_observations: bool = option(False, "Normalise observations by each task's running mean and variance.")
     observation_clip: float = option(10.0, "Normalised observations are clipped to ± this.", above=0)
     exploration: str = option(
         "none",
-        "A bonus, each task's own, for reaching what was seldom seen: 'counts' (for observations that repeat exactly) "
-        "or 'rnd' (random network distillation).",
+        "A bonus, separate for each task, for reaching rarely seen observations: 'counts' (for observations that "
+        "repeat exactly) or 'rnd' (random network distillation).",
         choices=("none", "counts", "rnd"),
     )
     exploration_bonus: float = option(
         0.1,
-        "Weight of the exploration bonus, in scaled reward; a bonus is 1 for what is new (counts), or as new as usual "
-        "when first met (rnd).",
+        "Weight of the exploration bonus, in scaled reward; the bonus is 1 for a first visit (counts), or has a root "
+        "mean square near 1 (rnd).",
         low=0,
     )
-    count_bins: int = option(16384, "Bins of each task into which 'counts' hashes observations.", low=1)
-    count_resolution: float = option(0.01, "Observations nearer than about this are one to 'counts'.", above=0)
+    count_bins: int = option(16384, "Bins per task into which 'counts' hashes observations.", low=1)
+    count_resolution: float = option(
+        0.01, "Observations closer than about this count as the same for 'counts'.", above=0
+    )
     rnd_sizes: tuple[int, ...] = option((64, 64), "Widths of the layers of rnd's networks.", low=1, fewest=1)
     rnd_learning_rate: float = option(1e-3, "Step size of rnd's predictors.", above=0)
 
@@ -55,75 +57,75 @@ class PPOConfig(LearnerConfig):
 
     learning_rate_schedule: str = option(
         "constant",
-        "How the learning rate changes over the run.",
+        "Learning rate over the run: constant, or decaying to 0.",
         choices=SCHEDULES,
     )
     adam_epsilon: float = option(1e-5, "Adam's epsilon.", above=0)
     max_grad_norm: float = option(
         0.5,
-        "Gradients of the policy and of the values are each clipped to this global norm; 0 switches clipping off.",
+        "The gradients of policy and value network are each clipped to this global norm; 0 disables clipping.",
         low=0,
     )
     gae_lambda: float = option(0.95, "λ of generalised advantage estimation. [vmapped]", low=0, high=1)
     rollout_length: int = option(128, "Steps of every environment between two updates.", low=1)
     num_epochs: int = option(4, "Passes over a rollout.", low=1)
-    num_minibatches: int = option(8, "Minibatches of one pass; every one holds all tasks.", low=1)
+    num_minibatches: int = option(8, "Minibatches per pass; each contains all tasks.", low=1)
     clip: float = option(0.2, "PPO's clip range ε of the probability ratio. [vmapped]", above=0)
-    value_clip: float = option(0.0, "Clip range of the value's change; 0 switches it off.", low=0)
+    value_clip: float = option(0.0, "Clip range of the change in predicted value; 0 disables it.", low=0)
     value_cost: float = option(0.5, "Weight of the value loss.", low=0)
     entropy_cost: float = option(1e-3, "Weight of the entropy bonus. [vmapped]", low=0)
     entropy_schedule: str = option(
         "constant",
-        "How the weight of the entropy bonus changes over the run, from entropy_cost on.",
+        "Weight of the entropy bonus over the run: constant, or decaying from entropy_cost to 0.",
         choices=SCHEDULES,
     )
     bound_cost: float = option(
         0.0,
-        "Weight of the squared excess of a Gaussian's mean over the actions' bounds. Beyond them actions are clipped: "
-        "noise changes nothing and nothing leads back. Without effect on squashed or discrete actions.",
+        "Weight of a penalty on the squared distance of a Gaussian's mean beyond the action bounds, where clipping "
+        "removes the noise and nothing else pulls the mean back. No effect on squashed or discrete actions.",
         low=0,
     )
     kl_cost: float = option(0.0, "Weight of a penalty on KL(old policy, new policy).", low=0)
     target_kl: float = option(
-        0.0, "Skip the rest of an update's minibatches once the KL exceeds 1.5 times this; 0 never does.", low=0
+        0.0, "Skip the rest of an update's minibatches once the KL exceeds 1.5 times this; 0 never skips.", low=0
     )
     adaptive_kl: float = option(
-        0.0, "Adapt the learning rate so that an update's KL stays near this value; 0 does not.", low=0
+        0.0, "Adapt the learning rate so that an update's KL stays near this value; 0 disables this.", low=0
     )
-    normalize_observations: bool = option(True, "Running mean and variance of observations, per task.")
-    normalize_advantages: bool = option(True, "Advantages to mean 0 and variance 1 within each task's batch.")
+    normalize_observations: bool = option(True, "Normalise observations by each task's running mean and variance.")
+    normalize_advantages: bool = option(True, "Normalise advantages to mean 0 and variance 1 within each task's batch.")
     return_scaling: str = option(
         "running",
-        "'running' divides each task's rewards by the running deviation of its discounted return and clips them to "
-        "±10; 'popart' leaves them and learns each task's values in the unit of their own mean and deviation; 'none' "
-        "does nothing.",
+        "'running' divides each task's rewards by the running standard deviation of its discounted return and "
+        "clips them to ±10; 'popart' leaves rewards as they are and normalises each task's value targets by their "
+        "running mean and standard deviation; 'none' does neither.",
         choices=("running", "popart", "none"),
     )
-    popart_step: float = option(0.05, "Share of a new rollout in the moments that are PopArt's units.", above=0, high=1)
+    popart_step: float = option(0.05, "Weight of a new rollout in PopArt's running moments.", above=0, high=1)
     detour_share: float = option(
         0.0,
-        "Share of the steps of training spent on detours: one random action held for a while, from which the policy "
-        "learns where it leads, not what it was (temporally extended ε-greedy).",
+        "Share of training steps spent on detours: one random action held for a while (temporally extended ε-greedy); "
+        "the policy learns from the states reached, not from the detour's actions.",
         low=0,
         high=0.9,
     )
     detour_schedule: str = option(
         "constant",
-        "How the share of detours changes over the part of the run that has them, from detour_share on.",
+        "Share of detours over the part of the run that has them: constant, or decaying from detour_share to 0.",
         choices=SCHEDULES,
     )
     detour_part: float = option(
         1.0,
-        "The part of the run, from its start, that has detours. They lead to what noise does not find, and undo what "
-        "is delicate (a grasp, say).",
+        "Fraction of the run, from its start, that has detours. They reach states that noise does not, but disrupt "
+        "delicate behaviour (e.g. a grasp).",
         above=0,
         high=1,
     )
-    detour_steps: int = option(40, "Steps of the longest detour; their lengths are uniform.", low=1)
+    detour_steps: int = option(40, "Steps of the longest detour; lengths are uniform from 1 to this.", low=1)
     surgery: str = option(
         "separate",
-        "What the gradient transform sees as one gradient: 'separate' (policy and value network each) or "
-        "'joint' (both as one).",
+        "Whether the gradient transform sees the gradients of policy and value network as two ('separate') or as one "
+        "('joint').",
         choices=("separate", "joint"),
     )
 
@@ -146,18 +148,18 @@ class PPOConfig(LearnerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DistralConfig(PPOConfig):
-    """Hyper-parameters of Distral: those of PPO, and the costs that tie the tasks' policies to the distilled one."""
+    """Hyper-parameters of Distral. Those of PPO, and the costs that tie the tasks' policies to the distilled one."""
 
-    entropy_cost: float = option(0.0, "Weight of PPO's entropy bonus, beside distral_entropy_cost. [vmapped]", low=0)
+    entropy_cost: float = option(0.0, "Weight of PPO's entropy bonus, added to distral_entropy_cost. [vmapped]", low=0)
     distral_kl_cost: float = option(
-        0.02, "c_KL: cost of a task's policy for leaving the distilled one, in (scaled) reward per nat.", low=0
+        0.02, "c_KL: cost of a task's policy for diverging from the distilled one, in (scaled) reward per nat.", low=0
     )
     distral_entropy_cost: float = option(
-        0.01, "c_Ent: cost of a task's policy for being certain, in (scaled) reward per nat.", low=0
+        0.01, "c_Ent: cost of a task's policy for low entropy, in (scaled) reward per nat.", low=0
     )
     columns: int = option(
         2,
-        "2: a task's policy is the distilled one times a column of its own; 1: it is a network of its own.",
+        "2: a task's policy is the product of the distilled one and a column of its own; 1: it is a separate network.",
         low=1,
         high=2,
     )
@@ -176,7 +178,7 @@ class DistralConfig(PPOConfig):
         """As PPO's check; also reject two costs of 0. Raises ValueError with a one-line message."""
         super().check()
         if not self.distral_kl_cost + self.distral_entropy_cost:
-            raise ValueError("distral_kl_cost: 0.0 needs distral_entropy_cost above 0; one of the two must be")
+            raise ValueError("distral_kl_cost: 0.0 needs distral_entropy_cost above 0; they cannot both be 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,58 +195,59 @@ class SACConfig(LearnerConfig):
     )
     max_grad_norm: float = option(
         0.0,
-        "Gradients of the policy and of the critics are each clipped to this global norm, and so is what a task has of "
-        "its own, by itself; 0 switches clipping off.",
+        "The gradients of the policy and of the critics are each clipped to this global norm, and each task's private "
+        "parameters separately; 0 disables clipping.",
         low=0,
     )
     polyak: float = option(
-        0.005, "Share τ of the critics that the target critics take over at every gradient step. [vmapped]",
+        0.005, "Polyak step τ of the target critics towards the critics at every gradient step. [vmapped]",
         above=0, high=1,
     )  # fmt: skip
     rollout_length: int = option(8, "Steps of every environment between two updates.", low=1)
     update_to_data: float = option(
         0.25,
-        "Gradient steps for every environment step of one task; an update makes rollout_length × num_envs times "
-        "this many, rounded, at least one.",
+        "Gradient steps per environment step of one task; an update makes rollout_length × num_envs times this many, "
+        "rounded, at least one.",
         above=0,
     )
-    batch_size: int = option(128, "Transitions of each task in a gradient step.", low=1)
-    replay_capacity: int = option(
-        100_000, "Transitions of each task that are kept, rounded up to whole rollouts.", low=1
-    )
+    batch_size: int = option(128, "Transitions of each task per gradient step.", low=1)
+    replay_capacity: int = option(100_000, "Transitions kept per task, rounded up to whole rollouts.", low=1)
     replay_limit: float = option(
         0.0,
-        "Refuse to start if the replay of all seeds takes more than this many gigabytes; 0 means the free memory "
-        "of the device.",
+        "Refuse to start if the replay of all seeds takes more than this many gigabytes; 0 means the device's "
+        "free memory.",
         low=0,
     )
     checkpoint_replay: bool = option(
         True,
-        "Save the replay in checkpoints. Without it they are small, but a resumed run fills it anew: not bit for bit.",
+        "Save the replay in checkpoints. Otherwise checkpoints are small, but a resumed run starts with an empty "
+        "replay and is not bit-for-bit identical.",
     )
     warm_start: int = option(
         1000,
-        "Transitions of each task by uniformly random actions before anything is learnt; at most a full replay.",
+        "Transitions per task collected with uniformly random actions before learning starts; at most a full replay.",
         low=0,
     )
-    num_critics: int = option(2, "Critics of one ensemble.", low=1)
+    num_critics: int = option(2, "Number of critics in the ensemble.", low=1)
     critic_reduction: str = option(
-        "min", "How the ensemble's answers become one: 'min' (pessimistic) or 'mean'.", choices=("min", "mean")
+        "min", "How the ensemble's outputs are reduced: 'min' (pessimistic) or 'mean'.", choices=("min", "mean")
     )
     critic_head: str = option(
         "scalar",
-        "What a critic says of a return: 'scalar' (its mean, by squared error) or 'categorical' (a distribution "
+        "What a critic predicts about a return: 'scalar' (its mean, by squared error) or 'categorical' (a distribution "
         "over atoms, by cross-entropy).",
         choices=("scalar", "categorical"),
     )
     num_atoms: int = option(101, "Atoms of a categorical critic.", low=2)
     value_range: float = option(
-        10.0, "Atoms of a categorical critic lie between ± this; 'range' scales returns to it.", above=0
+        10.0,
+        "Atoms of a categorical critic lie between ± this; return_scaling=range scales returns to this range.",
+        above=0,
     )
-    initial_temperature: float = option(1.0, "Temperature α of every task at the start.", above=0)
+    initial_temperature: float = option(1.0, "Initial temperature α of every task.", above=0)
     learn_temperature: bool = option(True, "Adapt each task's temperature to its target entropy.")
     target_entropy_scale: float = option(
-        1.0, "Target entropy of continuous actions: minus this for every entry of the action. [vmapped]", low=0
+        1.0, "Target entropy of continuous actions: minus this per action dimension. [vmapped]", low=0
     )
     discrete_entropy_scale: float = option(
         0.5,
@@ -255,30 +258,29 @@ class SACConfig(LearnerConfig):
     )
     paco_threshold: float = option(
         0.0,
-        "With arrangement paco: a task whose critics' loss is above this is left out of a gradient step (unless all "
-        "are), and its weights are drawn anew among the others'; 0: never. Its authors have 3000, of twice this loss.",
+        "With arrangement paco: a task whose critics' loss exceeds this is left out of the gradient step (unless all "
+        "do), and its weights become a random mixture of the others'; 0: never. The authors use 3000, for twice "
+        "this loss.",
         low=0,
     )
     paco_weights: str = option(
         "own",
-        "With arrangement paco: policy and critics learn weights of the tasks each for itself ('own'), or have the "
-        "same ones, which the losses of all move ('shared', as in its authors' code).",
+        "With arrangement paco: policy and critics learn separate task weights ('own'), or common ones trained by all "
+        "losses ('shared', as in the authors' code).",
         choices=("own", "shared"),
     )
     task_weights: str = option(
         "equal",
-        "Weights of the tasks' losses: 'equal'; 'exponential', exp(−α) over its mean, or 'inverse', 1/α over its "
-        "mean (a task whose temperature is low is nearly solved).",
+        "Weights of the tasks' losses: 'equal', or by temperature α: 'exponential' (exp(−α) over its mean) or "
+        "'inverse' (1/α over its mean). A task with a low temperature is nearly solved.",
         choices=("equal", "exponential", "inverse"),
     )
-    critic_grads: str = option(
-        "", "How the tasks' gradients of the critics become one, as --grads; empty means what --grads says."
-    )
+    critic_grads: str = option("", "Like --grads, for the gradients of the critics; empty means the method of --grads.")
     return_scaling: str = option(
         "none",
-        "'running' divides each task's rewards by the running deviation of its discounted return and clips them to "
-        "±10; 'range' scales them so that its largest discounted return, and the entropy bonus, fit value_range; "
-        "'none' does neither.",
+        "'running' divides each task's rewards by the running standard deviation of its discounted return and "
+        "clips them to ±10; 'range' scales them so that the task's largest discounted return, plus the entropy bonus, "
+        "fits value_range; 'none' does neither.",
         choices=("running", "range", "none"),
     )
 
@@ -301,7 +303,7 @@ class SACConfig(LearnerConfig):
                 "num_atoms": (categorical, "critic_head=categorical"),
                 "value_range": (
                     categorical or self.return_scaling == "range",
-                    "critic_head=categorical and return_scaling=range",
+                    "critic_head=categorical or return_scaling=range",
                 ),
                 "critic_reduction": (self.num_critics > 1, "num_critics above 1"),
                 "temperature_learning_rate": (self.learn_temperature, "learn_temperature"),
@@ -311,40 +313,42 @@ class SACConfig(LearnerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class HiPBMDPConfig(SACConfig):
-    """Hyper-parameters of HiP-BMDP: those of SAC, and those of the models that shape its critics' inputs."""
+    """Hyper-parameters of HiP-BMDP. Those of SAC, and those of the models that shape its critics' inputs."""
 
     state_encoder: str = option(
         "mlp",
-        "The state encoder: 'mlp' (convolutional where image_shape is given), or 'identity': latent states are the "
-        "observations.",
+        "The state encoder: 'mlp' (convolutional if image_shape is given), or 'identity' (latent states are the "
+        "observations).",
         choices=("mlp", "identity"),
     )
     state_encoder_sizes: tuple[int, ...] = option((128,), "Widths of the state encoder's hidden layers.", low=1)
-    latent_size: int = option(32, "Size of a latent state, which is normalised: 3 at least.", low=3)
+    latent_size: int = option(32, "Size of a latent state; its normalisation needs at least 3.", low=3)
     theta_size: int = option(
-        8, "Size of the embedding of a task's dynamics; 0 conditions nothing on the task (DeepMDP, SAC-AE).", low=0
+        8, "Size of the embedding θ of a task's dynamics; 0 means no task conditioning (DeepMDP, SAC-AE).", low=0
     )
     theta_hidden_sizes: tuple[int, ...] = option(
-        (64,), "Widths of layers between a task's row in the table and its embedding; empty: the row is it.", low=1
+        (64,),
+        "Widths of layers between a task's row in the table and its embedding; empty: the row is the embedding.",
+        low=1,
     )
     transition_model: str = option(
         "gaussian",
         "The model of the next latent state: 'deterministic', 'gaussian', or an 'ensemble' of Gaussians.",
         choices=("deterministic", "gaussian", "ensemble"),
     )
-    transition_members: int = option(5, "Members of an ensemble.", low=1)
+    transition_members: int = option(5, "Number of ensemble members.", low=1)
     model_sizes: tuple[int, ...] = option((128,), "Widths of the models' hidden layers; empty: linear.", low=1)
-    transition_cost: float = option(1.0, "Weight of the transition model's loss; 0 is without one.", low=0)
-    reward_cost: float = option(1.0, "Weight of the reward model's loss; 0 is without one.", low=0)
+    transition_cost: float = option(1.0, "Weight of the transition model's loss; 0 disables it.", low=0)
+    reward_cost: float = option(1.0, "Weight of the reward model's loss; 0 disables it.", low=0)
     theta_cost: float = option(
-        1.0, "Weight of the error between distances of embeddings and of the dynamics they stand for.", low=0
+        1.0, "Weight of the θ-learning error (embedding distance vs. distance of predicted dynamics).", low=0
     )
-    reconstruction_cost: float = option(0.0, "Weight of the loss of decoded observations; 0 is without.", low=0)
-    latent_cost: float = option(0.0, "Weight of latent states' squared length beside the reconstruction.", low=0)
+    reconstruction_cost: float = option(0.0, "Weight of the observations' reconstruction loss; 0 disables it.", low=0)
+    latent_cost: float = option(0.0, "Weight of the latent states' squared norm, added to the reconstruction.", low=0)
     auxiliary_gate: str = option(
         "none",
-        "Which of these losses move the state encoder, task by task: all ('none'), those whose gradient does not "
-        "oppose that of the critics ('unweighted'), or each by its cosine with that, if positive ('weighted').",
+        "Which of these losses train the state encoder, task by task: all ('none'), those whose gradient does not "
+        "oppose the critics' ('unweighted'), or each times its cosine with the critics', if positive ('weighted').",
         choices=("none", "unweighted", "weighted"),
     )
 
@@ -353,7 +357,7 @@ class HiPBMDPConfig(SACConfig):
         super().check()
         if self.theta_size and not self.transition_cost:
             raise ValueError(
-                f"theta_size: {self.theta_size} needs transition_cost above 0, which learns the embeddings; or set it 0"
+                f"theta_size: {self.theta_size} needs transition_cost above 0 to train the embeddings; or set it to 0"
             )
         learns = self.transition_cost or self.reward_cost or self.reconstruction_cost
         used = {
@@ -365,6 +369,6 @@ class HiPBMDPConfig(SACConfig):
                 self.transition_model == "ensemble" and self.transition_cost,
                 "transition_model=ensemble" if self.transition_cost else "transition_cost above 0",
             ),
-            "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and a loss to admit"),
+            "auxiliary_gate": (self.state_encoder != "identity" and learns, "state_encoder=mlp and an auxiliary loss"),
         }
         refuse_unused(self, used)

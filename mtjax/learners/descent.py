@@ -22,7 +22,7 @@ class _LastShared:
     """Placeholder for the predicate that selects the last shared layer, until ``of_network`` supplies it."""
 
     def __call__(self, path: str) -> bool:
-        raise TypeError("a method that looks at the last shared layer goes through of_network first")
+        raise TypeError("a method that uses the last shared layer must go through of_network first")
 
 
 POLICY = "a policy's losses are near or below 0"
@@ -41,7 +41,7 @@ def gradient_method(spec: str, num_tasks: int, option: str = "grads", *, losses:
         raise ValueError(f"{option}: {spec} needs gradients of a representation, which no learner provides")
     if getattr(method, "observe", None) is not None:
         raise ValueError(
-            f"{option}: {spec} needs the losses after the step on the same batch, which no learner looks at"
+            f"{option}: {spec} needs the losses after the step on the same batch, which no learner computes"
         )
     registry.try_out(spec, num_tasks)
     for call in _calls(registry.parse(spec)):
@@ -63,7 +63,7 @@ def _check_gradnorm(call: registry.Call, option: str, losses: str | None) -> Non
         given = {"alpha": call.arguments["alpha"], "surrogate": "softplus"}
         written = ", ".join(f"{name}={value!r}" for name, value in given.items()).replace("'", '"')
         raise ValueError(
-            f"{option}: gradnorm divides each loss by its first one, and {losses}; "
+            f"{option}: gradnorm divides each loss by its first value, but {losses}; "
             f"make them positive: 'gradnorm({written})'"
         )
 

@@ -145,9 +145,7 @@ def make_distral(
     """
     check_minibatches(config, num_envs)
     if network.policy_encoder != "own":
-        raise ValueError(
-            "policy_encoder: policies of distral are tied by their distillation and have encoders of their own"
-        )
+        raise ValueError("policy_encoder: distral supports only 'own'; its policies share no encoder with the values")
     learner = Distral(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
     # π₀ acts in unseen tasks, whatever the arrangement; without a KL cost nothing trains it.
     return learner._replace(generalises=config.distral_kl_cost > 0)

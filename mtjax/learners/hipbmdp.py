@@ -51,7 +51,7 @@ class HiPBMDP(SAC):
     def __init__(self, config: HiPBMDPConfig, network: NetworkConfig, method: Any, spec: TaskSpec, *, num_envs: int):
         if network.policy_encoder != "own":
             raise ValueError(
-                "policy_encoder: has no effect here; policy and critics of hipbmdp always share an encoder"
+                "policy_encoder: has no effect with hipbmdp, whose policy and critics always share an encoder"
             )
         sizes = {"observation_size": spec.observation_size, "action": spec.action, "num_tasks": spec.num_tasks}
         self.world = make_world(config, **sizes, encoder=_image_encoder(config, network, spec))

@@ -185,7 +185,9 @@ class SAC(Agent):
     def _check(config: SACConfig, network: NetworkConfig) -> None:
         """Reject options that do not fit together. Raises ValueError with a one-line message."""
         if network.policy_encoder == "both":
-            raise ValueError("policy_encoder: the critics of SAC teach their encoder alone; choose own or value")
+            raise ValueError(
+                "policy_encoder: in SAC only the critics' loss trains the shared encoder; choose own or value"
+            )
         weighs = [(one.arrangement, one.told) == ("paco", "none") for one in (network, network.of_value())]
         for name, given, fits in (
             ("paco_threshold", config.paco_threshold, any(weighs)),
@@ -194,11 +196,11 @@ class SAC(Agent):
             if given and not fits:
                 raise ValueError(
                     f"{name}: {given!r} has no effect with arrangement {network.arrangement!r} (critics: "
-                    f"{network.of_value().arrangement!r}) and task_input {network.told!r}; it belongs to "
-                    "arrangement=paco, whose tasks have weights of their own"
+                    f"{network.of_value().arrangement!r}) and task_input {network.told!r}; it needs "
+                    "arrangement=paco with task_input=none, where every task has its own weights"
                 )
         if config.paco_threshold and config.critic_head == "categorical":
-            raise ValueError("paco_threshold: a categorical critic's loss is a cross-entropy, which does not explode")
+            raise ValueError("paco_threshold: set it to 0; a categorical critic's cross-entropy loss does not explode")
 
     def _make_critic(self, network: NetworkConfig) -> critics.Critic:
         config, spec = self.config, self.spec

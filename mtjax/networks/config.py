@@ -31,17 +31,17 @@ class Parts(NamedTuple):
 ARRANGEMENTS: dict[str, Parts] = {
     "one_hot": Parts("one_hot", "none", "trunk", "shared", "fully shared, task index appended to the observation"),
     "embedding": Parts("embedding", "none", "trunk", "shared", "fully shared, learned task embedding appended"),
-    "context": Parts("context", "none", "trunk", "shared", "fully shared, the task's description appended"),
-    "none": Parts("none", "none", "trunk", "shared", "fully shared and blind to the task"),
-    "multi_head": Parts("one_hot", "none", "trunk", "private", "shared trunk on the one-hot task, a head a task"),
-    "task_encoders": Parts("none", "private", "trunk", "shared", "an encoder a task, shared trunk and head"),
-    "encoders_and_heads": Parts("none", "private", "trunk", "private", "an encoder and a head a task, shared trunk"),
-    "film": Parts("embedding", "none", "film", "shared", "every feature scaled and shifted as the task says"),
+    "context": Parts("context", "none", "trunk", "shared", "fully shared, embedded task description appended"),
+    "none": Parts("none", "none", "trunk", "shared", "fully shared, no task input"),
+    "multi_head": Parts("one_hot", "none", "trunk", "private", "shared trunk with one-hot task, a head per task"),
+    "task_encoders": Parts("none", "private", "trunk", "shared", "an encoder per task, shared trunk and head"),
+    "encoders_and_heads": Parts("none", "private", "trunk", "private", "encoder and head per task, shared trunk"),
+    "film": Parts("embedding", "none", "film", "shared", "every feature scaled and shifted by the task"),
     "experts": Parts("embedding", "none", "experts", "shared", "mixture of experts, see selection"),
-    "soft_modular": Parts("one_hot", "none", "soft_modular", "shared", "layers of modules, softly routed"),
-    "care": Parts("context", "none", "care", "shared", "attention over encoders by the task's description"),
+    "soft_modular": Parts("one_hot", "none", "soft_modular", "shared", "layers of modules with learned routing"),
+    "care": Parts("context", "none", "care", "shared", "attention of the task description over encoders"),
     "moore": Parts("none", "none", "moore", "private", "mixture of orthogonal experts"),
-    "paco": Parts("none", "none", "paco", "shared", "parameters composed of sets, with weights of the task"),
+    "paco": Parts("none", "none", "paco", "shared", "parameters are a task-weighted sum of sets"),
     "hypernetwork": Parts("embedding", "none", "hypernetwork", "shared", "parameters computed from the task"),
     "independent": Parts("none", "none", "private", "private", "one agent per task, nothing shared"),
 }
@@ -53,7 +53,7 @@ SELECTIONS = ("gate", "attention", "ensemble", "cluster", "identity")
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Policy and value networks and their arrangement; they share an encoder or nothing."""
+    """Policy and value networks and their arrangement. They share an encoder or nothing."""
 
     arrangement: str = option(
         "one_hot",
@@ -62,103 +62,106 @@ class NetworkConfig:
     )
     task_input: str = option(
         "auto",
-        "What the network is told of the task: its index, a learned embedding, or the embedding of its description; "
-        "'auto' is what the arrangement usually takes.",
+        "The network's task input: none, the one-hot index, a learned embedding, or an embedding of the task's "
+        "description; 'auto' uses the arrangement's default.",
         choices=("auto", "none", "one_hot", "embedding", "context"),
     )
     encoder: str = option(
         "auto",
-        "An encoder of the observation before the trunk: none, one, or one for each task.",
+        "Encoder of the observation before the trunk: none, one for all tasks, or one per task.",
         choices=("auto", "none", "shared", "private"),
     )
-    head: str = option("auto", "One output head, or one for each task.", choices=("auto", "shared", "private"))
+    head: str = option("auto", "One output head for all tasks, or one per task.", choices=("auto", "shared", "private"))
     trunk: str = option(
         "mlp",
-        "Kind of trunk: 'mlp', or 'residual' (BroNet: a residual block with layer normalisation for each hidden size, "
-        "all of the first one's width).",
+        "Kind of trunk: 'mlp', or 'residual' (BroNet: a residual block with layer normalisation per hidden size; all "
+        "sizes must be equal).",
         choices=("mlp", "residual"),
     )
     value_arrangement: str = option(
         "same",
-        "How the tasks share the value network, or SAC's critics: as the policy ('same'), or in another of these "
-        "arrangements, with what that usually takes (task_input, encoder and head are the policy's).",
+        "How the tasks share the value network, or SAC's critics: like the policy ('same'), or in another of these "
+        "arrangements with its defaults (task_input, encoder and head then apply to the policy only).",
         choices=collections.ChainMap({"same": None}, ARRANGEMENTS),
     )
     policy_encoder: str = option(
         "own",
-        "The policy's encoder (care's with attention and context): its 'own', or that of the value network or SAC's "
-        "critics, which their loss alone teaches ('value', as CARE's authors do), or the policy's, too ('both'; PPO). "
-        "An encoder that SAC's critics have for themselves sees continuous actions, too; one that they share does not.",
+        "The policy's encoder (for care, with attention and context): its 'own', or that of the value network or SAC's "
+        "critics, trained by their loss alone ('value', as CARE's authors do) or also by the policy's ('both'; PPO). "
+        "SAC's critics feed continuous actions into an encoder of their own, but not into a shared one.",
         choices=("own", "value", "both"),
     )
     value_trunk: str = option("same", "Kind of the value network's trunk.", choices=("same", "mlp", "residual"))
     hidden_sizes: tuple[int, ...] = option((256, 256), "Widths of the policy's hidden layers, comma-separated.", low=1)
     value_hidden_sizes: tuple[int, ...] = option(
-        (), "Widths of the value network's hidden layers; empty means those of the policy.", low=1
+        (), "Widths of the value network's hidden layers; empty means hidden_sizes.", low=1
     )
     encoder_sizes: tuple[int, ...] = option(
         (),
-        "Widths of an encoder's layers; empty means one as wide as the first hidden layer (for care: 50,50).",
+        "Widths of an encoder's layers; empty means one layer as wide as the first hidden layer (for care: 50,50).",
         low=1,
     )
     image_shape: tuple[int, ...] = option(
         (),
-        "Observations are images, laid out flat, of this height, width and number of channels: encoders are "
-        "convolutional, and a network that has no encoder gets one.",
+        "Height, width and number of channels, if observations are flattened images: encoders are then convolutional, "
+        "and a network without an encoder gets one.",
         low=1,
     )
     conv_channels: tuple[int, ...] = option(
         (16, 32), "With image_shape: channels of the 3x3 convolutions; all but the first halve the image.", low=1
     )
-    head_sizes: tuple[int, ...] = option((), "Widths of hidden layers of the head; empty means none.", low=1)
+    head_sizes: tuple[int, ...] = option((), "Widths of the head's hidden layers; empty means none.", low=1)
     activation: str = option(
         "tanh", "Non-linearity of the hidden layers.", choices=("tanh", "relu", "silu", "elu", "gelu")
     )
     layer_norm: bool = option(
-        False, "Layer normalisation before every non-linearity; of soft_modular, in the base network alone."
+        False, "Layer normalisation before every non-linearity; with soft_modular, in the base network only."
     )
-    value_layer_norm: bool = option(False, "The same in the value network alone.")
+    value_layer_norm: bool = option(False, "layer_norm in the value network only.")
     embedding_size: int = option(16, "Size of a learned task embedding.", low=1)
-    unit_norm_embedding: bool = option(False, "Scale every task embedding to length one.")
+    unit_norm_embedding: bool = option(False, "Scale every task embedding to unit length.")
     task_embeddings: str = option(
         "shipped",
-        "Embeddings of the tasks' descriptions: 'shipped', or an .npz file with one vector for each task's name.",
+        "Embeddings of the tasks' descriptions: 'shipped', or an .npz file with one vector per task name.",
     )
     context_sizes: tuple[int, ...] = option(
         (50, 50),
-        "Widths of the layers that turn the embedding of a description into the task's context.",
+        "Widths of the layers that map the embedding of a description to the task's context.",
         low=1,
         fewest=1,
     )
-    num_experts: int = option(4, "Experts of experts and moore, encoders of care, parameter sets of paco.", low=1)
+    num_experts: int = option(4, "Number of experts (experts, moore), encoders (care) or parameter sets (paco).", low=1)
     selection: str = option(
         "gate",
-        "How experts are mixed: by a 'gate' that sees observation and task, by 'attention' of the task to what they "
-        "say, evenly ('ensemble'), by the task's 'cluster', or one for each task ('identity').",
+        "How experts are mixed: by a 'gate' that sees observation and task, by 'attention' between task and expert "
+        "features, evenly ('ensemble'), by the task's 'cluster', or one expert per task ('identity').",
         choices=SELECTIONS,
     )
-    clusters: tuple[int, ...] = option((), "With selection=cluster: the expert of every task, in task order.", low=0)
+    clusters: tuple[int, ...] = option(
+        (), "With selection=cluster: the index of each task's expert, in task order.", low=0
+    )
     modules: str = option(
-        "shallow", "Modules of soft_modular: 'shallow' (2x2x256), 'deep' (4x4x128) or layers x modules x width."
+        "shallow",
+        "Modules of soft_modular: 'shallow' (2x2x256), 'deep' (4x4x128) or layers x modules x width, e.g. 3x2x128.",
     )
     modular_variant: str = option(
         "official",
-        "Soft Modularization as in its 'paper' (2003.13661), or as in the 'official' code, which differs.",
+        "Soft Modularization as in the 'paper' (arXiv 2003.13661), or as in the 'official' code, which differs.",
         choices=("paper", "official"),
     )
     routing: str = option(
         "soft",
-        "Routing of soft_modular: 'soft', or 'hard' (every module listens to one; gradients as if it were soft).",
+        "Routing of soft_modular: 'soft', or 'hard' (every module takes one input; straight-through gradients).",
         choices=("soft", "hard"),
     )
-    hyper_size: int = option(16, "Directions in which the hypernetwork can move the parameters.", low=1)
+    hyper_size: int = option(16, "Number of directions in which the hypernetwork can shift the parameters.", low=1)
     scale: str = option(
         "free",
         "Scale of the Gaussian policy: 'free' (a parameter per action and task, the same in every state) or "
         "'state' (computed from the observation).",
         choices=("free", "state"),
     )
-    initial_log_scale: float = option(-0.5, "Logarithm of the Gaussian policy's scale at the start.", low=-5, high=2)
+    initial_log_scale: float = option(-0.5, "Initial logarithm of the Gaussian policy's scale.", low=-5, high=2)
     squash: bool = option(
         False, "Squash continuous actions with tanh (log-probabilities corrected). SAC and HiP-BMDP always do."
     )
@@ -234,40 +237,42 @@ class NetworkConfig:
         """Check the parts of this network, the policy or the value network."""
         parts, name = self.parts, self.arrangement
         if name == "care" and parts.told != "context":
-            raise ValueError(f"task_input: care attends by the task's description; {parts.told!r} tells it none")
+            raise ValueError(f"task_input: care needs task_input=context; got {parts.told!r}")
         if name in COMPOSED and (parts.encoder != "none" or parts.head != "shared"):
-            raise ValueError(f"arrangement {name!r} composes whole networks; it takes neither encoder nor head")
+            raise ValueError(
+                f"arrangement {name!r} composes whole networks; it supports no encoder, image_shape or private head"
+            )
         if name == "hypernetwork" and parts.told == "none":
-            raise ValueError("task_input: a hypernetwork computes parameters from the task; 'none' tells it nothing")
+            raise ValueError("task_input: a hypernetwork computes parameters from the task; it cannot be 'none'")
         if name in ("film", "soft_modular") and parts.told == "none":
-            raise ValueError(f"task_input: {name} is conditioned on the task; 'none' tells it nothing")
+            raise ValueError(f"task_input: {name} is conditioned on the task; it cannot be 'none'")
         if parts.body == "private" and (parts.told != "none" or parts.encoder == "shared"):
-            raise ValueError(f"arrangement {name!r}: every task has a trunk of its own, so it needs no {self._extra()}")
+            raise ValueError(f"arrangement {name!r}: every task has its own trunk, so it takes no {self._extra()}")
         if name == "independent" and parts.head == "shared":
-            raise ValueError("head: with arrangement 'independent' nothing is shared")
+            raise ValueError("head: arrangement 'independent' shares nothing; the head cannot be shared")
         if name in ("film", "soft_modular", "moore") and self.trunk == "residual":
-            raise ValueError(f"trunk: {name} has layers of its own, which cannot be residual")
+            raise ValueError(f"trunk: {name} has its own kind of layers, which cannot be residual")
 
     def _check_shared_encoder(self) -> None:
         """Check that the value network has an encoder, and that the policy can use it in place of its own."""
         value = self.of_value()
         if value.parts.encoder == "none" and value.arrangement != "care":
             raise ValueError(
-                f"policy_encoder: {self.policy_encoder!r} shares the value network's encoder, and arrangement "
-                f"{value.arrangement!r} has none; choose one that has"
+                f"policy_encoder: {self.policy_encoder!r} shares the value network's encoder, but arrangement "
+                f"{value.arrangement!r} has none; choose an arrangement with an encoder"
                 + (", or encoder=shared or private" if self.value_arrangement == "same" else "")
             )
         if self.value_arrangement != "same" and (
             self.encoder != "auto" or ARRANGEMENTS[self.arrangement].encoder != "none"
         ):
             raise ValueError(
-                f"policy_encoder: {self.policy_encoder!r} lets the policy see through the encoder of arrangement "
-                f"{value.arrangement!r}, so that its own one, of {self._encoder_of()}, has no effect"
+                f"policy_encoder: {self.policy_encoder!r} makes the policy use the encoder of arrangement "
+                f"{value.arrangement!r}, so its own encoder ({self._encoder_of()}) has no effect"
             )
         if self.arrangement == "care" != value.arrangement:
             raise ValueError(
-                f"policy_encoder: care attends within its encoders, so that the value network must be care's, too; its "
-                f"arrangement is {value.arrangement!r}"
+                f"policy_encoder: care's attention is part of its encoder, so value_arrangement must be care, too; got "
+                f"{value.arrangement!r}"
             )
 
     def _encoder_of(self) -> str:
@@ -292,7 +297,7 @@ class NetworkConfig:
         if "care" in arrangements and self.own_encoder_sizes[-1] != self.context_sizes[-1]:
             raise ValueError(
                 f"encoder_sizes: care compares encodings ({self.own_encoder_sizes[-1]}) with the context "
-                f"({self.context_sizes[-1]}); the last of encoder_sizes and of context_sizes must agree"
+                f"({self.context_sizes[-1]}); the last of encoder_sizes and of context_sizes must be equal"
             )
         if self.selection == "cluster" and "experts" in arrangements:
             if not self.clusters:
@@ -315,9 +320,9 @@ class NetworkConfig:
     def _check_unused(self) -> None:
         """Reject options that have no effect, which are misunderstandings, and say where they belong."""
         value = self.of_value()
-        elsewhere = "trunk=mlp, encoders and head_sizes"
+        elsewhere = "trunk=mlp, an encoder or head_sizes"
         if self.arrangement in LINEAR_END:
-            elsewhere = "hidden layers before the last, which is linear here, encoders and head_sizes"
+            elsewhere = "a hidden layer before the last (which is linear here), an encoder or head_sizes"
         mine, its = self._reads(), value._reads()
         used = {
             "layer_norm": (self._has_norms() or value._has_norms(), elsewhere),
@@ -337,12 +342,15 @@ class NetworkConfig:
             "unit_norm_embedding": (parts.told == "embedding", "task_input=embedding"),
             "context_sizes": (parts.told == "context", "task_input=context"),
             "task_embeddings": (parts.told == "context", "task_input=context"),
-            "encoder_sizes": (parts.encoder != "none" or name == "care", "encoder=shared or private, and care"),
+            "encoder_sizes": (
+                parts.encoder != "none" or name == "care",
+                "encoder=shared or private, or arrangement=care",
+            ),
             "conv_channels": (bool(self.image_shape), "image_shape"),
-            "head_sizes": (name not in COMPOSED, "arrangements with a head of their own"),
+            "head_sizes": (name not in COMPOSED, "an arrangement with a separate head"),
             "num_experts": (
                 name in ("experts", "care", "moore", "paco") and parts.body != "private",
-                "experts, care, moore and paco",
+                "arrangement=experts, care, moore or paco",
             ),
             "selection": (name == "experts", "arrangement=experts"),
             "clusters": (name == "experts" and self.selection == "cluster", "arrangement=experts, selection=cluster"),

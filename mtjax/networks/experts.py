@@ -34,9 +34,9 @@ def make_experts(config: NetworkConfig, shape: Shape, *, inputs: int, told: int)
     number, width = config.num_experts, shape.sizes[-1]
     trunk = make_trunk(config, shape.sizes)
     if config.selection == "cluster" and len(config.clusters) != shape.num_tasks:
-        raise ValueError(f"clusters: {len(config.clusters)} are given for {shape.num_tasks} tasks; give one for each")
+        raise ValueError(f"clusters: {len(config.clusters)} are given for {shape.num_tasks} tasks; give one per task")
     if config.selection == "attention" and not told:
-        raise ValueError("task_input: selection=attention attends by the task; 'none' tells it nothing")
+        raise ValueError("task_input: selection=attention needs a task input; it cannot be 'none'")
 
     def init(key: Array) -> Parameters:
         expert_key, select_key = jax.random.split(key)

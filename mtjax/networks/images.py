@@ -71,5 +71,5 @@ def check_image(image_shape: tuple[int, ...], inputs: int) -> None:
     if math.prod(image_shape) > inputs:
         written = "x".join(map(str, image_shape))
         raise ValueError(
-            f"image_shape: an image of {written} has {math.prod(image_shape)} numbers, and an observation has {inputs}"
+            f"image_shape: an image of {written} has {math.prod(image_shape)} numbers, but an observation has {inputs}"
         )

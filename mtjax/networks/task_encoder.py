@@ -72,7 +72,7 @@ def _context(config: NetworkConfig, shape: Shape) -> TaskEncoder:
     if not shape.contexts:
         raise ValueError(
             f"arrangement {config.arrangement!r} with task_input 'context' needs embeddings of the tasks' "
-            "descriptions, and got none"
+            "descriptions, but got none"
         )
     network = Trunk(config.context_sizes, config.activation, linear_end=True)
 

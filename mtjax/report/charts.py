@@ -80,7 +80,7 @@ def results(
         scaled: whether the IQM is of scores from 0 to 1, whatever the measure.
     """
     names = ("mean", "median", "worst", "iqm") if table else ()
-    heads = {"mean": "Mean of the tasks", "median": "Median task", "worst": "Worst task", "iqm": "IQM"}
+    heads = {"mean": "Mean over tasks", "median": "Median task", "worst": "Worst task", "iqm": "IQM"}
     shares = set(names) if measure.startswith("success") else set()
     if scaled and not shares:
         heads["iqm"], shares = "IQM of scaled returns", {"iqm"}
@@ -112,7 +112,7 @@ def results(
 
 def learning(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
     """The measure over training: mean and worst task in the evaluations, and the mean in training episodes."""
-    evaluated, trained = "deterministic evaluation", "while training"
+    evaluated, trained = "deterministic evaluation", "during training"
     wanted = [(measure, "mean", evaluated), (measure, "worst", evaluated), (measure, "mean", trained)]
     wanted += [("return", "mean", evaluated)] if measure != "return" else []
     pictures = []
@@ -127,7 +127,7 @@ def learning(suite: Suite, looks: Mapping[str, Style], measure: str) -> str:
                 dots = where == evaluated and len(line.steps) <= 40
                 lines.append(Line(method.label, looks[method.label], line, dots=dots))
         if lines:
-            words = "mean of the tasks" if aggregate == "mean" else "worst task"
+            words = "mean over tasks" if aggregate == "mean" else "worst task"
             title = f"{measures.title(name).capitalize()}, {words}, {where}"
             percent = name.startswith("success")
             span = (-0.02, 1.02) if percent else None
@@ -194,7 +194,7 @@ def profile(scores: Mapping[str, np.ndarray], looks: Mapping[str, Style], measur
         return ""
     scaled = "" if measure.startswith("success") else ", scaled from 0 to 1 within each task"
     label = f"{measures.title(measure)} τ{scaled}"
-    title = "Share of seeds and tasks above τ"
+    title = "Fraction of seeds and tasks above τ"
     return svg.chart(lines, title=title, x_label=label, percent=True, y_span=(-0.02, 1.02))
 
 
@@ -253,7 +253,7 @@ def sensitivity(suite: Suite, values: Mapping[str, np.ndarray], looks: Mapping[s
         if lines:
             numbers = np.concatenate([line.curve.steps for line in lines])
             log = bool(numbers.min() > 0 and numbers.max() / numbers.min() >= 10)
-            title = f"Final {measures.title(measure)}, mean of the tasks, along {option}"
+            title = f"Final {measures.title(measure)}, mean over tasks, by {option}"
             span = (-0.02, 1.02) if percent else None
             pictures.append(svg.chart(lines, title=title, x_label=option, percent=percent, x_log=log, y_span=span))
     return figures(pictures)
@@ -275,7 +275,7 @@ def conflict(suite: Suite, looks: Mapping[str, Style]) -> str:
         return ""
     pictures = [
         svg.chart(cosines, title="Cosine between two tasks' gradients, mean over pairs", zero=True),
-        svg.chart(shares, title="Share of pairs that conflict (cosine below zero)", percent=True),
+        svg.chart(shares, title="Fraction of conflicting pairs (cosine < 0)", percent=True),
     ]
     limit = max([0.1, *(float(np.quantile(_pairs(last), 0.98)) for _, last in squares)])
     limit = min(1.0, math.ceil(10 * limit) / 10)
@@ -286,7 +286,7 @@ def conflict(suite: Suite, looks: Mapping[str, Style]) -> str:
         for method, last in squares
     ]
     words = (
-        "Pairs of tasks over the last tenth of training, in the tasks' order: blue agrees, red conflicts, full "
+        "Cosines of pairs of tasks over the last tenth of training, in task order: blue agrees, red conflicts, full "
         f"colour at ±{limit:g}."
     )
     return f'{figures(pictures)}<p class="note">{words}</p><div class="tiles">{"".join(tiles)}</div>'
@@ -309,7 +309,7 @@ def sharing(suite: Suite, looks: Mapping[str, Style]) -> str:
             )
     if not tiles and not entropies:
         return ""
-    title = "Entropy of the policy's routing, mean of the tasks"
+    title = "Routing entropy of the policy, mean over tasks"
     chart = [svg.chart(entropies, title=title, percent=True, y_span=(-0.02, 1.02))] if entropies else []
     return f'{figures(chart)}<div class="tiles">{"".join(tiles)}</div>'
 

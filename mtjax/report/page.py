@@ -94,25 +94,25 @@ def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: 
         _block("Learning curves", CURVES, charts.learning(suite, looks, measure)),
         _block("Options", OPTIONS, charts.sensitivity(suite, values, looks, measure)),
         _block(
-            "Every task",
+            "Results per task",
             _heat_note(measure),
             charts.heat_map(suite, values, order, measure) + _tasks(suite, values, order, measure),
         ),
-        _block("Learning curves of every task", "", charts.task_curves(suite, looks, measure)),
+        _block("Learning curves per task", "", charts.task_curves(suite, looks, measure)),
         _pair(
             _block("Performance profiles", PROFILES, charts.profile(scores, looks, measure)) if len(scores) else "",
             _block("Probability of improvement", IMPROVEMENT, charts.improvement(values, order)),
         ),
         _block("Gradient conflict", "", charts.conflict(suite, looks)),
-        _block("What the tasks share", SHARING, charts.sharing(suite, looks)),
-        _block("What stands for the tasks", EMBEDDINGS, charts.embeddings(suite, looks)),
+        _block("Routing and sharing", SHARING, charts.sharing(suite, looks)),
+        _block("Task embeddings", EMBEDDINGS, charts.embeddings(suite, looks)),
         _block(
-            "Tasks that were held out",
+            "Held-out tasks",
             f"Zero-shot {name} of the final policy.",
             charts.generalisation(suite, looks, measure),
         ),
         _block("Videos", "", _videos(suite, folder, budget)),
-        _block("What differs", "", _settings(suite, looks)),
+        _block("Options that differ", "", _settings(suite, looks)),
     ]
     return (
         f'<section id="{anchor}"><h2>{html.escape(suite.name)}</h2>{_facts(suite)}'
@@ -121,30 +121,30 @@ def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: 
 
 
 CURVES = "Bands are 95% bootstrap intervals of the mean over seeds."
-OPTIONS = "Dots are means over seeds, bands their 95% bootstrap intervals."
-PROFILES = "How often a seed does better than τ on a task, with 95% intervals over seeds: higher is better everywhere."
+OPTIONS = "Dots are means over seeds, bands are 95% bootstrap intervals."
+PROFILES = "Fraction of seeds and tasks with a score above τ, with 95% intervals over seeds; higher is better."
 SHARING = (
-    "A row a task, a column an expert or module, over the last tenth of training of the first seed: the darker, the "
-    "more the task listens to it. An entropy of 100% listens to all alike."
+    "One row per task, one column per expert or module, over the last tenth of training of the first seed: the "
+    "darker, the more weight the task gives it. An entropy of 100% means equal weights."
 )
 EMBEDDINGS = (
-    "The learnt vectors of the tasks at the end of training of the first seed, about their mean: the plane in which "
-    "they differ most, and their cosines pair by pair in the tasks' order (blue alike, red opposed)."
+    "The first seed's learnt embeddings at the end of training, centred on their mean: the plane of their first two "
+    "principal components, and their pairwise cosines in task order (blue: similar, red: opposed)."
 )
 IMPROVEMENT = (
-    "How likely the row's method beats the column's on a task drawn at random; bold where the 95% interval over seeds "
-    "leaves no doubt about the side."
+    "Probability that the row's method beats the column's on a random task; bold where the 95% interval over seeds "
+    "excludes 0.5."
 )
 
 
 def _results_note(measure: str, scaled: bool) -> str:
     words = ""
     if scaled and not measure.startswith("success"):
-        words = " Returns are scaled for it: within each task, 0 is the worst seed of this page and 1 the best."
+        words = " For the IQM, returns are scaled within each task: 0 is the worst seed on this page, 1 the best."
     return (
-        f"The deterministic policy's {measures.title(measure)} after training. Each seed is an agent for all tasks: "
+        f"The deterministic policy's {measures.title(measure)} after training. Each seed is one agent for all tasks: "
         "mean, median and worst are over its tasks, then averaged over agents, with 95% bootstrap intervals; the "
-        f"interquartile mean (IQM) is of all agents and tasks.{words}"
+        f"interquartile mean (IQM) is over all agents and tasks.{words}"
     )
 
 
@@ -165,7 +165,7 @@ def _pair(*blocks: str) -> str:
     return f'<div class="pair">{"".join(blocks)}</div>' if any(blocks) else ""
 
 
-REPEATED = "has the options and the seeds of another run here, and is left out: it is no further evidence"
+REPEATED = "duplicates the options and seeds of another run and is left out"
 
 
 def _facts(suite: Suite) -> str:
@@ -176,7 +176,7 @@ def _facts(suite: Suite) -> str:
         count(len(suite.methods), "method"),
         count(suite.agents, "agent"),
         count(len(suite.tasks.get("train", ())), "task"),
-        f"{svg.number(steps)} environment steps an agent",
+        f"{svg.number(steps)} environment steps per agent",
     ]
     states: dict[str, int] = {}
     for entry in entries:
@@ -222,7 +222,7 @@ def _tasks(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str],
         rows.append(f'<tr><th title="{description}">{html.escape(task)}</th>{"".join(cells)}</tr>')
     head = "".join(f"<th>{html.escape(label)}</th>" for label in order)
     table = charts.table_of(f"<th>task</th>{head}", rows)
-    return f"<details><summary>The numbers, with intervals over seeds</summary>{table}</details>"
+    return f"<details><summary>Numbers with intervals over seeds</summary>{table}</details>"
 
 
 def _settings(suite: Suite, looks: Mapping[str, Any]) -> str:
@@ -245,7 +245,7 @@ def _settings(suite: Suite, looks: Mapping[str, Any]) -> str:
         if name not in suite.differing
     )
     plain = f'<table class="plain"><tbody>{common}</tbody></table>'
-    return f"{table}<details><summary>What all have in common</summary>{plain}</details>"
+    return f"{table}<details><summary>Options in common</summary>{plain}</details>"
 
 
 def _text(value: Any) -> str:

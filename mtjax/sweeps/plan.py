@@ -157,7 +157,7 @@ def make_plan(
             raise ValueError(f"trials {ids[trial.id]} and {trial_name} are the same: every option has the same value")
         named[trial_name], facts[trial_name], ids[trial.id] = trial, found, trial_name
     if not named:
-        raise ValueError("the sweep has no trial")
+        raise ValueError("the sweep has no trials")
     groups = _groups(named, facts, most_rows)
     while len(groups) < slots and max(map(len, groups)) > 1:
         largest = max(groups, key=len)

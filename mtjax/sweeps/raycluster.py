@@ -172,7 +172,9 @@ def connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ValueError(f"--ray=address={address}: no cluster answers there ({str(error).splitlines()[0]})") from None
+        raise ValueError(
+            f"--ray=address={address}: no cluster at this address ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def require(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> None:
@@ -190,9 +192,9 @@ def require(asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) ->
             option, unit = units[name]
             raise ValueError(
                 f"--ray={option}={number / unit:g}: no node of the cluster has more than {most / unit:.3g}; "
-                "Ray would wait for ever"
+                "Ray would wait forever"
             )
-    raise ValueError(f"--ray: no one node of the cluster has all of {dict(asked)}; Ray would wait for ever")
+    raise ValueError(f"--ray: no single node of the cluster has all of {dict(asked)}; Ray would wait forever")
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -215,5 +217,5 @@ def parse_options(text: str) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"--ray={text}: {name}: {value!r} is not a number") from None
         if OPTIONS[name] is float and not 0 <= found[name] < 1e6:
-            raise ValueError(f"--ray={text}: {name} is a number from 0")
+            raise ValueError(f"--ray={text}: {name} must be a number between 0 and 1e6")
     return found

@@ -120,7 +120,7 @@ def run(
             plan, state = schedule.plan, schedule.state
             if signals.count and schedule.missing():
                 book.write("closed", why="signal")
-                raise Stopped(f"stopped; what was running has saved; continue with --resume={folder}")
+                raise Stopped(f"stopped; running programs were saved; continue with --resume={folder}")
             longer = None if signals.count else grow(plan, state)
             if longer is None:
                 break
@@ -161,7 +161,7 @@ class _Schedule:
             outcome = worker.outcome_of(self.folder, program, attempt)
             if job is not None and outcome is None:
                 self.jobs[name] = job
-                self.report(f"{name} is still there ({job.name})")
+                self.report(f"{name} is still active ({job.name})")
             else:
                 self._book(name, outcome or worker.interrupted(program, attempt))
         for name, progress in self.state.programs.items():
@@ -215,7 +215,7 @@ class _Schedule:
             forgiven = stopping or end.interrupted
             outcome = worker.interrupted(program, attempt) if forgiven else worker.killed(program, attempt, end.how)
         if outcome.state == STOPPED and attempt >= MOST_INTERRUPTIONS and not stopping:
-            outcome = worker.killed(program, attempt, f"it was interrupted over and over, in attempt {attempt} again")
+            outcome = worker.killed(program, attempt, f"interrupted too often, last in attempt {attempt}")
         self._settle(name, outcome, stopping=stopping)
 
     def _settle(self, name: str, outcome: worker.Outcome, *, stopping: bool) -> None:
@@ -227,7 +227,7 @@ class _Schedule:
             self.queue.insert(0, name)  # its machine preempted it: continue elsewhere, or later
         elif again:
             self.queue.append(name)
-            self.report(f"{name} will be tried again")
+            self.report(f"{name} will be retried")
         elif outcome.state == FAILED and self.plan.programs[name].packed:
             self.queue += self._halve(name)
 
@@ -237,7 +237,7 @@ class _Schedule:
         save(self.plan, self.folder)
         self.book.write("halved", program=name, into=halves)
         self.allowed |= dict.fromkeys(halves, self.policy.retries)
-        self.report(f"the trials of {name} will be tried again as {halves[0]} and {halves[1]}")
+        self.report(f"the trials of {name} will be retried as {halves[0]} and {halves[1]}")
         return halves
 
     def _book(self, name: str, outcome: worker.Outcome) -> bool:
@@ -247,7 +247,7 @@ class _Schedule:
         self.book.write("ended", program=name, **dataclasses.asdict(outcome), again=again)
         diverged = [f"{trial}: {end['error']}" for trial, end in outcome.trials.items() if end["state"] == DIVERGED]
         done = sum(end["state"] == DONE for end in outcome.trials.values())
-        words = {DONE: f"done: {done} of {len(outcome.trials)} trials", STOPPED: "stopped and can go on"}
+        words = {DONE: f"done: {done} of {len(outcome.trials)} trials", STOPPED: "stopped and can be continued"}
         self.report(f"{name} {words.get(outcome.state) or f'failed: {outcome.error}'}")
         for line in diverged:
             self.report(f"  {line}")
@@ -255,14 +255,14 @@ class _Schedule:
 
     def _stop_all(self, *, kill: bool) -> None:
         verb = "killing" if kill else "saving and stopping"
-        self.report(f"{verb} {len(self.jobs)} programs …" + ("" if kill else " (once more kills them)"))
+        self.report(f"{verb} {len(self.jobs)} programs …" + ("" if kill else " (repeat the signal to kill)"))
         for job in self.jobs.values():
             job.kill() if kill else job.stop()
 
 
 def _members(program: Program) -> str:
     first = program.trials[0]
-    return f"{len(program.trials)} trials from {first}" if program.packed else first
+    return f"{len(program.trials)} trials, from {first}" if program.packed else first
 
 
 class _Signals:

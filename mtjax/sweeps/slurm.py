@@ -71,7 +71,7 @@ class SlurmJob:
         if worker.outcome_of(self._launcher.folder, self._program, self._attempt) is not None:
             return End("ended")
         state = self._launcher.last_state(self.number)
-        return End(f"SLURM says {state or 'nothing'} of job {self.number}", state in NOT_TO_BLAME)
+        return End(f"SLURM reports {state or 'nothing'} for job {self.number}", state in NOT_TO_BLAME)
 
     def stop(self) -> None:
         """Cancel the job if it is pending, else let it save and exit."""
@@ -110,7 +110,9 @@ class SlurmLauncher:
         except ImportError as error:
             raise ImportError("--launcher=slurm needs submitit; install it with: pip install 'mtjax[slurm]'") from error
         if not shutil.which("sbatch"):
-            raise ValueError("--launcher=slurm: there is no sbatch on this machine; run it where jobs are submitted")
+            raise ValueError(
+                "--launcher=slurm: there is no sbatch on this machine; start the sweep where jobs are submitted"
+            )
         self.folder = pathlib.Path(folder).absolute()
         self.slots = jobs or EVERYTHING
         self._executor = submitit.AutoExecutor(folder=self.folder / FOLDER / "%j", cluster="slurm")
@@ -171,7 +173,7 @@ def parse_options(text: str) -> dict[str, Any]:
         found[name] = int(value) if value.isdigit() else value
     for name in OPTIONS:
         if name in found and not isinstance(found[name], int):
-            raise ValueError(f"--slurm={text}: {name} is a whole number")
+            raise ValueError(f"--slurm={text}: {name} must be a whole number")
     return found
 
 

@@ -84,13 +84,13 @@ def _parse_values(name: str, text: str, default: Any, parse: Callable[[str], Any
         _refuse_repeated(values)
         return Axis(name, values)
     if isinstance(default, bool) or not isinstance(default, (int, float)):
-        raise ValueError(f"{name} is no number, so that it can only take a list of values")
+        raise ValueError(f"{name} is not a numeric option; write a list of values")
     whole = isinstance(default, int)
     numbers = [_read(part) for part in text.split(":")[1:]]
     if kind == "range":
         return Axis(name, _checked(_range(numbers), whole, parse))
     if len(numbers) not in (2, 3):
-        raise ValueError(f"write {kind}:LOW:HIGH:NUMBER, or {kind}:LOW:HIGH for a search that draws")
+        raise ValueError(f"write {kind}:LOW:HIGH:NUMBER, or {kind}:LOW:HIGH with --search=random or optuna")
     low, high = numbers[:2]
     if not low < high or (kind == "log" and low <= 0):
         raise ValueError(f"LOW must be {'positive and ' if kind == 'log' else ''}less than HIGH")
@@ -98,12 +98,12 @@ def _parse_values(name: str, text: str, default: Any, parse: Callable[[str], Any
         if whole:
             low, high = math.ceil(low), math.floor(high)
             if not low < high:
-                raise ValueError("fewer than two whole numbers lie from LOW to HIGH")
+                raise ValueError("there must be at least two whole numbers from LOW to HIGH")
         for end in (low, high):
             parse(repr(_number(end, whole)))
         return Axis(name, (), (low, high), kind == "log", whole)
     if numbers[2] != int(numbers[2]) or not 2 <= numbers[2] <= MOST_VALUES:
-        raise ValueError("the NUMBER of values must be a whole number, at least 2")
+        raise ValueError("NUMBER must be a whole number of at least 2")
     points = [i / (numbers[2] - 1) for i in range(int(numbers[2]))]
     if kind == "log":
         spaced = [low * (high / low) ** point for point in points]
@@ -129,14 +129,14 @@ def split_list(text: str) -> list[str]:
             open_brackets.append(pairs[letter])
         elif letter in pairs.values():
             if not open_brackets or open_brackets.pop() != letter:
-                raise ValueError(f"there is a {letter!r} too many")
+                raise ValueError(f"unmatched {letter!r}")
         elif letter == "," and not open_brackets:
             parts.append("")
             continue
         parts[-1] += letter
     if quote or open_brackets:
         missing = quote or open_brackets[-1]
-        raise ValueError(f"a {missing!r} is missing")
+        raise ValueError(f"missing {missing!r}")
     parts = [part.strip() for part in parts]
     if not all(parts):
         raise ValueError("a value is empty" if text else "no value is given")
@@ -160,7 +160,7 @@ def _range(numbers: Sequence[float]) -> list[float]:
     step = numbers[2] if len(numbers) == 3 else 1.0
     count = max(0, math.ceil((stop - start) / step - 1e-9))
     if not 1 <= count <= MOST_VALUES:
-        raise ValueError(f"a range holds from 1 to {MOST_VALUES:,} values, not {count:,}")
+        raise ValueError(f"a range must have 1 to {MOST_VALUES:,} values, not {count:,}")
     return [start + index * step for index in range(count)]
 
 
@@ -178,7 +178,7 @@ def _number(number: float, whole: bool) -> float | int:
 def _refuse_repeated(values: Sequence[Any]) -> None:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise ValueError(f"{value} is there twice")
+            raise ValueError(f"{value} is repeated")
 
 
 # -------------------------------------------------------------------------------------------- searches
@@ -204,14 +204,14 @@ def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) 
     for axis in axes:
         if axis.interval:
             raise ValueError(
-                f"--sweep={axis.name} is an interval, from which only --search=random and optuna draw; add the "
-                "number of values, as in log:1e-4:1e-3:5"
+                f"--sweep={axis.name} is an interval, which only --search=random and optuna accept; add the "
+                "number of values, e.g. log:1e-4:1e-3:5"
             )
     if search == "zip":
         lengths = {axis.name: len(axis.values) for axis in axes}
         if len(set(lengths.values())) > 1:
             numbers = ", ".join(f"{name} has {number}" for name, number in lengths.items())
-            raise ValueError(f"--search=zip takes as many values on every axis: {numbers}")
+            raise ValueError(f"--search=zip needs equally many values on every axis: {numbers}")
         rows = list(zip(*(axis.values for axis in axes), strict=True)) if axes else [()]
     else:
         total = math.prod(len(axis.values) for axis in axes)
@@ -220,8 +220,8 @@ def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) 
         rows = list(itertools.product(*(axis.values for axis in axes)))
     if most and len(rows) > most:
         raise ValueError(
-            f"the {search} has {len(rows)} trials, more than --max_runs={most}: raise it, take fewer values, or draw "
-            "with --search=random"
+            f"the {search} has {len(rows)} trials, more than --max_runs={most}: raise it, give fewer values, or use "
+            "--search=random"
         )
     return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -229,9 +229,9 @@ def combine(axes: Sequence[Axis], search: str, *, most: int = 0, seed: int = 0) 
 def require_number(axes: Sequence[Axis], search: str, number: int) -> None:
     """Raise ValueError for a search without a limit on its trials or without axes."""
     if not number:
-        raise ValueError(f"--search={search} draws without end; say how often with --max_runs")
+        raise ValueError(f"--search={search} needs --max_runs, the number of trials")
     if not axes:
-        raise ValueError(f"--search={search} has nothing to draw; name an option with --sweep")
+        raise ValueError(f"--search={search} has nothing to vary; name an option with --sweep")
     _refuse_repeated_axes(axes)
 
 

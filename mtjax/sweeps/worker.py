@@ -65,7 +65,7 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
                 outcome = _all(program, attempt, FAILED, text)
             write_json(own / OUTCOME, dataclasses.asdict(outcome))
     except lock.InUse as error:
-        print(f"{error}; to be tried again", flush=True)
+        print(f"{error}; it will be retried", flush=True)
         outcome = interrupted(program, attempt)
         write_json(own / OUTCOME, dataclasses.asdict(outcome))  # safe: the earlier attempt has another number
     return outcome

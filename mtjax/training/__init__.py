@@ -1,1 +1,1 @@
-"""Training: rollout, loop, evaluation, checkpoints, metrics. Everything has a leading seed axis S here."""
+"""Training: rollouts, the training loop, evaluation, checkpoints, metrics. Arrays here have a leading seed axis S."""

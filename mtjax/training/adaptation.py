@@ -1,11 +1,12 @@
-"""What a trained agent is worth in tasks that it never saw, after none, a few or many episodes there.
+"""How well a trained agent does in unseen tasks, after zero, a few or many episodes in them.
 
-Three protocols, each vmapped over seeds and tasks; every task is met alone and knows nothing of the others:
+Three protocols, each vmapped over seeds and tasks; every task is treated independently of the others:
 
-* "zero-shot": no episode; the task is acted for by the mean of the training tasks' embeddings.
-* "inferred": k episodes of the zero-shot policy, stochastic, then gradient steps on the transition loss that move the
-  task's θ alone (arXiv 2007.07206).
-* "fine-tuned": the whole agent learns on for the steps of k full-length episodes, at its usual ratio of gradient steps.
+* "zero-shot": no episodes; the policy acts with the mean of the training tasks' embeddings.
+* "inferred": k episodes of the zero-shot policy, stochastic, then gradient steps on the transition loss with respect to
+  the task's θ alone (arXiv 2007.07206).
+* "fine-tuned": the whole agent keeps learning for the steps of k full-length episodes, with its usual ratio of gradient
+  steps to environment steps.
 
 "zero-shot" is the point k = 0 of both curves. Learners without embeddings have zero-shot and fine-tuned values only.
 """
@@ -38,12 +39,12 @@ METHODS = ("inferred", "fine-tuned")
 
 
 class Settings(NamedTuple):
-    """Numbers of the protocols.
+    """Parameters of the protocols.
 
     Attributes:
-        episodes: how many episodes are seen, ascending, 0 first.
-        evaluation_episodes: of the deterministic policy, for every value.
-        num_steps, learning_rate, batch_size, prior_cost: of inferring θ (see :func:`mtjax.learners.world.infer`).
+        episodes: numbers of episodes after which to evaluate, ascending from 0.
+        evaluation_episodes: episodes of the deterministic policy in each evaluation.
+        num_steps, learning_rate, batch_size, prior_cost: for inferring θ (see :func:`mtjax.learners.world.infer`).
     """
 
     episodes: tuple[int, ...] = EPISODES
@@ -55,7 +56,7 @@ class Settings(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What was measured on one split.
+    """Measurements on one split.
 
     Attributes:
         episodes: [K].
@@ -82,19 +83,19 @@ def measure(
     """Run the protocols on a split of a suite.
 
     Args:
-        learner: whose ``adaptation`` and ``fine_tuning`` are used; a method that it lacks is left out.
-        suite: on the device.
+        learner: supplies ``adaptation`` and ``fine_tuning``; a method that it lacks is omitted.
+        suite: a device suite.
         states: learner states [S, ...].
         split: "interpolation" or "extrapolation".
         key: typed key; equal keys give equal numbers.
-        contexts: embeddings of descriptions by split, for learners that read them.
-        methods: some of ``METHODS``.
-        settings: numbers.
+        contexts: by split, embeddings of the tasks' descriptions, for learners that read them.
+        methods: a subset of ``METHODS``.
+        settings: parameters of the protocols; None means the defaults.
 
     Raises:
-        ValueError: the suite runs on the host or lacks the split, the learner has nothing to say of unseen tasks, the
-            split is the training one, a method is unknown, the episodes do not ascend from 0, or the replays of all
-            fine-tuned agents are larger than the free memory.
+        ValueError: the suite runs on the host or lacks the split, the learner has no policy for unseen tasks, the
+            split is "train", a method is unknown, the episodes do not ascend from 0, or the replays of all fine-tuned
+            agents do not fit into memory.
     """
     settings = settings or Settings()
     _check(learner, suite, split, methods, settings.episodes)
@@ -124,10 +125,10 @@ def _check(learner: Learner, suite: Suite, split: str, methods: Sequence[str], e
     if not suite.on_device:
         raise ValueError(f"suite {suite.name!r} runs on the host; adaptation needs a suite on the device")
     if split == "train":
-        raise ValueError("split 'train' was trained on; adaptation is measured on held-out tasks")
-    suite.split(split)  # says so if there is no such split
+        raise ValueError("split 'train' is the training split; adaptation is measured on held-out tasks")
+    suite.split(split)  # raises if there is no such split
     if not learner.generalises:
-        raise ValueError("tasks own their networks, and unseen ones have none; there is nothing to adapt")
+        raise ValueError("every task has its own network, so there is none for an unseen task")
     for name in methods:
         if name not in METHODS:
             raise ValueError(options.unknown("method", name, METHODS))
@@ -136,7 +137,7 @@ def _check(learner: Learner, suite: Suite, split: str, methods: Sequence[str], e
 
 
 def able(learner: Learner) -> tuple[str, ...]:
-    """Those of ``METHODS`` that a learner has."""
+    """The methods in ``METHODS`` that a learner supports."""
     have = (learner.adaptation, learner.fine_tuning)
     return tuple(name for name, function in zip(METHODS, have, strict=True) if function)
 
@@ -150,14 +151,14 @@ class _Protocol:
         self.number = len(self.unseen.masks)
 
     def evaluator(self, learner: Learner, num_seeds: int) -> Evaluator:
-        """Evaluates states of a learner, whatever its policy makes of them, on this split."""
+        """Evaluator of a learner on this split; its states are whatever the learner's ``policy`` takes."""
         episodes = self.settings.evaluation_episodes
         return Evaluator(learner, self.suite, episodes=episodes, num_seeds=num_seeds, seed=0, contexts=self.contexts)
 
     # --------------------------------------------------------------------------------------- inferred
 
     def inferred(self, states: Any, keys: Array, evaluate_key: Array) -> list[Mapping[str, Array]]:
-        """Values after each number of episodes but 0."""
+        """Evaluation results after each number of episodes but 0."""
         most = self.settings.episodes[-1]
         if not most:
             return []
@@ -194,7 +195,7 @@ class _Protocol:
         return [evaluate((states, theta), split=self.split, key=evaluate_key) for theta in thetas]
 
     def _collect(self, env: VectorEnv, state: Any, key: Array) -> tuple[Sample, Array]:
-        """One episode in each of K environments of each task: leaves [N, K, H, ...], and which steps are of it."""
+        """One episode in each of K environments per task: leaves [N, K, H, ...], and a mask [N, K, H] of its steps."""
         reset_key, key = jax.random.split(key)
         env_state, observation = env.reset(reset_key)
 
@@ -215,27 +216,27 @@ class _Protocol:
 
     @property
     def steps(self) -> int:
-        """Environment steps of each fine-tuned agent: those of the most episodes."""
+        """Environment steps of each fine-tuned agent, those of the largest number of episodes."""
         return self.settings.episodes[-1] * self.suite.horizon
 
     def require_memory(self, num_seeds: int) -> None:
-        """Refuse replays of all N × S agents that are larger than the free memory. Raises ValueError with one line."""
+        """Raise ValueError, with a one-line message, if the replays of all N × S agents do not fit into memory."""
         buffer = self.learner.fine_tuning(self.steps).replay if self.steps else None
         agents = num_seeds * self.number
         if buffer and (allowed := buffer.lacking(agents)):
             raise ValueError(
-                f"fine-tuning: replays of {buffer.capacity:,} transitions of {agents} agents, one for each of "
+                f"fine-tuning: replay buffers of {buffer.capacity:,} transitions for {agents} agents, one for each of "
                 f"{self.number} tasks and {num_seeds} seeds, take {size_text(agents * buffer.bytes)}, but {allowed}; "
-                "ask for fewer episodes"
+                "use fewer episodes"
             )
 
     def fine_tuned(self, states: Any, keys: Array, evaluate_key: Array) -> list[Mapping[str, Array]]:
-        """Values after the steps of each number of episodes but 0."""
+        """Evaluation results after the steps of each number of episodes but 0."""
         if not self.steps:
             return []
         tuning, env = self.learner.fine_tuning(self.steps), self.suite.vector_env(1, split=self.split)
         number, horizon = self.number, self.suite.horizon
-        each = jax.tree.map(lambda x: x[:, None], self.unseen)  # of N tasks, each an Unseen of one
+        each = jax.tree.map(lambda x: x[:, None], self.unseen)  # N tasks, each an Unseen with N = 1
         over_tasks = jax.vmap(tuning.update, in_axes=(0, 0, 0, 0))
 
         start_keys, reset_keys, update_keys = _apart(keys, 3)
@@ -286,7 +287,7 @@ class _Protocol:
             return jax.vmap(of_seed)(carry, keys)
 
         carry, done, points = jax.jit(jax.vmap(start))(states, start_keys, reset_keys), 0, []
-        # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
+        # Aliased leaves cannot be donated, so copy all but replays: these are not aliased, and two might not fit.
         carry = jax.tree.map(lambda x: x if replay.is_replay(x) else jnp.copy(x), carry, is_leaf=replay.is_replay)
         for episodes in self.settings.episodes[1:]:
             first, done = done, round(episodes * horizon / tuning.rollout_length)
@@ -296,7 +297,7 @@ class _Protocol:
 
 
 def _apart(keys: Array, number: int) -> Array:
-    """[number, S] keys of S: the seeds' keys for so many purposes."""
+    """Split keys [S] into [number, S]: each seed's keys for ``number`` purposes."""
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, number))(keys), 1, 0)
 
 
@@ -314,18 +315,18 @@ def measure_run(
 ) -> dict[str, Curves]:
     """Measure a saved run on its held-out splits; write ``adaptation.json`` and ``plots/adaptation.png`` to its folder.
 
-    What an earlier measurement wrote there is replaced. A folder that cannot be written (a colleague's) is measured
-    with a warning.
+    Files of an earlier measurement are replaced. If the folder is not writable (a colleague's), a warning says that
+    they are not written.
 
     Args:
         run_dir: the run's folder.
-        splits: which.
+        splits: the held-out splits to measure.
         methods, settings: as in :func:`measure`.
-        seed: of the protocols' own randomness.
-        checkpoint: its step; None is the newest good one.
+        seed: seed of the protocols' own randomness.
+        checkpoint: step of the checkpoint; None means the newest good one.
 
     Raises:
-        ValueError: as :func:`measure`; or the folder is no run, or has no usable checkpoint.
+        ValueError: as :func:`measure`; or the folder is not a run, or has no usable checkpoint.
     """
     run_dir = pathlib.Path(run_dir)
     config = load_config(run_dir)
@@ -351,7 +352,7 @@ def measure_run(
 
 
 def _write(run_dir: pathlib.Path, found: Mapping[str, Any]) -> None:
-    """Numbers and picture, if the folder can be written."""
+    """Write the numbers and the plot; warn if the folder is not writable."""
     try:
         files.write_json(run_dir / "adaptation.json", found)
         (run_dir / "plots").mkdir(exist_ok=True)
@@ -361,10 +362,10 @@ def _write(run_dir: pathlib.Path, found: Mapping[str, Any]) -> None:
 
 
 def as_dict(curves: Curves) -> dict[str, Any]:
-    """Plain numbers: by method and measure, one entry for each number of episodes.
+    """Curves as JSON-serialisable numbers: by method and measure, one entry for each number of episodes.
 
-    An entry is {"mean": over tasks, "tasks": {name: of one task}}, each {"value", "low", "high"} with the interval over
-    seeds (None with one seed).
+    An entry is {"mean": over tasks, "tasks": {name: of one task}}; each of these is {"value", "low", "high"}, with the
+    interval over seeds (None with one seed).
     """
 
     def entry(point: np.ndarray) -> dict[str, Any]:

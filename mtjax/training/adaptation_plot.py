@@ -1,4 +1,4 @@
-"""The picture of ``adaptation.json``: what episodes in an unseen task are worth, on the average and task by task."""
+"""The plot of ``adaptation.json``: performance against episodes seen in unseen tasks, on average and per task."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COLUMNS = 5
 
 
 def draw(found: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Rows of panels for every split: the mean over its tasks, then each of them (of many, the first ten).
+    """Draw rows of panels for every split: the mean over its tasks, then each task (at most the first ten).
 
-    Lines are means over seeds, bands their 95% intervals; success where the suite has it, else the return.
+    Lines are means over seeds, bands their 95% intervals, of success if the suite has it, otherwise of the return.
 
     Args:
-        found: by split, what :func:`mtjax.training.adaptation.as_dict` says.
-        path: of the PNG file.
+        found: by split, the output of :func:`mtjax.training.adaptation.as_dict`.
+        path: path of the PNG file.
     """
     rows = {split: math.ceil((1 + min(len(part["tasks"]), NAMED_TASKS)) / COLUMNS) for split, part in found.items()}
     with matplotlib.rc_context(STYLE):
@@ -48,7 +48,7 @@ def draw(found: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 
 def _draw(axes: Axes, curves: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The curves of one task, or of the mean where it is "". Returns the lines by method."""
+    """Draw the curves of one task, or of the mean if ``task`` is "". Returns the lines by method."""
     x, lines = range(len(curves["episodes"])), {}
     for method, measures in curves["values"].items():
         measure = "success_any" if "success_any" in measures else "return"
@@ -62,5 +62,5 @@ def _draw(axes: Axes, curves: Mapping[str, Any], task: str) -> dict[str, Any]:
             axes.yaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_xticks(list(x), [str(number) for number in curves["episodes"]])
-    axes.set_xlabel("episodes seen")
+    axes.set_xlabel("episodes seen in the task")
     return lines

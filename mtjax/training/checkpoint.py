@@ -1,13 +1,13 @@
-"""Checkpoints that are whole, verified, or not loaded: one module around Orbax.
+"""Checkpoints that are loaded only if complete and verified: a wrapper around Orbax.
 
-Orbax writes a step atomically but does not notice later damage, has no fallback, counts an empty step folder
-as the latest, and silently refuses to save a step that is not newer than that. So each step gets a manifest,
-written once Orbax says that the step is durable, with the SHA-256 of every file and the shape and dtype of
-every leaf. A step without a valid manifest is never loaded; restoring takes the newest good one, names what
-it skipped and moves that out of the way.
+Orbax writes a step atomically but does not detect later damage, has no fallback, counts an empty step folder
+as the latest, and silently refuses to save a step that is not newer than the latest. So each step gets a manifest,
+written once Orbax reports that the step is durable, with the SHA-256 of every file and the shape and dtype of
+every leaf. A step without a valid manifest is never loaded: restoring takes the newest good step, reports the steps
+it skipped, and moves them out of the way.
 
     checkpoints/<step>/           Orbax's files and manifest.json
-    checkpoints/quarantine/       what was found damaged
+    checkpoints/quarantine/       damaged checkpoints
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine"
 TEMPORARY = "*.orbax-checkpoint-tmp*"
-LOOKS = 5  # of a reader, while the run that it reads saves one checkpoint after the other
+LOOKS = 5  # attempts to read a run that saves, and so deletes, checkpoints meanwhile
 
 Leaves = dict[str, str]  # "['params']['w']" -> "float32[2, 3]", in the order of the pytree
 
@@ -47,11 +47,11 @@ class CheckpointError(RuntimeError):
 
 
 class MismatchError(CheckpointError):
-    """A good checkpoint holds another pytree than the one asked for."""
+    """An undamaged checkpoint holds another pytree than the one requested."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for the log of an exception that one of Orbax's threads has caught: it reaches us, and once is enough."""
+    """False for log records of exceptions caught by Orbax's threads: Orbax raises them to us as well."""
     trace = record.exc_info[2] if record.exc_info else None
     return trace is None or "orbax" not in pathlib.PurePath(trace.tb_frame.f_code.co_filename).parts
 
@@ -60,10 +60,10 @@ logging.getLogger("absl").addFilter(_is_news)
 
 
 class Hushed:
-    """A ``sys.unraisablehook`` that does not tell of the threads which a failed save of Orbax's has left behind.
+    """A ``sys.unraisablehook`` that does not report the threads that a failed save leaves behind.
 
-    Each of its writes ends in a thread of C++, which then wakes an event loop; after one write has failed, Orbax has
-    closed that loop, and every other write that still ends (on a full disk: all of them) would print a traceback.
+    Each of Orbax's writes ends in a C++ thread, which then wakes an event loop. After one write has failed, Orbax
+    closes that loop, and every write that ends later (on a full disk: all of them) would print a traceback.
     """
 
     def __init__(self, told: Callable[[Any], None]):
@@ -77,14 +77,14 @@ class Hushed:
 
 
 def _reason(error: BaseException) -> str:
-    """One line: of a full disk Orbax says a dozen, with the names of temporary files."""
+    """The error in one line; for a full disk, Orbax's message has a dozen, with names of temporary files."""
     text = str(error)
     full = "No space left on device"
     return full if full in text else (text.splitlines() or [type(error).__name__])[0]
 
 
 def newest_step(run_dir: str | os.PathLike) -> int:
-    """The newest step of which a run's folder has a checkpoint, good or not; 0 if it has none."""
+    """The newest step with a checkpoint, good or not, in a run's folder; 0 if it has none."""
     folder = pathlib.Path(run_dir) / FOLDER
     return max(_steps_in(folder), default=0)
 
@@ -96,15 +96,15 @@ def _steps_in(folder: pathlib.Path) -> list[int]:
 
 
 class Checkpointer:
-    """Saves a run's state in the background and restores the newest good one. A context manager.
+    """Saves a run's state in the background and restores the newest good checkpoint. A context manager.
 
     Args:
         run_dir: the run's folder.
-        keep: how many of the newest checkpoints stay.
-        read_only: change nothing on the disk, as an evaluation of a run that may still be training must.
+        keep: how many of the newest checkpoints to keep.
+        read_only: change nothing on the disk; for evaluations, as the run may still be training.
 
     Attributes:
-        skipped: (step, reason) of every damaged checkpoint that the last restore passed over.
+        skipped: (step, reason) of every damaged checkpoint that the last restore skipped.
     """
 
     def __init__(self, run_dir: str | os.PathLike, keep: int = 3, *, read_only: bool = False):
@@ -117,12 +117,12 @@ class Checkpointer:
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_temporary()
-        # Orbax deletes nothing: it would drop the old checkpoint before we have sealed the new one. And it
-        # saves in our thread, not its own: those of a failed save keep the program from ending for minutes.
+        # Orbax must not delete checkpoints: it would do so before we have sealed the new one. And it saves in our
+        # thread, not in threads of its own: after a failed save, these keep the program from exiting for minutes.
         options = ocp.CheckpointManagerOptions(
             create=False,
             read_only=read_only,
-            lightweight_initialize=read_only,  # else it fails on a step that another process drops meanwhile
+            lightweight_initialize=read_only,  # otherwise fails if another process deletes a step meanwhile
             enable_async_checkpointing=False,
             multiprocessing_options=_alone(),
         )
@@ -140,20 +140,20 @@ class Checkpointer:
     def save(self, step: int, state: Any, host: Mapping[str, Any] | None = None) -> None:
         """Copy the state off the device and write it in the background.
 
-        Returns once the state may be donated. What goes wrong afterwards (a full disk) is raised by the next
+        Returns once the state may be donated. Errors that occur later (a full disk) are raised by the next
         ``save``, ``wait`` or ``close``.
 
         Args:
             step: environment steps; greater than :attr:`latest_step`.
-            state: pytree of arrays; typed PRNG keys are fine. Of several processes one saves, and has all of it.
-            host: what JSON can say (tuples come back as lists, keys as strings).
+            state: pytree of arrays, also typed PRNG keys. Of several processes one saves, and must hold all of it.
+            host: values that JSON can represent (tuples are restored as lists, keys as strings).
 
         Raises:
             CheckpointError: the step is not newer, or the previous save failed.
-            TypeError: a leaf is no array, or ``host`` is not JSON.
+            TypeError: a leaf is not an array, or ``host`` is not JSON.
         """
         if self.read_only:
-            raise CheckpointError(f"{self.folder} was opened to be read only")
+            raise CheckpointError(f"{self.folder} was opened read-only")
         self.wait()
         if self.latest_step is not None and step <= self.latest_step:
             latest = self.latest_step
@@ -177,7 +177,7 @@ class Checkpointer:
             raise CheckpointError(f"checkpoint {step} could not be written: {_reason(error)}") from error
 
     def close(self) -> None:
-        """Wait, and let go of Orbax's threads. Raises CheckpointError if the last save failed."""
+        """Wait for the last save, and release Orbax's threads. Raises CheckpointError if that save failed."""
         try:
             self.wait()
         finally:
@@ -191,8 +191,8 @@ class Checkpointer:
         self.close()
 
     def _write(self, step: int, state: Any, host: dict[str, Any], leaves: Leaves) -> None:
-        """Runs in the background: save the step, seal it with its manifest, and only then drop the oldest."""
-        # Orbax wants a container, hence the dict around the state.
+        """Save the step, seal it with its manifest, and only then delete the oldest. Runs in the background."""
+        # Orbax requires a container, hence the dict around the state.
         args = ocp.args.Composite(state=ocp.args.StandardSave({"state": state}), host=ocp.args.JsonSave(host))
         if not isinstance(sys.unraisablehook, Hushed):
             sys.unraisablehook = Hushed(sys.unraisablehook)
@@ -206,7 +206,7 @@ class Checkpointer:
         self._manager.reload()
 
     def _discard(self, step: int) -> None:
-        """Give back the disk that a failed save takes."""
+        """Free the disk space that a failed save has taken."""
         shutil.rmtree(self.folder / str(step), ignore_errors=True)
         self._remove_temporary()
         self._manager.reload()
@@ -214,23 +214,23 @@ class Checkpointer:
     # --------------------------------------------------------------------------------------- restoring
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
-        """Load the newest checkpoint whose every byte is as it was written.
+        """Load the newest checkpoint of which every byte is as it was written.
 
-        Damaged ones that are newer are named in a warning and in :attr:`skipped`, and moved to the quarantine
-        folder.
+        Newer but damaged ones are listed in a warning and in :attr:`skipped` and, unless ``read_only``, moved to the
+        quarantine folder.
 
         Args:
-            abstract_state: pytree of arrays or ``jax.ShapeDtypeStruct`` (e.g. of ``jax.eval_shape``); a leaf
-                without a sharding goes to the default device, one with a sharding over several processes
-                must be asked for by all of them.
-            step: load this one only.
+            abstract_state: pytree of arrays or ``jax.ShapeDtypeStruct`` (e.g. from ``jax.eval_shape``). A leaf
+                without a sharding is loaded to the first local device; if a sharding spans several processes,
+                all of them must call this.
+            step: load only this step.
 
         Returns:
-            (step, state, host), or None if there is no good one (look at :attr:`skipped`).
+            (step, state, host), or None if there is no good checkpoint (see :attr:`skipped`).
 
         Raises:
-            MismatchError: it holds another pytree; the message names the leaf.
-            CheckpointError: it is as it was written, yet Orbax cannot read it.
+            MismatchError: the checkpoint holds another pytree; the message names the first leaf that differs.
+            CheckpointError: the checkpoint is undamaged, but Orbax cannot read it.
         """
         for left in reversed(range(LOOKS)):
             sealed, good = self._sealed(), self.find(step)
@@ -242,7 +242,7 @@ class Checkpointer:
         return None
 
     def find(self, step: int | None = None) -> int | None:
-        """The step that :meth:`restore` loads, or None; what is damaged is dealt with as it says."""
+        """The step that :meth:`restore` would load, or None; damaged steps are treated as described there."""
         self.wait()
         for _ in range(LOOKS):
             sealed, good = self._sealed(), self._look(step)
@@ -252,7 +252,7 @@ class Checkpointer:
         return good
 
     def _look(self, step: int | None) -> int | None:
-        """The newest good step, or ``step`` if it is good; what was passed over is in :attr:`skipped`."""
+        """The newest good step, or ``step`` if it is good; None if there is none. Lists damaged ones in ``skipped``."""
         self.skipped = []
         for candidate in sorted(self._steps(), reverse=True) if step is None else [step]:
             if step is None and self._being_saved(candidate):
@@ -264,15 +264,15 @@ class Checkpointer:
         return None
 
     def _being_saved(self, step: int) -> bool:
-        """True of a reader: the run, at work in another process, has not sealed this step yet."""
+        """True if this is a reader and the run, active in another process, has not sealed this step yet."""
         return self.read_only and step not in self._sealed() and lock.held(self.folder.parent)
 
     def _moved_on(self, sealed: set[int]) -> bool:
-        """True of a reader who had seen other steps sealed: the run has saved one since, and may have dropped them."""
+        """True if this is a reader and the sealed steps have changed: the run has saved, and may have deleted, some."""
         return self.read_only and self._sealed() != sealed
 
     def load(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """The (state, host) of a step that :meth:`find` has found. Raises as :meth:`restore`."""
+        """Load (state, host) of a step that :meth:`find` returned. Raises like :meth:`restore`."""
         wanted = describe(abstract_state)
         where = f"checkpoint {step} in {self.folder}"
         _assert_equal(json.loads((self.folder / str(step) / MANIFEST).read_text())["leaves"], wanted, where)
@@ -287,11 +287,11 @@ class Checkpointer:
         return state, restored["host"]
 
     def _set_aside(self, good: int | None) -> None:
-        """Name the damaged steps in a warning and, unless read-only, move them out of Orbax's sight."""
+        """List the damaged steps in a warning and, unless read-only, move them to where Orbax does not see them."""
         if not self.skipped:
             return
         named = "; ".join(f"{step}: {problem}" for step, problem in self.skipped)
-        found = "there is no good one" if good is None else f"using {good}"
+        found = "none is usable" if good is None else f"using {good}"
         warnings.warn(f"skipped damaged checkpoints in {self.folder} ({named}); {found}", stacklevel=4)
         if self.read_only:
             return
@@ -340,7 +340,7 @@ def write_manifest(folder: pathlib.Path, step: int, leaves: Leaves) -> None:
 
 
 def verify(folder: pathlib.Path, step: int) -> str | None:
-    """Say what is wrong with a step's folder, or None if every byte is as it was written."""
+    """Describe what is wrong with a step's folder; None if every byte is as it was written."""
     if not folder.is_dir():
         return "there is no such checkpoint"
     try:
@@ -348,7 +348,7 @@ def verify(folder: pathlib.Path, step: int) -> str | None:
         seal = manifest.pop("sha256")
         files = manifest["files"]
     except FileNotFoundError:
-        return "it has no manifest, so its save was cut off"
+        return "it has no manifest, so its save was interrupted"
     except (OSError, ValueError, KeyError, AttributeError):
         return "its manifest is unreadable"
     if seal != _digest_of(manifest) or manifest["step"] != step:
@@ -382,18 +382,19 @@ def _assert_equal(found: Leaves, wanted: Leaves, where: str) -> None:
         return
     differ = [name for name in found | wanted if found.get(name) != wanted.get(name)]
     if not differ:
-        raise MismatchError(f"{where} holds the same leaves in another order")
+        raise MismatchError(f"{where} has the same leaves in another order")
     name, more = differ[0], len(differ) - 1
     raise MismatchError(
-        f"{where} is of another configuration or version of mtjax: leaf {name} is {found.get(name, 'absent')} there "
-        f"and {wanted.get(name, 'absent')} here" + (f" ({more} more leaves differ)" if more else "")
+        f"{where} was written with another configuration or version of mtjax: leaf {name} is "
+        f"{found.get(name, 'absent')} there and {wanted.get(name, 'absent')} here"
+        + (f" ({more} more leaves differ)" if more else "")
     )
 
 
 def _copied(leaf: Any) -> np.ndarray:
-    """What Orbax stores of a leaf, in memory that nobody donates.
+    """What Orbax stores for a leaf, copied to the host, so that the leaf may be donated.
 
-    Of a key its numbers; one byte where there are no elements, which Orbax refuses to store.
+    For a PRNG key, its key data; for an empty array, which Orbax refuses to store, one byte.
     """
     if not leaf.size:
         return np.zeros((1,), np.uint8)
@@ -401,9 +402,9 @@ def _copied(leaf: Any) -> np.ndarray:
 
 
 def _stored(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of what is stored of a leaf, and where it shall go.
+    """Shape and dtype of what is stored for a leaf, and the sharding with which to restore it.
 
-    Left open, Orbax would ask for the devices that saved it.
+    Without a sharding, Orbax would require the devices from which it was saved.
     """
     like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if not leaf.size:
@@ -415,7 +416,7 @@ def _stored(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _loaded(stored: jax.Array, like: Any) -> jax.Array:
-    """The leaf of which this was stored."""
+    """The inverse of ``_copied``: the leaf that was stored, which is like ``like``."""
     if not like.size:
         return jnp.zeros(like.shape, like.dtype)
     return jax.random.wrap_key_data(stored) if _is_key(like) else stored
@@ -426,7 +427,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax without its barriers: each process that saves or restores does so by itself."""
+    """Options for Orbax without barriers: each process saves or restores by itself."""
     me = jax.process_index()
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses, free of absl. Flags are generated from them (launch.flags)."""
+"""The configuration of a run: frozen dataclasses without absl, from which launch.flags generates the flags."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
 
 CONFIG, SUITE, METRICS, SUMMARY = "config.json", "suite.json", "metrics.jsonl", "summary.json"  # in a run's folder
-SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, which imports jax
+SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, whose import would load jax
 MODES = ("deterministic", "stochastic")
 
-PER_ROW = ("seed", "num_seeds")  # may always differ between the trials of a program: each row has its own key
+PER_ROW = ("seed", "num_seeds")  # may always differ between packed trials: every row has its own key
 
-# May change when a run is resumed: they decide what is looked at, not what is learnt.
+# Options that may change when a run is resumed: they affect what is logged, evaluated and saved, not what is learnt.
 OPERATIONAL = (
     "log_every",
     "evaluate_every",
@@ -35,13 +35,13 @@ OPERATIONAL = (
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One training run. Everything here and below, with the seed, determines its result."""
+    """One training run. Its options, including the seed and those of its parts, determine the result."""
 
     suite: str = option("hidden-hopper", "The set of tasks; see --list_suites.")
-    learner: str = option("ppo", "The learning algorithm. It has options of its own.", choices=tuple(LEARNERS))
+    learner: str = option("ppo", "The learning algorithm. Each has its own options.", choices=tuple(LEARNERS))
     grads: str = option(
         "pcgrad",
-        "How the tasks' gradients become one update: a method of mtjax.grads with its arguments, e.g. "
+        "How the tasks' gradients are combined into one update: a method of mtjax.grads with its arguments, e.g. "
         "mean, pcgrad, 'cagrad(c=0.4)', 'gradnorm(alpha=1.5, surrogate=\"softplus\")'.",
     )
     total_steps: int = option(
@@ -50,36 +50,38 @@ class RunConfig:
     num_envs: int = option(32, "Parallel environments of each task.", low=1)
     training_horizon: int = option(
         0,
-        "Steps after which an episode of training is cut short (as a truncation: values reach beyond it); 0 means the "
-        "suite's own horizon. Evaluations play whole episodes. Shorter ones are more new starts for the same steps.",
+        "Steps after which a training episode is truncated (values bootstrap beyond it); 0 means the suite's own "
+        "horizon. Evaluations play whole episodes. Shorter episodes give more resets for the same number of steps.",
         low=0,
     )
     num_seeds: int = option(1, "Agents trained in one program, each from its own seed.", low=1)
     seed: int = option(
-        0, "What everything random is derived from; seeds are numbered from here.", low=0, high=2**31 - 1
+        0, "Random seed of the first agent; the others use the following numbers.", low=0, high=2**31 - 1
     )
-    log_every: int = option(0, "Updates between two lines of metrics; 0 means about 200 lines a run.", low=0)
-    evaluate_every: int = option(0, "Environment steps between two evaluations; 0 means ten evaluations a run.", low=0)
+    log_every: int = option(0, "Updates between two lines of metrics; 0 means about 200 lines per run.", low=0)
+    evaluate_every: int = option(
+        0, "Environment steps between two evaluations; 0 means ten evaluations per run.", low=0
+    )
     evaluation_splits: tuple[str, ...] = option(
         ("train",),
-        "Splits that these evaluations measure, comma-separated; held-out ones zero-shot, as long as the learner has a "
-        "policy for unseen tasks. The last evaluation is of all splits.",
+        "Splits in evaluations during the run, comma-separated; held-out ones zero-shot, if the learner has a policy "
+        "for unseen tasks. The last evaluation covers all splits.",
         choices=SPLITS,
     )
     evaluation_modes: tuple[str, ...] = option(
         ("deterministic",),
-        "Policies that these evaluations measure, comma-separated: that which takes the mode of its distribution, and "
-        "that which draws. The last evaluation is of both on the training tasks, of the former on the others.",
+        "Policies in evaluations during the run, comma-separated: the mode of the action distribution, or samples from "
+        "it. The last evaluation uses both on the training tasks and only the former on the others.",
         choices=MODES,
     )
-    evaluation_episodes: int = option(10, "Episodes of each task in an evaluation.", low=1)
+    evaluation_episodes: int = option(10, "Episodes per task in an evaluation.", low=1)
     final_evaluation_episodes: int = option(
-        50, "Episodes of each task in the last evaluation, rounded up to whole rounds of evaluation_episodes.", low=1
+        50, "Episodes per task in the last evaluation, rounded up to whole rounds of evaluation_episodes.", low=1
     )
     checkpoint_every: int = option(
         0, "Environment steps between two checkpoints; 0 means one after every evaluation.", low=0
     )
-    keep_checkpoints: int = option(3, "How many of the newest checkpoints are kept.", low=1)
+    keep_checkpoints: int = option(3, "Number of newest checkpoints to keep.", low=1)
     hyper: Any = options.part("learner", {name: kind.config for name, kind in LEARNERS.items()})
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
 
@@ -87,32 +89,32 @@ class RunConfig:
         options.fill(self)
 
     def check(self) -> None:
-        """Refuse seeds beyond the greatest, and splits or modes that repeat or are none: ValueError."""
+        """Raise ValueError if a seed exceeds 2³¹ − 1, or if splits or modes are empty or contain duplicates."""
         for name, known in (("evaluation_splits", SPLITS), ("evaluation_modes", MODES)):
             chosen = getattr(self, name)
             if not chosen or len(set(chosen)) < len(chosen):
                 text = ",".join(chosen) or "empty"
                 raise ValueError(f"{name}: {text}; expected one or more of {', '.join(known)}, each once")
         if self.seed + self.num_seeds > 2**31:
-            raise ValueError(f"seed: {self.num_seeds} seeds from {self.seed} on go beyond the greatest, {2**31 - 1}")
+            raise ValueError(f"seed: {self.num_seeds} seeds from {self.seed} on exceed the largest seed, {2**31 - 1}")
 
     def validate(self) -> None:
-        """Check every option. Raises ValueError with one line that names option, value and expectation."""
+        """Check every option. Raises ValueError with one line: the option, its value and what was expected."""
         for part in (self, self.hyper, self.network):
             validate(part)
 
 
 def settle(values: Mapping[str, Any], said: Collection[str]) -> RunConfig:
-    """The configuration with these values, validated.
+    """Build and validate the configuration with these values.
 
     Args:
         values: options that differ from their defaults, by name.
-        said: those of them that this run was given by name. One of them that nothing reads is refused; any other
-            (a preset's, a saved run's, a sweep's for its other trials) takes its default, so that the same run is
-            the same configuration.
+        said: names of the options in ``values`` that were set explicitly for this run. They are refused if nothing
+            reads them. Any other unused option (of a preset, a saved run, or a sweep's other trials) is reset to its
+            default, so that equal runs have equal configurations.
 
     Raises:
-        ValueError: an unknown option, a value out of bounds, an option without effect.
+        ValueError: an option is unknown, out of bounds or without effect.
     """
     values = dict(values)
     while True:
@@ -127,7 +129,7 @@ def settle(values: Mapping[str, Any], said: Collection[str]) -> RunConfig:
 
 
 def load_config(run_dir: str | os.PathLike) -> RunConfig:
-    """The configuration that a run's folder holds.
+    """Load the configuration in a run's folder.
 
     Raises:
         ValueError: the folder is not a run, or its configuration cannot be read.
@@ -154,15 +156,17 @@ def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> 
     """The configuration with which a saved run continues.
 
     Args:
-        saved: what the run was started with.
-        asked: options that the command line names; they may repeat the run's, extend ``total_steps``, and
-            change how often is logged, evaluated and saved.
-        run_dir: for the message.
+        saved: the configuration with which the run was started.
+        asked: options named on the command line. They may repeat the run's values, increase ``total_steps``, and
+            change the options in ``OPERATIONAL``.
+        run_dir: the run's folder, for error messages.
 
     Raises:
-        ValueError: another option differs; the message holds a table of the differences.
+        ValueError: an option is unknown, ``total_steps`` is smaller than the run's, or another option differs; the
+            message then lists the differences.
     """
-    options.replace(saved, {name: value for name, value in asked.items() if name != "learner"})  # are they its own?
+    # Raises for an option that the run does not have.
+    options.replace(saved, {name: value for name, value in asked.items() if name != "learner"})
     different = changed(saved, asked)
     steps = different.get("total_steps", saved.total_steps)
     if steps < saved.total_steps:
@@ -181,7 +185,7 @@ def resumed(saved: RunConfig, asked: Mapping[str, Any], run_dir: str | Path) -> 
 
 
 def changed(saved: RunConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are asked to be other than a saved run has them, in the order asked."""
+    """The options that the saved run lacks or has other values for, in the order of ``asked``."""
     have = options.flatten(saved)
     return {name: value for name, value in asked.items() if name not in have or value != have[name]}
 
@@ -189,10 +193,10 @@ def changed(saved: RunConfig, asked: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_changes(
     saved: RunConfig, asked: Mapping[str, Any], why: str, *, free: Collection[str] = OPERATIONAL
 ) -> None:
-    """Refuse other options than a saved run's, but for those that are ``free``.
+    """Refuse options that differ from a saved run's, except those in ``free``.
 
     Raises:
-        ValueError: ``why``, and a table of the differences.
+        ValueError: an option differs; the message is ``why`` and a list of the differences.
     """
     have, text = options.flatten(saved), options.as_text
     rows = [

@@ -1,4 +1,4 @@
-"""Evaluation: fresh environments and keys of its own, whole episodes, per task."""
+"""Evaluation of whole episodes per task, with fresh environments and keys of its own."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Evaluator:
     """Evaluates learners on the splits of a suite. Each split's program is compiled once, when first used.
 
     Args:
-        learner: whose policy is evaluated.
+        learner: the learner whose policy is evaluated.
         suite: the tasks.
-        episodes: E, episodes of a task in one round.
+        episodes: E, episodes of each task per round.
         num_seeds: S.
-        seed: of simulators on the host; on the device all randomness comes from the key of a call.
-        contexts: embeddings [N, D] of the tasks' descriptions by split, for learners that read them.
-        placement: where arrays lie.
-        compiling: called with "the evaluation …", a context in which a split's program is compiled.
+        seed: seed of host simulators; on the device, all randomness comes from the key of a call.
+        contexts: by split, embeddings [N, D] of the tasks' descriptions, for learners that read them.
+        placement: how arrays are placed on the devices.
+        compiling: "the evaluation …" -> a context manager, within which a split's program is compiled.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Evaluator:
 
         Args:
             states: learner states [S, ...].
-            split: which tasks; those outside "train" are acted for zero-shot, by their descriptions.
+            split: the split to evaluate; the policy acts in held-out tasks zero-shot, by their descriptions.
             deterministic: take the policy's mode instead of a sample.
-            key: typed key, or [S] of them, one a seed; equal keys give equal episodes on device suites.
+            key: typed key, or [S] of them, one per seed; equal keys give equal episodes on device suites.
             rounds: how often to repeat, with fresh keys.
 
         Returns:
             "return", "length", "success_any", "success_last": [S, N] means over episodes, float32.
         """
-        env = self._env(split)  # says so if there is no such split
+        env = self._env(split)  # raises if there is no such split
         everywhere = self.placement.everywhere
         flag = np.asarray(deterministic)
         unseen = self.placement.place(unseen_tasks(self.suite, split, self.contexts), everywhere)
@@ -79,14 +79,14 @@ class Evaluator:
         return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0), *results)
 
     def close(self) -> None:
-        """Free the simulators on the host; the next evaluation makes new ones."""
+        """Free the host simulators; the next evaluation makes new ones."""
         for env in self._envs.values():
             simulators.close(env)
         self._envs.clear()
         self._programs.clear()
 
     def _program(self, split: str, *arguments: Any) -> Callable:
-        """The evaluation, compiled: once for all splits of one size."""
+        """The compiled evaluation, shared by all splits of the same size."""
         leaves, structure = jax.tree.flatten(arguments)
         form = (structure, *((jnp.shape(x), jnp.result_type(x), jax.typeof(x).weak_type) for x in leaves))
         if form not in self._programs:
@@ -102,7 +102,7 @@ class Evaluator:
 
     def _evaluate(self, env: VectorEnv, states: Any, keys: Array, deterministic: Array, unseen: Unseen | None):
         reset, step = over_seeds(env)
-        # Every seed from its own key alone: who else is in the program changes nothing.
+        # Each seed uses its own key alone, so that its results do not depend on the other seeds in the program.
         reset_keys, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         env_state, observation = jax.tree.map(lambda x: sharding.sharded(x, axis=2), reset(reset_keys))
 
@@ -121,7 +121,7 @@ class Evaluator:
                 "success_any": jnp.maximum(totals["success_any"], success),
                 "success_last": success,
             }
-            # Chosen, not weighted: what comes after an episode may be NaN.
+            # Select instead of multiplying by ``alive``: values after the end of an episode may be NaN.
             totals = {name: jnp.where(alive > 0, value, totals[name]) for name, value in counted.items()}
             alive = alive * (1.0 - (result.terminated | result.truncated).astype(jnp.float32))
             return (env_state, result.observation, alive, totals), None
@@ -138,12 +138,12 @@ class Evaluator:
 
 
 def unseen_tasks(suite: Suite, split: str, contexts: Mapping[str, Array]) -> Unseen | None:
-    """What a learner is told of the tasks of a split: None for the training tasks, which it knows.
+    """What a learner is told about the tasks of a split; None for the training tasks, which it knows.
 
     Args:
         suite: the suite.
         split: name of the split.
-        contexts: [N, D] by split, embeddings of the tasks' descriptions; D = 0 where a split is missing.
+        contexts: by split, embeddings [N, D] of the tasks' descriptions; D = 0 for a split that is missing.
     """
     if split == "train":
         return None

@@ -1,4 +1,4 @@
-"""Files that survive a kill: whole or absent, or JSON lines of which only the last may be torn.
+"""Files that survive a killed writer: complete or absent, or JSON lines of which only the last may be torn.
 
 Imports nothing but the standard library, so that launchers can use it without loading jax.
 """
@@ -13,14 +13,14 @@ from typing import Any
 
 
 def write_json(path: str | os.PathLike, value: Any) -> pathlib.Path:
-    """Write JSON so that a reader sees the old file or the new one, whole, whenever the writer dies.
+    """Write JSON so that a reader sees the complete old or new file, even if the writer is killed.
 
     Args:
-        path: the file; its folder is made if it is not there.
-        value: anything JSON can say. NaN and infinities are refused: say None.
+        path: the file; its folder is created if it does not exist.
+        value: anything JSON can represent. NaN and infinities are refused; use None.
 
     Raises:
-        ValueError, TypeError: JSON cannot say ``value``; the old file stays.
+        ValueError, TypeError: JSON cannot represent ``value``; the old file stays.
         OSError: the disk is full or read-only; the old file stays.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
@@ -47,7 +47,7 @@ def write_atomically(path: str | os.PathLike, content: bytes) -> pathlib.Path:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Make a rename within ``folder`` survive a power cut; nothing happens on file systems that cannot do it."""
+    """Make a rename within ``folder`` survive a power cut; does nothing on file systems that cannot do it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,22 +58,22 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 def json_line(value: Any) -> bytes:
-    """``value`` as one line of JSON, without spaces and with its line break.
+    """``value`` as one line of JSON, without spaces but with its line break.
 
     Raises:
-        ValueError, TypeError: JSON cannot say ``value``, or it holds a NaN or an infinity.
+        ValueError, TypeError: JSON cannot represent ``value``, or it contains a NaN or an infinity.
     """
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def whole_lines(path: str | os.PathLike) -> list[bytes]:
-    """The lines of a file, without line breaks; a last line that a kill has torn is left out."""
+    """The lines of a file, without line breaks; an incomplete last line, torn by a kill, is omitted."""
     content = pathlib.Path(path).read_bytes()
     return content[: content.rfind(b"\n") + 1].splitlines()
 
 
 def drop_torn_line(path: str | os.PathLike) -> None:
-    """Cut off what follows the last line break, so that the next line appended starts on its own."""
+    """Cut off what follows the last line break, so that the next line to be appended starts a new line."""
     content = pathlib.Path(path).read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
@@ -81,11 +81,11 @@ def drop_torn_line(path: str | os.PathLike) -> None:
 
 
 def parse_lines(path: str | os.PathLike, required: set[str]) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a torn last line is left out.
+    """The objects in a file of JSON lines; a torn last line is omitted.
 
     Args:
         path: the file.
-        required: keys that every line has.
+        required: keys that every line must have.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""One process at a time on a folder: a lock that ends with the process that holds it, however that ends."""
+"""A lock that admits one process at a time to a folder, and is released however that process ends."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ except ImportError:  # Windows: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 FILE = ".lock"
-PATIENCE = 0.3  # seconds: whoever only looks whether a folder is held, holds it for an instant
+PATIENCE = 0.3  # seconds to retry: a process that calls ``held`` holds the lock for an instant
 
 
 class InUse(ValueError):
     """Another process holds the folder."""
 
 
-_held_here: dict[pathlib.Path, int] = {}  # locks of this process, and the thread that took each
+_held_here: dict[pathlib.Path, int] = {}  # locks of this process, and the thread that holds each
 
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[None]:
-    """Hold a folder for this process. A thread that holds it already may take it again.
+    """Context manager: lock a folder for this process. The thread that holds it may lock it again.
 
     Args:
-        folder: made if it is not there.
-        what: of the folder, for the message: "run", "sweep" or "program".
-        wait: seconds to wait for whoever holds it.
+        folder: created if it does not exist.
+        what: kind of the folder, for the message: "run", "sweep" or "program".
+        wait: seconds to wait if another process holds it.
 
     Raises:
         InUse: another process holds it; the message says which.
@@ -49,7 +49,7 @@ def lock(folder: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator
         _take(file, folder, what, max(wait, PATIENCE))
         _held_here[key] = thread
         try:
-            with contextlib.suppress(OSError):  # the name is for people; on a full disk there is room for none
+            with contextlib.suppress(OSError):  # the text only informs users, and a full disk has no room for it
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
@@ -67,14 +67,14 @@ def _take(file, folder: str | os.PathLike, what: str, wait: float) -> None:
             if clock.monotonic() >= deadline:
                 file.seek(0)
                 holder = file.read().decode(errors="replace").strip() or "another process"
-                raise InUse(f"{folder} is in use by {holder}: one process at a time on a {what}") from None
+                raise InUse(f"{folder} is in use by {holder}: only one process at a time may use a {what}") from None
             clock.sleep(0.05)
         except OSError:  # a network file system without locks
             return
 
 
 def held(folder: str | os.PathLike) -> bool:
-    """True if some process holds a folder. Changes nothing."""
+    """True if some process holds the lock of a folder. Changes nothing."""
     if fcntl is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""How much memory a run takes, as XLA's compiler knows it; and how many environments fit."""
+"""How much memory a run takes, as reported by XLA's compiler, and how many environments fit."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mtjax.training.config import RunConfig
 from mtjax.training.meshes import Layout
 from mtjax.training.trainer import Trainer
 
-SHARE = 0.5  # of the free memory that a chosen number of environments may take
-TEMPORARIES = 6.0  # times state and rollout, for what updates need besides: 0.1 (SAC) to 5.6 (PPO, hoppers) on a CPU
-LOOK = 0.02  # of the free memory: a smaller rollout is no reason to count what else there is, which takes seconds
-MIN_UPDATES = 200  # that a chosen number of environments leaves of a run: fewer learn little
+SHARE = 0.5  # fraction of the free memory that a chosen number of environments may take
+TEMPORARIES = 6.0  # temporaries of updates, relative to state and rollout: 0.1 (SAC) to 5.6 (PPO, hoppers) on a CPU
+LOOK = 0.02  # fraction of the free memory: only if a rollout exceeds it is the state counted, too, which takes seconds
+MIN_UPDATES = 200  # minimum number of updates that a chosen number of environments leaves: fewer learn little
 
 
 class Program(NamedTuple):
-    """Bytes on one device while a compiled program runs.
+    """Bytes used on one device while a compiled program runs.
 
     Attributes:
-        arguments: what goes in.
-        results: what comes out, beyond what takes the place of an argument.
-        temporaries: in between.
+        arguments: inputs.
+        results: outputs, except those that reuse the memory of an argument.
+        temporaries: intermediate values.
     """
 
     arguments: int
@@ -41,7 +41,7 @@ class Program(NamedTuple):
 
 
 def of_program(compiled: Any) -> Program | None:
-    """What a compiled program takes, or None where the compiler does not say."""
+    """The memory that a compiled program takes, or None if the compiler does not report it."""
     try:
         found = compiled.memory_analysis()
     except NotImplementedError:
@@ -53,40 +53,40 @@ def of_program(compiled: Any) -> Program | None:
 
 
 def describe(program: Program | None, free: int | None) -> str | None:
-    """What a run's program takes on each device, in one line; None if that is not known.
+    """One line on the memory that a run's program takes on each device; None if it is not known.
 
     Args:
-        program: that is run.
-        free: bytes that are free now, with state and rollout in place already.
+        program: memory of the program.
+        free: bytes that are free when state and rollout are already allocated; None if unknown.
     """
     if program is None:
         return None
     text = (
-        f"memory of a device: {size_text(program.total)} (state and rollout {size_text(program.arguments)}, "
+        f"memory per device: {size_text(program.total)} (state and rollout {size_text(program.arguments)}, "
         f"results {size_text(program.results)}, temporaries {size_text(program.temporaries)})"
     )
     if free is None:
         return text
     more = program.results + program.temporaries
     warning = "; this will probably not fit: lower num_envs or num_seeds" if more > free else ""
-    return f"{text}; {size_text(free)} are free{warning}"
+    return f"{text}; {size_text(free)} free{warning}"
 
 
 # ------------------------------------------------------------------------------------- what can never fit
 
 
 def require_replay(trainer: Trainer) -> None:
-    """Refuse a replay, of all seeds, that is larger than its limit or than the memory. Raises ValueError."""
+    """Raise ValueError if the replays of all seeds exceed their limit or the free memory."""
     buffer = trainer.learner.replay
     if buffer:
         buffer.require_memory(trainer.config.num_seeds // trainer.placement.layout.seed)
 
 
 def require(trainer: Trainer) -> None:
-    """Refuse a run whose replay, or whose state and rollout alone, are larger than the memory, before any is allocated.
+    """Refuse a run whose replay, or whose state and rollout alone, exceed the free memory, before allocating any.
 
-    Compiles nothing, and traces the programs only of a run whose rollout is large. What updates need besides is not
-    counted, nor are simulators on the host.
+    Compiles nothing, and traces the programs only if the rollout is large. Temporaries of updates are not counted,
+    nor are host simulators.
 
     Raises:
         ValueError: one line with the sizes and what to lower.
@@ -103,12 +103,12 @@ def require(trainer: Trainer) -> None:
     if need > free:
         raise ValueError(
             f"num_envs={config.num_envs}, num_seeds={config.num_seeds}: state and rollout take at least "
-            f"{size_text(need)} of a device, and {size_text(free)} are free; lower num_envs or num_seeds"
+            f"{size_text(need)} per device, but only {size_text(free)} is free; lower num_envs or num_seeds"
         )
 
 
 def _rollout(trainer: Trainer) -> int:
-    """Bytes of a rollout of all seeds, of its large parts: observations before and after, action, reward."""
+    """Bytes of the large parts of all seeds' rollouts: observations before and after each step, action, reward."""
     config, suite = trainer.config, trainer.suite
     numbers = 2 * suite.observation_size + math.prod(suite.action.shape) + 1
     return 4 * numbers * config.num_seeds * suite.num_tasks * config.num_envs * config.hyper.rollout_length
@@ -133,17 +133,17 @@ def choose(
     total_steps: int,
     multiple: int = 1,
 ) -> Choice:
-    """The largest of ``start``, 2 · ``start``, 4 · ``start`` … that fits the memory and leaves enough updates.
+    """The largest of ``start``, 2 · ``start``, 4 · ``start`` … that fits into memory and leaves enough updates.
 
-    Where ``start`` itself does not fit the memory, it is halved until it does.
+    If ``start`` itself does not fit into memory, it is halved until it does.
 
     Args:
-        needs: bytes on one device with so many environments of each task.
-        free: bytes that are free on it, or None if nobody knows.
+        needs: number of environments of each task -> bytes on one device.
+        free: free bytes on that device, or None if unknown.
         start: environments of each task that the preset or the default asks for.
         steps_of_env: environment steps that one environment of each task adds to an update: tasks · rollout_length.
-        total_steps: of the run.
-        multiple: what the number must be a multiple of.
+        total_steps: environment steps of the run.
+        multiple: the number must be a multiple of this.
 
     Returns:
         The number, and its reason in one line.
@@ -157,27 +157,25 @@ def choose(
     chosen = start
     while needs(chosen) > budget and chosen % (2 * multiple) == 0:
         chosen //= 2
-    too_much = f"more than {SHARE:.0%} of the {size_text(free or 0)} that are free"
+    too_much = f"more than {SHARE:.0%} of the free {size_text(free or 0)}"
     if needs(chosen) > budget:
-        return Choice(chosen, f"even these take {too_much}")
+        return Choice(chosen, f"even this number takes {too_much}")
     while updates(2 * chosen) >= MIN_UPDATES and needs(2 * chosen) <= budget:
         chosen *= 2
     more = 2 * chosen
     if needs(more) > budget:
         return Choice(chosen, f"{more} would take {too_much}")
-    reason = (
-        f"{more} would leave {updates(more):,} updates of {total_steps:,} steps, and at least {MIN_UPDATES} are kept"
-    )
+    reason = f"{more} would leave only {updates(more):,} updates in {total_steps:,} steps; the minimum is {MIN_UPDATES}"
     if free is not None:
-        reason += f"; memory is not what limits it: {size_text(needs(chosen))} of {size_text(free)}"
+        reason += f"; memory is not the limit: {size_text(needs(chosen))} of {size_text(free)}"
     return Choice(chosen, reason)
 
 
 def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
-    """The number of environments with which a run fits this machine. Traces the programs, compiles nothing.
+    """Choose the number of environments that suits this machine. Traces the programs, compiles nothing.
 
     Args:
-        config: its ``num_envs`` is where the search starts.
+        config: the search starts at its ``num_envs``.
         suite: its tasks.
         layout: how the environments are divided.
 
@@ -186,13 +184,13 @@ def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
     """
     if not suite.on_device:
         raise ValueError(
-            f"num_envs: suite {suite.name!r} runs its simulators on the host, where cores decide, not memory; "
+            f"num_envs: suite {suite.name!r} runs its simulators on the host, limited by cores, not by memory; "
             "give a number instead of auto"
         )
     low, high = config.num_envs, 2 * config.num_envs
     (kept, at_low), (_, at_high) = (_needs(config, suite, number) for number in (low, high))
     each = (at_high - at_low) / (high - low)
-    fixed = at_low - each * low  # networks: in whole along "env", as the replays are
+    fixed = at_low - each * low  # networks: replicated along "env", like replays
 
     def needs(number: int) -> float:
         return kept / layout.seed + (1 + TEMPORARIES) * (fixed / layout.seed + each * number / layout.size)
@@ -208,7 +206,7 @@ def choose_envs(config: RunConfig, suite: Suite, layout: Layout) -> Choice:
 
 
 def _needs(config: RunConfig, suite: Suite, num_envs: int) -> tuple[int, int]:
-    """Bytes of all seeds: of their replays, which are written in place, and of the rest of state and rollout."""
+    """Bytes of all seeds: of their replays, which are updated in place, and of the rest of state and rollout."""
     trainer = Trainer(dataclasses.replace(config, num_envs=num_envs), suite)
     state = trainer.shapes()
     rest = jax.eval_shape(replay.emptied, state)

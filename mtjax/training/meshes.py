@@ -1,9 +1,9 @@
-"""Seeds, then environments, over the devices of a mesh.
+"""Sharding of seeds and environments over the devices of a mesh.
 
-Arrays are placed, and XLA partitions the programs: leaves of the state lead with [S], divided along "seed"; those of
-the environments and the rollout have an axis E, divided along "env" too. Parameters and replays are in whole on every
-device along "env". Rollouts need no communication; an update averages gradients over "env" once a minibatch. The
-numbers are those of one device, within rounding.
+Arrays are placed on devices, and XLA partitions the programs: leaves of the state lead with [S], sharded along "seed";
+those of environments and rollouts also have an axis E, sharded along "env". Parameters and replays are replicated along
+"env". Rollouts need no communication; an update averages gradients over "env" once per minibatch. Results equal those
+of one device, up to rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mtjax.training.config import RunConfig
 
 
 class Layout(NamedTuple):
-    """Devices along each axis of a mesh; ``seed`` · ``env`` in all."""
+    """Number of devices along each axis of a mesh; ``seed`` · ``env`` in total."""
 
     seed: int = 1
     env: int = 1
@@ -40,10 +40,10 @@ ONE = Layout()
 
 
 def parse(text: str) -> Layout:
-    """The layout that "seed:4,env:2" describes; "" is one device.
+    """Parse a layout such as "seed:4,env:2"; "" is one device.
 
     Raises:
-        ValueError: an unknown axis, with the nearest; one that is repeated; or no whole number of at least 1.
+        ValueError: an axis is unknown (the message names the nearest) or repeated, or its number is not at least 1.
     """
     found: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -53,38 +53,40 @@ def parse(text: str) -> Layout:
         if name in found:
             raise ValueError(f"mesh {text!r} names the axis {name} twice")
         if not colon or not number.isdecimal() or int(number) < 1:
-            raise ValueError(f"mesh {text!r}: {part!r} has no number of devices; write for example seed:4,env:2")
+            raise ValueError(f"mesh {text!r}: {part!r} has no number of devices; write e.g. seed:4,env:2")
         found[name] = int(number)
     return Layout(**found)
 
 
 def check(layout: Layout, config: RunConfig, suite: Suite, *, devices: int, processes: int = 1) -> None:
-    """Refuse a layout that the run or the machine does not fit, before anything is compiled.
+    """Refuse a layout that does not fit the run or the machine, before anything is compiled.
 
     Args:
         layout: how many devices along each axis.
-        config: of the run.
+        config: the run's configuration.
         suite: its tasks.
-        devices: that there are, of all processes.
-        processes: that train the run together.
+        devices: number of devices of all processes.
+        processes: number of processes that train the run together.
 
     Raises:
-        ValueError: one line with what does not fit, and what would.
+        ValueError: the layout does not fit; the message is one line that says why.
     """
     if processes > 1 and not suite.on_device:
-        raise ValueError(f"suite {suite.name!r} runs its simulators on the host, in one process; there are {processes}")
+        raise ValueError(f"suite {suite.name!r} runs its simulators on the host, in one process, not {processes}")
     if processes > 1 and layout.size == 1:
-        raise ValueError(f"{processes} processes have {devices} devices: share them out, e.g. --mesh=env:{devices}")
+        raise ValueError(
+            f"{processes} processes have {devices} devices: divide the run among them, e.g. --mesh=env:{devices}"
+        )
     if layout.size == 1:
         return
     mesh = f"mesh {layout}"
     if not suite.on_device:
         raise ValueError(
-            f"{mesh}: suite {suite.name!r} runs its simulators on the host, which takes one device; "
-            "neither its environments nor its seeds can be divided"
+            f"{mesh}: suite {suite.name!r} runs its simulators on the host and uses one device; "
+            "its environments and seeds cannot be divided"
         )
     if layout.size != devices:
-        raise ValueError(f"{mesh} takes {layout.size} devices, and there are {devices}")
+        raise ValueError(f"{mesh} needs {layout.size} devices, but there are {devices}")
     divides = [(SEED, "num_seeds", config.num_seeds), (ENV, "num_envs", config.num_envs)]
     if hasattr(config.hyper, "num_minibatches"):
         batch = config.hyper.rollout_length * config.num_envs // config.hyper.num_minibatches
@@ -97,13 +99,13 @@ def check(layout: Layout, config: RunConfig, suite: Suite, *, devices: int, proc
 
 
 class Placement:
-    """Where a run's arrays lie, and programs that keep them there. On one device it changes nothing.
+    """How a run's arrays are placed, and programs that keep them there. On one device it changes nothing.
 
     Attributes:
         layout: devices along each axis.
         mesh: the mesh, or None for one device.
-        seeds, envs, rollout, everywhere: shardings of leaves [S, ...], [S, T, E, ...], [S, H, T, E, ...] and of what
-            every device has in whole; None on one device.
+        seeds, envs, rollout, everywhere: shardings of leaves [S, ...], [S, T, E, ...], [S, H, T, E, ...] and of
+            replicated leaves; None on one device.
     """
 
     def __init__(self, layout: Layout = ONE):
@@ -127,10 +129,10 @@ class Placement:
 
         Args:
             function: a pure function.
-            takes: shardings of its arguments; None leaves them to the arguments.
+            takes: shardings of its arguments; None keeps those that the arguments have.
             gives: shardings of its results.
-            donate: indices of the arguments that are donated.
-            options: of XLA's compiler.
+            donate: indices of the donated arguments.
+            options: XLA compiler options.
         """
         if self.mesh is None:
             return jax.jit(function, donate_argnums=donate, compiler_options=options)
@@ -144,7 +146,7 @@ class Placement:
         return jax.jit(traced, donate_argnums=donate, compiler_options=options, **shardings)
 
     def place(self, tree: Any, shardings: Any) -> Any:
-        """The tree where ``shardings``, a tree or the beginning of one, say."""
+        """Place a tree on devices by ``shardings``, which is a tree or a prefix of one."""
         if self.mesh is None:
             return tree
         return jax.tree.map(
@@ -152,7 +154,7 @@ class Placement:
         )
 
     def described(self, tree: Any, shardings: Any) -> Any:
-        """Shapes and dtypes with their shardings, a tree or the beginning of one."""
+        """Add ``shardings``, which is a tree or a prefix of one, to a tree of shapes and dtypes."""
         if self.mesh is None:
             return tree
 
@@ -162,9 +164,9 @@ class Placement:
         return jax.tree.map(describe, shardings, tree)
 
     def whole(self, tree: Any) -> Any:
-        """The tree with every leaf in whole on a device of this process, if it is not within reach as it is.
+        """The tree with every leaf in full on one device of this process; unchanged if there is only one process.
 
-        Where there are several processes, all of them must ask.
+        If there are several processes, all of them must call this.
         """
         if self.mesh is None or jax.process_count() == 1:
             return tree
@@ -177,10 +179,10 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(leaf, sharding)
     if leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
         return leaf
-    return jax.jit(lambda x: x, out_shardings=sharding)(leaf)  # device_put does not take keys of several processes
+    return jax.jit(lambda x: x, out_shardings=sharding)(leaf)  # device_put rejects PRNG keys of several processes
 
 
 def placed(layout: Layout, config: RunConfig, suite: Suite) -> Placement:
-    """Where the arrays of a run lie on this machine's devices. Raises ValueError as :func:`check`."""
+    """The placement of a run's arrays on the available devices. Raises ValueError like :func:`check`."""
     check(layout, config, suite, devices=jax.device_count(), processes=jax.process_count())
     return Placement(layout)

@@ -1,4 +1,4 @@
-"""A program of packed trials: trained as one, left behind as one folder a trial, as if each had been alone."""
+"""Packed trials: trained as one program, then stored in one folder per trial, as if each had been trained alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtjax.training.checkpoint import Checkpointer
 from mtjax.training.config import RunConfig, refuse_changes
 from mtjax.training.trainer import Trainer
 
-FINISHED = "finished.json"  # in a program's folder, once all its trials have theirs
+FINISHED = "finished.json"  # in a program's folder, once each of its trials has its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Outcome:
     """How the trials of a program ended.
 
     Attributes:
-        summaries: what ``summary.json`` holds, of the trials that came to the end.
-        diverged: why the others did not, by name.
+        summaries: contents of ``summary.json``, by name, of the trials that finished.
+        diverged: messages, by name, of the trials that diverged.
     """
 
     summaries: Mapping[str, Mapping[str, Any]]
@@ -44,21 +44,21 @@ def train_packed(
     video: bool = True,
     tensorboard: bool = True,
 ) -> Outcome:
-    """Train trials as the rows of one program, then give each the folder that it would have left alone.
+    """Train trials as the rows of one program, then give each the folder it would have if trained alone.
 
-    A trial that diverges is left behind; the others go on.
+    A trial that diverges does not stop the others.
 
     Args:
-        trials: name to configuration; they differ in options of the learner's ``hyper`` and in their seeds only.
+        trials: name to configuration; they may differ only as :mod:`mtjax.training.packing` allows.
         program_dir: where the program keeps its record and its checkpoints while it trains.
-        trials_dir: here every trial gets a folder of its name: configuration, record, last checkpoint, plots,
-            summary. A folder is there whole or not at all. Of a trial that diverged it has no summary.
+        trials_dir: where every trial gets a folder of its name: configuration, record, last checkpoint, plots and
+            summary. A folder is complete or absent. That of a diverged trial has only configuration and record.
         resume, progress, video, tensorboard: as in :func:`mtjax.training.run.train`.
 
     Raises:
-        ValueError: the trials are not one program, ``program_dir`` holds one and ``resume`` is False, or holds one of
-            other trials; or another process is at work in it or in a trial's folder.
-        Interrupted: a signal came; the state was saved.
+        ValueError: the trials are not one program, ``program_dir`` holds a program and ``resume`` is False, or holds
+            one of other trials; or another process is using it or a trial's folder.
+        Interrupted: a signal was received; the state was saved.
     """
     program_dir, trials_dir = pathlib.Path(program_dir), pathlib.Path(trials_dir)
     for config in trials.values():
@@ -73,12 +73,12 @@ def train_packed(
         if resume and (program_dir / FINISHED).exists():
             return _finished(program_dir, trials_dir)
         for name in trials:
-            with _alone(trials_dir / name):  # else it is said now, not after hours of training
+            with _alone(trials_dir / name):  # if it is in use, fail now, not after hours of training
                 pass
         files.write_json(program_dir / packing.PROGRAM, packing.describe_program(trainer.rows))
         with run.at_work(trainer, program_dir, resume=resume, progress=progress, tensorboard=False) as session:
             seconds, measured = 0.0, None
-            with contextlib.suppress(run.Diverged):  # no trial is left; each has its message
+            with contextlib.suppress(run.Diverged):  # every trial has diverged; each has its message
                 session.loop()
                 seconds, measured = session.seconds, session.measure()
             session.recorder.sync()
@@ -97,20 +97,20 @@ def train_packed(
 
 
 def _require_same(have: Mapping[str, RunConfig], trials: Mapping[str, RunConfig], folder: pathlib.Path) -> None:
-    """Refuse to go on with other trials than those that a program holds, whose rows are told apart by their place."""
+    """Refuse to resume a program with other trials, or in another order, as rows are identified by position."""
     if list(have) != list(trials):
-        raise ValueError(f"{folder} holds a program of the trials {', '.join(have)}, not of {', '.join(trials)}")
+        raise ValueError(f"{folder} holds a program with trials {', '.join(have)}, not {', '.join(trials)}")
     for name, config in trials.items():
         refuse_changes(have[name], options.flatten(config), f"{folder} holds trial {name} with other options")
 
 
 def _alone(place: pathlib.Path) -> contextlib.AbstractContextManager[None]:
-    """Hold a trial's folder, if it is there. ValueError if another process does."""
+    """Context manager: lock a trial's folder, if it exists. Raises ValueError if another process holds it."""
     return lock.lock(place, "run") if place.exists() else contextlib.nullcontext()
 
 
 def _finish(session: run.Session, program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:
-    """Note that every trial has its folder, with its rows of the last checkpoint, and delete the program's."""
+    """Record that every trial has its folder, with its rows of the last checkpoint, and delete the program's own."""
     states = {name: session.lost.get(name, {}).get("message") for name in session.trainer.rows.trials}
     files.write_json(program_dir / FINISHED, states)
     shutil.rmtree(program_dir / CHECKPOINTS, ignore_errors=True)
@@ -118,7 +118,7 @@ def _finish(session: run.Session, program_dir: pathlib.Path, trials_dir: pathlib
 
 
 def _finished(program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:
-    """The outcome of a program that has come to its end."""
+    """Read the outcome of a finished program."""
     states = json.loads((program_dir / FINISHED).read_text())
     diverged = {name: why for name, why in states.items() if why}
     done = [name for name in states if name not in diverged]
@@ -126,11 +126,11 @@ def _finished(program_dir: pathlib.Path, trials_dir: pathlib.Path) -> Outcome:
 
 
 def make_trainer(trials: Mapping[str, RunConfig]) -> Trainer:
-    """The trainer of packed trials.
+    """Build the trainer of packed trials.
 
     Raises:
         ValueError: the trials are not one program; or their simulators run on the host, where a row's episodes
-            depend on the rows beside it.
+            depend on the other rows.
     """
     first = next(iter(trials.values()))
     suite = suites.make(first.suite)
@@ -152,7 +152,7 @@ def _leave(
     draw: bool,
     tensorboard: bool,
 ) -> None:
-    """Fill one trial's folder with its share of the record, and unless it diverged of the state and the evaluation."""
+    """Fill a trial's folder with its share of the record and, unless it diverged, of the state and the evaluation."""
     config, part = session.trainer.rows.trials[name], session.trainer.rows.slices[name]
     run.write_description(config, session.suite, folder)
     messages = {trial: lost["message"] for trial, lost in session.lost.items()}

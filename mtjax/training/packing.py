@@ -1,11 +1,11 @@
-"""Who is who along the seed axis S of a program: one trial with its seeds, or several trials packed side by side.
+"""The rows along a program's seed axis S: the seeds of one trial, or of several trials packed side by side.
 
-Trials that differ only in numbers which are leaves of the learner's state (its ``hyper``, and the constants of its
-gradient methods) and in their seeds are the same program, so they train as rows of it: first all seeds of the first
-trial, then those of the second …
+Trials that differ only in their seeds and in numbers that are leaves of the learner's state (its ``hyper``, and the
+constants of its gradient methods) compile to the same program, so they train as rows of it: first all seeds of the
+first trial, then those of the second …
 
-    program.json  metrics.jsonl  checkpoints/          of the program, while it trains
-    <trials>/<name>/                                   of every trial afterwards: the folder it leaves alone
+    program.json  metrics.jsonl  checkpoints/          the program's, while it trains
+    <trials>/<name>/                                   every trial's, afterwards: as if it had been trained alone
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mtjax.grads import constants
 from mtjax.training import record
 from mtjax.training.config import PER_ROW, RunConfig
 
-PROGRAM = "program.json"  # in the folder of a program, where a run has its config.json
-METHODS = ("grads", "critic_grads")  # name methods of mtjax.grads: their constants are leaves, the rest is code
+PROGRAM = "program.json"  # in a program's folder, in place of a run's config.json
+METHODS = ("grads", "critic_grads")  # options that name methods of mtjax.grads: constants are leaves, the rest is code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Rows:
 
     Attributes:
         trials: name to configuration, in the order of the rows.
-        varying: options that are leaves of the learner's state, or hold some, and differ between the trials.
+        varying: options that are, or contain, leaves of the learner's state, and differ between the trials.
     """
 
     trials: Mapping[str, RunConfig]
@@ -44,7 +44,7 @@ class Rows:
 
     @property
     def config(self) -> RunConfig:
-        """The program's configuration: the first trial's, with as many seeds as there are rows."""
+        """The program's configuration, i.e. the first trial's with as many seeds as there are rows."""
         first = next(iter(self.trials.values()))
         return dataclasses.replace(first, num_seeds=sum(config.num_seeds for config in self.trials.values()))
 
@@ -55,9 +55,9 @@ class Rows:
 
     @property
     def leaves(self) -> dict[str, np.ndarray]:
-        """What replaces the configuration's values in the learner's state, as float32.
+        """The values that replace those of ``config`` in the learner's state, as float32.
 
-        By name, [S], or [S, N] for a constant of N numbers: {"learning_rate": …, "grads.c": …}.
+        By name, each [S], or [S, N] for a constant of N numbers: {"learning_rate": …, "grads.c": …}.
         """
         values = [_leaves(config, self.varying) for config in self.trials.values()]
         repeats = [config.num_seeds for config in self.trials.values()]
@@ -68,7 +68,7 @@ class Rows:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """The rows of every trial, by its name."""
+        """The rows of every trial, by name."""
         ends = itertools.accumulate(config.num_seeds for config in self.trials.values())
         return {
             name: slice(end - config.num_seeds, end)
@@ -82,17 +82,17 @@ def alone(config: RunConfig) -> Rows:
 
 
 def pack(trials: Mapping[str, RunConfig], vmapped: Sequence[str]) -> Rows:
-    """Lay trials side by side.
+    """Pack trials side by side.
 
     Args:
         trials: name to configuration.
         vmapped: options that are leaves of the learner's state.
 
     Raises:
-        ValueError: there is no trial, or two differ in what makes another program, or a method does not exist.
+        ValueError: there is no trial, two differ in an option that changes the program, or a method does not exist.
     """
     if not trials:
-        raise ValueError("there is no trial to pack")
+        raise ValueError("there are no trials to pack")
     flat = {name: options.flatten(config) for name, config in trials.items()}
     varying = []
     for option in dict.fromkeys(itertools.chain(*flat.values())):
@@ -103,26 +103,26 @@ def pack(trials: Mapping[str, RunConfig], vmapped: Sequence[str]) -> Rows:
             other = _other({name: method_code(values) for name, values in flat.items()}, option)
         if other and option not in vmapped:
             raise ValueError(
-                f"trials {next(iter(flat))!r} and {other!r} cannot be packed: they differ in {option}, which makes "
-                f"another program; {', '.join((*vmapped, *PER_ROW))} may differ"
+                f"trials {next(iter(flat))!r} and {other!r} cannot be packed: they differ in {option}, which changes "
+                f"the program; only {', '.join((*vmapped, *PER_ROW))} may differ"
             )
         varying.append(option)
     return Rows(dict(trials), tuple(varying))
 
 
 def _other(values: Mapping[str, Mapping[str, Any]], option: str) -> str | None:
-    """The first trial in which an option is not what it is in the first one; None if there is none."""
+    """The name of a trial whose value of ``option`` differs from the first trial's; None if there is none."""
     first = next(iter(values.values()))
     return next((name for name, own in values.items() if own.get(option) != first.get(option)), None)
 
 
 def method_code(values: Mapping[str, Any]) -> dict[str, str]:
-    """What of the gradient methods among a configuration's options (flat) is code, by option: all but constants."""
+    """The code of the gradient methods that a flat configuration names, by option: all but their constants."""
     return {option: constants.code(values[option]) for option in METHODS if values.get(option)}
 
 
 def _leaves(config: RunConfig, varying: Sequence[str]) -> dict[str, Any]:
-    """The numbers of these options that are leaves of a learner's state, by the leaves' names."""
+    """The numbers in these options that are leaves of a learner's state, by the names of the leaves."""
     flat, found = options.flatten(config), {}
     for option in varying:
         if option in METHODS:
@@ -133,13 +133,13 @@ def _leaves(config: RunConfig, varying: Sequence[str]) -> dict[str, Any]:
 
 
 def vmapped_options(learner: Any) -> tuple[str, ...]:
-    """Names of the options that are leaves of a learner's state, one value a row. Nothing is computed."""
+    """Names of the options that are leaves of a learner's state, one value per row. Nothing is computed."""
     state = jax.eval_shape(learner.init, jax.random.key(0))
     return tuple(getattr(getattr(state, "hyper", None), "_fields", ()))
 
 
 def with_leaves(state: Any, values: Mapping[str, Any]) -> Any:
-    """A learner's state [S, ...] with ``values``, as ``Rows.leaves`` gives them, in place of its own numbers."""
+    """A learner's state [S, ...] in which ``values`` (see ``Rows.leaves``) replace its own numbers."""
     if not values:
         return state
 
@@ -156,13 +156,13 @@ def with_leaves(state: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _like(value: Any, leaf: jax.Array) -> jax.Array:
-    """A value [S, ...] as a leaf [S, …, ...]: a method has its constants for every group of parameters."""
+    """Broadcast a value [S, ...] to a leaf [S, …, ...]: a method repeats its constants per parameter group."""
     value = jax.numpy.asarray(value, leaf.dtype)
     middle = (1,) * (leaf.ndim - value.ndim)
     return jax.numpy.broadcast_to(value.reshape(value.shape[:1] + middle + value.shape[1:]), leaf.shape)
 
 
-# ------------------------------------------------------------------------------------ telling them apart
+# ----------------------------------------------------------------------------------- splitting a program
 
 
 def rows_of(tree: Any, part: slice) -> Any:
@@ -171,7 +171,7 @@ def rows_of(tree: Any, part: slice) -> Any:
 
 
 def values_of(values: Mapping[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
-    """One trial's share of what a program measured: [S, ...] is cut, a scalar (its speed) is everybody's."""
+    """One trial's share of a program's measurements: [S, ...] is sliced, scalars (the speed) are common to all."""
     return {name: value[part] if np.ndim(value) else value for name, value in values.items()}
 
 
@@ -182,10 +182,10 @@ def lines_of(
 
     Args:
         lines: as :func:`mtjax.training.record.read` returns them.
-        rows: of the program.
-        trial: whose share.
-        lost: the message of every trial that diverged: the record of such a trial ends with it, and those of
-            others do not have it.
+        rows: the program's rows.
+        trial: the trial's name.
+        lost: the message of every trial that diverged: the record of such a trial ends with it, and the other
+            records do not contain it.
     """
     lost = lost or {}
     part, own = rows.slices[trial], []
@@ -215,10 +215,10 @@ def copy_record(lines: Sequence[Mapping[str, Any]], folder: pathlib.Path, *, ten
 
 
 def load_program(folder: str | os.PathLike) -> Rows:
-    """The rows of the program that a folder holds.
+    """Load the rows of the program in a folder.
 
     Raises:
-        ValueError: it holds none, or one that cannot be read.
+        ValueError: the folder holds no program, or one that cannot be read.
     """
     path = pathlib.Path(folder) / PROGRAM
     if not path.is_file():
@@ -232,6 +232,6 @@ def load_program(folder: str | os.PathLike) -> Rows:
 
 
 def describe_program(rows: Rows) -> dict[str, Any]:
-    """What ``program.json`` holds."""
+    """The contents of ``program.json``."""
     trials = {name: dataclasses.asdict(config) for name, config in rows.trials.items()}
     return {"trials": trials, "vmapped": list(rows.varying)}

@@ -1,7 +1,7 @@
-"""Pictures of a run, drawn from its folder alone: learning curves, gradient conflict, time, losses.
+"""Plots of a run, drawn from its folder alone: learning curves, gradient conflict, time, losses.
 
-Thin lines are tasks (mean over seeds); thick ones are the mean, median and worst of the tasks of each seed,
-averaged over seeds; bands span the seeds.
+Thin lines are single tasks (mean over seeds); thick ones are the mean, median and worst over the tasks of each
+seed, averaged over seeds; bands span all seeds, from minimum to maximum.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.dpi": 160,
 }
-NAMED_TASKS = 10  # up to this many tasks have their names in a legend or on an axis
+NAMED_TASKS = 10  # up to this many tasks are named in a legend or on an axis
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%")
 
 
 def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
-    """Draw everything that a run's record has data for, into ``plots/``.
+    """Draw every plot for which a run's record has data, into ``plots/``.
 
     Args:
         run_dir: the run's folder; it may still be training.
@@ -83,7 +83,7 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
     }
     written = []
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nan-functions warn where all is missing
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's nan-functions warn if all values are NaN
         for name, draw in pictures.items():
             figure = draw(run)
             if figure is not None:
@@ -94,11 +94,11 @@ def plot_run(run_dir: str | os.PathLike) -> list[pathlib.Path]:
     return written
 
 
-# ------------------------------------------------------------------------------------------ the pictures
+# --------------------------------------------------------------------------------------------- the plots
 
 
 def learning_curves(run: Run) -> Figure | None:
-    """Return, and success where there is any: rows; training and deterministic evaluation: columns."""
+    """Curves of return, and success if there is any (rows), in training and deterministic evaluation (columns)."""
     evaluation = run.evaluations.get("train", {})
     rows = [
         ("return", (run.train.get("return"), evaluation.get("return"))),
@@ -113,7 +113,7 @@ def learning_curves(run: Run) -> Figure | None:
     for (name, both), axes_of_row in zip(rows, grid, strict=True):
         for i, axes in zip(columns, axes_of_row, strict=True):
             _curves(axes, both[i], run.tasks, marker="o" if i else None)
-            where = "deterministic evaluation" if i else "while training"
+            where = "deterministic evaluation" if i else "during training"
             _finish(axes, f"{name.capitalize()}, {where}", percent=name == "success")
     _label_steps(grid)
     _legend(figure, grid[0, 0], len(run.tasks), columns=4 if len(columns) > 1 else 3)
@@ -121,7 +121,7 @@ def learning_curves(run: Run) -> Figure | None:
 
 
 def _curves(axes: Axes, series: Series | None, tasks: Sequence[str], marker: str | None) -> None:
-    """Thin tasks, thick aggregates, a band over seeds around each aggregate. ``series`` is [N, S, T]."""
+    """Draw thin lines for tasks, thick ones with a band over seeds for aggregates. ``series`` is [N, S, T]."""
     if not _known(series):
         axes.text(0.5, 0.5, "no data yet", ha="center", color=GREY, transform=axes.transAxes)
         return
@@ -134,7 +134,7 @@ def _curves(axes: Axes, series: Series | None, tasks: Sequence[str], marker: str
         aggregate = getattr(statistics, name)
         per_seed = series.map(lambda values, f=aggregate: f(values, skip_missing=True))
         style: dict[str, Any] = {"color": colour, "linewidth": 2.3, "label": name, "zorder": 5 - 0.1 * rank}
-        if name == "median":  # dashed and on top: of two tasks it is the mean
+        if name == "median":  # dashed and on top: with two tasks it equals the mean
             style |= {"linestyle": (0, (3, 1)), "zorder": 6}
         if marker and len(series.steps) <= 40:
             style |= {"marker": marker, "markersize": 3.5}
@@ -142,7 +142,7 @@ def _curves(axes: Axes, series: Series | None, tasks: Sequence[str], marker: str
 
 
 def task_curves(run: Run) -> Figure | None:
-    """One small picture a task: training (line, band over seeds) and deterministic evaluation (dots)."""
+    """One small plot per task: training (line, band over seeds) and deterministic evaluation (dots)."""
     name = "success" if _known(run.train.get("success")) else "return"
     train = run.train.get(name)
     dots = run.evaluations.get("train", {}).get("success_any" if name == "success" else name)
@@ -162,21 +162,21 @@ def task_curves(run: Run) -> Figure | None:
             continue
         if _known(train):
             line = thin(train.map(lambda values, index=index: values[..., index]))
-            _band(axes, line, color=AGGREGATES["mean"], linewidth=1.5, label="while training")
+            _band(axes, line, color=AGGREGATES["mean"], linewidth=1.5, label="during training")
         if _known(dots):
             points = dots.map(lambda values, index=index: np.nanmean(values[..., index], axis=-1))
             style = {"linestyle": "none", "marker": "o", "markersize": 3, "color": AGGREGATES["median"]}
             _line(axes, points, label="deterministic evaluation", zorder=6, **style)
         _finish(axes, "", percent=name == "success", locator=3)
         axes.set_title(_short(run.tasks, index, 20), fontsize=8, fontweight="normal")
-    figure.suptitle(f"{name.capitalize()} of every task", x=0.01, ha="left", fontweight="bold", fontsize=11)
+    figure.suptitle(f"{name.capitalize()} per task", x=0.01, ha="left", fontweight="bold", fontsize=11)
     figure.supxlabel("environment steps", fontsize=9)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 
 def generalisation(run: Run) -> Figure | None:
-    """Mean and worst of the training and held-out tasks, deterministic; None without held-out tasks."""
+    """Mean and worst of training and held-out tasks in deterministic evaluation; None without held-out tasks."""
     splits = [split for split in run.evaluations if _known(run.evaluations[split].get("return"))]
     if len(splits) < 2:
         return None
@@ -199,7 +199,7 @@ def generalisation(run: Run) -> Figure | None:
 
 
 def gradients(run: Run) -> Figure | None:
-    """Cosines between the tasks' gradients at five times, their mean, and the share of conflicting pairs."""
+    """Cosines between the tasks' gradients at five points in time, their mean, and the share of conflicting pairs."""
     cosine = run.train.get("grads/cosine")
     if not _known(cosine) or cosine.values.shape[-1] < 2:
         return None
@@ -226,15 +226,15 @@ def gradients(run: Run) -> Figure | None:
     if not _known(conflict):
         conflict = cosine.map(lambda values: (values[..., pairs] < 0).mean(axis=-1))
     _band(right, thin(conflict), color=AGGREGATES["worst"])
-    _finish(right, "Share of conflicting pairs (cosine < 0)", percent=True)
+    _finish(right, "Fraction of conflicting pairs (cosine < 0)", percent=True)
     _label_steps(np.array([[left, right]]))
     return figure
 
 
 def routing(run: Run) -> Figure | None:
-    """How each network routes or mixes for each task of the first seed, early and late; None if none does.
+    """How each network routes or mixes for each task of the first seed, at three times; None if none does.
 
-    Seeds are not averaged: what one seed's first module does, another's third may do.
+    Seeds are not averaged, because one seed's first module may play the role of another's third.
     """
     names = [name for name in run.train if name.startswith(("routing/", "weights/")) and _known(run.train[name])]
     if not names:
@@ -256,12 +256,12 @@ def routing(run: Run) -> Figure | None:
             step = EngFormatter(places=1, sep="")(maps.steps[index])
             axes.set_title(f"{kind} of the {network}, {step} steps", fontsize=9, fontweight="normal")
         figure.colorbar(image, ax=row, shrink=0.85)
-    figure.supxlabel("who is listened to: modules by source, experts, parameter sets", fontsize=9)
+    figure.supxlabel("source modules, experts or parameter sets", fontsize=9)
     return figure
 
 
 def time_spent(run: Run) -> Figure | None:
-    """Seconds of an update in rollout and update; where the whole time went; environment steps a second."""
+    """Seconds per rollout and per update, shares of the total time, and environment steps per second."""
     rollout, update = run.train.get("seconds/rollout"), run.train.get("seconds/update")
     if not _known(rollout) or not _known(update):
         return None
@@ -271,9 +271,9 @@ def time_spent(run: Run) -> Figure | None:
     parts = [part.values for part in seconds]
     areas.stackplot(seconds[0].steps, *parts, colors=(ROLLOUT, UPDATE), labels=("rollout", "update"))
     top = np.nanquantile(np.sum(parts, axis=0), 0.97) * 1.3
-    areas.set_ylim(0, top if top > 0 else 1)  # the first update compiles; it would flatten the rest
+    areas.set_ylim(0, top if top > 0 else 1)  # a few slow updates would flatten the rest
     areas.legend(loc="upper right", ncols=2)
-    _finish(areas, "Seconds of one update")
+    _finish(areas, "Seconds per update")
     repeats = np.diff(run.updates, prepend=0)[-len(rollout.steps) :]
     totals = [float(np.nansum(_mean_of_rest(s.values) * repeats)) for s in (rollout, update)]
     totals.append(max(0.0, float(run.times[-1]) - sum(totals)))
@@ -300,20 +300,20 @@ def time_spent(run: Run) -> Figure | None:
 TITLES = {
     "loss/policy": "Policy loss",
     "loss/value": "Value loss",
-    "entropy": "Entropy of the policy",
-    "kl": "KL divergence of an update",
-    "clip_fraction": "Share of clipped ratios",
-    "explained_variance": "Explained variance of the value",
-    "grads/norm": "Norm of a task's gradient",
-    "grads/weight": "Weight of a task's gradient",
+    "entropy": "Policy entropy",
+    "kl": "KL divergence per update",
+    "clip_fraction": "Fraction of clipped ratios",
+    "explained_variance": "Explained variance of values",
+    "grads/norm": "Gradient norm per task",
+    "grads/weight": "Gradient weight per task",
     "learning_rate": "Learning rate",
-    "length": "Length of an episode",
+    "length": "Episode length",
 }
 DRAWN_ELSEWHERE = ("return", "success", "episodes", "steps_per_second", "grads/cosine", "grads/conflict")
 
 
 def quantities(run: Run) -> Figure | None:
-    """Losses, entropy, KL and whatever else the updates measured: one small picture each."""
+    """Losses, entropy, KL and whatever else the updates measured: one small plot each."""
     found = [n for n in run.train if n not in DRAWN_ELSEWHERE and not n.startswith("seconds/")]
     found = [name for name in found if _known(run.train[name]) and run.train[name].values.ndim <= 3]
     if not found:
@@ -346,17 +346,17 @@ def quantities(run: Run) -> Figure | None:
     return figure
 
 
-# ----------------------------------------------------------------------------------------------- strokes
+# ------------------------------------------------------------------------------------------- lines, axes
 
 
 def _line(axes: Axes, series: Series, **style: Any) -> None:
-    """A line through what is known: a gap where no episode ended is bridged."""
+    """Draw a line through the finite values; gaps where no episode ended are bridged."""
     known = np.isfinite(series.values)
     axes.plot(series.steps[known], series.values[known], solid_capstyle="round", **style)
 
 
 def _band(axes: Axes, series: Series, **style: Any) -> None:
-    """The mean over seeds of [N, S] with a band from the least to the greatest; [N] has no band."""
+    """Draw the mean over seeds of [N, S] with a band from minimum to maximum; [N] gets no band."""
     if series.values.ndim == 1:
         return _line(axes, series, **style)
     low, high = np.nanmin(series.values, axis=1), np.nanmax(series.values, axis=1)
@@ -386,7 +386,7 @@ def _label_steps(grid: np.ndarray) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, tasks: int, columns: int, place: str = "lower center") -> None:
-    """The aggregates, then the tasks: by name if they are few, as one if they are many."""
+    """Draw a legend of the aggregates, then the tasks: by name if they are few, as one entry if they are many."""
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     thick = {name: handle for name, handle in entries.items() if handle.get_linewidth() >= 2}
     thin_ones = {name: handle for name, handle in entries.items() if name not in thick}
@@ -413,7 +413,7 @@ def _task_ticks(axes: Axes, tasks: Sequence[str], total: int, *, names: bool) ->
 
 
 def _task_colours(total: int) -> list[str]:
-    """Pale colours along a colour map, so that neighbours in a family of tasks look alike."""
+    """Pale colours along a colour map, so that neighbouring tasks of a family look alike."""
     colours = matplotlib.colormaps["viridis"](np.linspace(0.12, 0.92, total))[:, :3]
     return [to_hex(0.45 + 0.55 * colour) for colour in colours]
 
@@ -424,7 +424,7 @@ def _short(tasks: Sequence[str], index: int, length: int) -> str:
 
 
 def _mean_of_rest(values: np.ndarray) -> np.ndarray:
-    """[N, ...] -> [N]"""
+    """Mean over all axes but the first, without NaN: [N, ...] -> [N]."""
     return np.nanmean(values.reshape(len(values), -1), axis=1)
 
 

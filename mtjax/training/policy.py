@@ -1,4 +1,4 @@
-"""The policy of a saved run, to act with: in a loop of your own, on a robot, behind a server."""
+"""The policy of a saved run, to act with: in your own loop, on a robot, behind a server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def load_policy(
 
     Args:
         run_dir: the run's folder.
-        split: whose tasks it acts in: those trained on, or held-out ones, zero-shot.
-        seed: which of the run's agents, from 0 to ``num_seeds`` - 1.
-        checkpoint: its step; None is the newest good one.
+        split: the split whose tasks it acts in: the training tasks, or held-out ones, zero-shot.
+        seed: index of the run's agent, from 0 to ``num_seeds`` - 1.
+        checkpoint: step of the checkpoint; None means the newest good one.
 
     Raises:
-        ValueError: the folder is no run, or has no usable checkpoint; there is no such split or agent; or the tasks
-            trained on own their networks, and unseen ones have none.
+        ValueError: the folder is not a run or has no usable checkpoint; there is no such split or agent; or the split
+            is held out, and every training task has its own network, so that unseen tasks have none.
 
     Example:
         >>> policy = load_policy("runs/mine")  # doctest: +SKIP
@@ -42,12 +42,12 @@ def load_policy(
     """
     config = load_config(pathlib.Path(run_dir))
     suite = suites.make(config.suite)
-    suite.split(split)  # says so if there is no such split
+    suite.split(split)  # raises if there is no such split
     if not 0 <= seed < config.num_seeds:
-        raise ValueError(f"seed is {seed}; the run has {config.num_seeds} agents, counted from 0")
+        raise ValueError(f"seed is {seed}; the run has {config.num_seeds} seeds, counted from 0")
     trainer = Trainer(config, suite)
     if split != "train" and not trainer.learner.generalises:
-        raise ValueError(f"{split}: tasks own their networks, and unseen ones have none")
+        raise ValueError(f"{split}: every task has its own network, so there is none for an unseen task")
     try:
         _, state, _ = saved.restore(run_dir, trainer, checkpoint, to_be="loaded")
     finally:
@@ -57,22 +57,22 @@ def load_policy(
 
 def of_state(trainer: Trainer, suite: Suite, state: TrainState, *, split: str = "train", seed: int = 0) -> Policy:
     """The policy of one seed of a trainer's state, in the tasks of a split."""
-    learner = jax.tree.map(lambda leaf: leaf[seed], replay.emptied(state.learner))  # whose replay would be copied
-    learner = jax.device_get(learner)  # wherever training had it, on a mesh say: the observation's device is to act
+    learner = jax.tree.map(lambda leaf: leaf[seed], replay.emptied(state.learner))  # indexing would copy the replay
+    learner = jax.device_get(learner)  # off the mesh, if any: the policy is to run where the observation is
     unseen = unseen_tasks(suite, split, trainer.contexts)
     names = [info.name for info in suite.split(split).infos]
     return Policy(trainer.learner, learner, names, suite.observation_size, unseen)
 
 
 class Policy:
-    """What a trained agent does: observations in, actions out. Compiled once for every number of observations.
+    """A trained agent's policy: observations in, actions out. Compiled once for every number of observations.
 
     Args:
-        learner: whose policy it is.
-        state: of the learner, of one seed.
-        tasks: their names.
+        learner: the learner whose policy this is.
+        state: the learner's state, of one seed.
+        tasks: names of the tasks.
         observation_size: numbers in an observation.
-        unseen: what the learner is told of the tasks; None for those that it was trained on.
+        unseen: what the learner is told about the tasks if they are held out; None for the training tasks.
 
     Attributes:
         tasks: names of the tasks it acts in.
@@ -83,7 +83,7 @@ class Policy:
         self, learner: Learner, state: object, tasks: Sequence[str], observation_size: int, unseen: Unseen | None = None
     ):
         self.tasks, self.observation_size = tuple(tasks), observation_size
-        self._state = state  # arrays of the host, which go where the observation is
+        self._state = state  # host arrays, transferred to the observation's device
 
         def act(state: object, index: Array, observation: Array, key: Array, deterministic: Array) -> Array:
             everywhere = jnp.zeros((len(self.tasks), *observation.shape), jnp.float32).at[index].set(observation)
@@ -95,16 +95,16 @@ class Policy:
         """Act in one task.
 
         Args:
-            observation: [obs], or [E, obs] of E environments; as the suite's environments give it. What training
-                normalised is normalised here, by the run's statistics.
-            task: its name, or its number in ``tasks``.
-            key: draws from the policy's distribution; without one the action is its mode.
+            observation: [obs], or [E, obs] of E environments, as the suite's environments return it. If training
+                normalised observations, so does the policy, by the run's statistics.
+            task: its name, or its index in ``tasks``.
+            key: for sampling from the policy's distribution; None returns its mode.
 
         Returns:
             [...] or [E, ...]: float32 in [-1, 1], or int32 choices.
 
         Raises:
-            ValueError: there is no such task, or the observation has another size.
+            ValueError: there is no such task, or the observation has the wrong shape.
         """
         if isinstance(task, str):
             if task not in self.tasks:
@@ -112,7 +112,7 @@ class Policy:
             task = self.tasks.index(task)
         task = int(task)
         if not 0 <= task < len(self.tasks):
-            raise ValueError(f"task is {task}; there are {len(self.tasks)}, counted from 0")
+            raise ValueError(f"task is {task}; there are {len(self.tasks)} tasks, counted from 0")
         observation = jnp.asarray(observation, jnp.float32)
         if observation.ndim not in (1, 2) or observation.shape[-1] != self.observation_size:
             size = self.observation_size

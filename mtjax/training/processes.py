@@ -1,8 +1,8 @@
 """Several processes that train one run together (``jax.distributed``), each with its devices of the mesh.
 
-All run the same programs on their parts of the arrays, and come to the same numbers. The first alone writes the run's
-folder: a checkpoint is gathered for it, and read by each, so all must see the folder. One that dies takes the others
-with it: jax ends them. What goes on is the run, from its newest checkpoint.
+All run the same programs on their parts of the arrays, and get the same results. Only the first writes the run's
+folder: checkpoints are gathered for it and read by every process, so all must have access to the folder. If a process
+dies, jax ends the others; the run can be resumed from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ def first() -> bool:
 
 
 def from_first(number: int) -> int:
-    """The first process's number. All must ask."""
+    """Broadcast the first process's number to all processes, which must all call this."""
     if not several():
         return number
-    data = np.frombuffer(np.int64(number).tobytes(), np.uint8)  # jax would make 32 bits of 64
+    data = np.frombuffer(np.int64(number).tobytes(), np.uint8)  # bytes, as jax would truncate 64 bits to 32
     return int(np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(data)).tobytes(), np.int64)[0])
 
 
 class CommonStop:
-    """An event of all processes: a signal that came to one of them is known to all at the same call.
+    """An event common to all processes: a signal to one of them becomes visible to all at the same call.
 
-    Each call of :meth:`is_set` sends this process's news and returns what all had sent by the call before, so that
-    nobody waits for a device that is busy. All processes must call it equally often.
+    Each call of :meth:`is_set` sends this process's flag and returns what was sent at the previous call, so that no
+    process waits for a busy device. All processes must call it equally often.
 
     Args:
-        mine: of this process.
+        mine: the event of this process.
     """
 
     def __init__(self, mine: threading.Event):
@@ -57,7 +57,7 @@ class CommonStop:
         self._sent: jax.Array | None = None
 
     def is_set(self) -> bool:
-        """True in all processes alike."""
+        """True if any process had been signalled by the previous call; the same in all processes."""
         before = self._sent
         news = np.full(jax.local_device_count(), self.mine.is_set(), np.int32)
         self._sent = self._any(jax.make_array_from_process_local_data(self._each, news))
@@ -65,14 +65,14 @@ class CommonStop:
 
 
 class SharedCheckpoints:
-    """A :class:`Checkpointer` for several processes: the first writes, all read. Every method is called by all.
+    """A :class:`Checkpointer` for several processes: the first writes, all read. All must call every method.
 
     Args:
-        run_dir: the run's folder, which all see.
-        keep: how many of the newest checkpoints stay.
+        run_dir: the run's folder, to which all have access.
+        keep: how many of the newest checkpoints to keep.
 
     Attributes:
-        skipped: as a Checkpointer's; what the first process says.
+        skipped: as in Checkpointer, in the first process; empty in the others.
     """
 
     def __init__(self, run_dir: str | os.PathLike, keep: int = 3):
@@ -81,17 +81,17 @@ class SharedCheckpoints:
         self.skipped: list[tuple[int, str]] = []
 
     def save(self, step: int, state: Any, host: Mapping[str, Any] | None = None) -> None:
-        """Save a state that each process has in whole. Raises in the first process, as a Checkpointer does."""
+        """Save a state that each process holds in full. Raises like a Checkpointer, in the first process only."""
         if self._writer:
             self._writer.save(step, state, host)
 
     def wait(self) -> None:
-        """Wait until the first process has its last save on the disk; the others do not wait."""
+        """In the first process, wait until its last save is on the disk; the others do not wait."""
         if self._writer:
             self._writer.wait()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """As :meth:`Checkpointer.restore`; each process reads its own part of the arrays."""
+        """Like :meth:`Checkpointer.restore`; each process reads its own part of the arrays."""
         good = self._writer.find() if self._writer else None
         step = from_first(-1 if good is None else good)
         if step < 0:
@@ -103,7 +103,9 @@ class SharedCheckpoints:
             found = reader.restore(abstract_state, step)
         if found is None:
             me, why = jax.process_index(), reader.skipped[0][1]
-            raise CheckpointError(f"process {me} cannot read checkpoint {step} of {self.run_dir}: {why}; the first can")
+            raise CheckpointError(
+                f"process {me} cannot read checkpoint {step} of {self.run_dir}: {why}; the first process can"
+            )
         return found
 
     def __enter__(self) -> SharedCheckpoints:

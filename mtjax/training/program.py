@@ -1,4 +1,4 @@
-"""A run's training, compiled: rollouts and updates as one loop, or as two programs that Python calls in turn."""
+"""A run's compiled training: rollouts and updates in one loop, or as two programs that Python calls in turn."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mtjax.training.trainer import Part, Trainer, TrainState
 
 
 class Program:
-    """Compiled when it is made. Holds the rollout that lies between a collection and an update, and nothing else.
+    """A run's training, compiled on construction. Its only state is the rollout between a collection and an update.
 
-    Learners with a replay make many short updates: one loop (:attr:`Trainer.train`), in which a call makes as many as
-    it is asked for. For the others, whose updates take longer than calls from Python, two programs: within a loop XLA's
-    CPU overlaps fewer of their operations. The numbers are the same.
+    Learners with a replay make many short updates, so they get one loop (:attr:`Trainer.train`), in which a call makes
+    any number of updates. The updates of other learners take longer than calls from Python, so they get two programs:
+    inside a loop, XLA's CPU backend overlaps fewer of their operations. The results are the same.
 
     Args:
-        trainer: whose functions they are.
-        state: of the shapes that it will be given.
+        trainer: the trainer whose functions are compiled.
+        state: a state with the shapes to compile for.
 
     Attributes:
         loops: whether a call may make more than one update.
-        rollout: the last one; None after an update by two programs.
+        rollout: the last rollout; with two programs, None unless it still awaits its update.
     """
 
     def __init__(self, trainer: Trainer, state: TrainState):
@@ -45,30 +45,30 @@ class Program:
 
     @property
     def memory(self) -> memory.Program | None:
-        """What the largest part takes, as one runs at a time; None where the compiler does not say."""
+        """Memory of the largest compiled part, as one runs at a time; None if the compiler does not report it."""
         known = [found for found in map(memory.of_program, self._compiled) if found]
         return max(known, key=lambda found: found.total, default=None)
 
     def collect(self, state: TrainState) -> TrainState:
-        """One rollout; ``state`` is donated."""
+        """Collect one rollout; ``state`` is donated."""
         if self.loops:
             return self._looped(state, Part.of(1, updates=False))[0]
         state, self.rollout = self._collect(state)
         return state
 
     def update(self, state: TrainState) -> tuple[TrainState, Mapping[str, Any]]:
-        """One update, from the rollout that was collected; ``state`` is donated. Returns (state, metrics)."""
+        """Make one update from the collected rollout; ``state`` is donated. Returns (state, metrics)."""
         if self.loops:
             return self._looped(state, Part.of(1, collects=False))
         rollout, self.rollout = self.rollout, None
         return self._update(state, rollout)
 
     def __call__(self, state: TrainState, updates: int = 1) -> tuple[TrainState, Mapping[str, Any]]:
-        """So many rollouts, each with its update: 1, unless it loops. Returns (state, metrics) as Trainer.train."""
+        """Make ``updates`` rollouts, each with its update; only 1 unless ``loops``. Returns (state, last metrics)."""
         if self.loops:
             return self._looped(state, Part.of(updates))
         if updates != 1:
-            raise ValueError(f"two programs make one update a call, not {updates}")
+            raise ValueError(f"separate rollout and update programs make one update per call, not {updates}")
         return self.update(self.collect(state))
 
     def _looped(self, state: TrainState, part: Part) -> tuple[TrainState, Mapping[str, Any]]:

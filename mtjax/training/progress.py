@@ -23,19 +23,19 @@ import rich.text
 
 from mtjax.training import statistics
 
-PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
-RECENT_SECONDS = 30.0  # over which the speed is measured
+PLAIN_SECONDS = 10.0  # minimum time between two lines without a terminal
+RECENT_SECONDS = 30.0  # window over which the speed is measured
 
 
 class Progress:
-    """Shows how a run is doing. A context manager.
+    """Shows the progress of a run. A context manager.
 
     Args:
         total_steps: environment steps of one seed.
         suite: the suite's name.
-        num_seeds: agents in the program, whose steps count in the speed alike.
-        enabled: False shows nothing but warnings, which go where they always do.
-        console: where to; the standard error by default.
+        num_seeds: agents in the program; the speed counts the steps of all of them.
+        enabled: if False, show nothing, and leave warnings to Python.
+        console: where to print; standard error by default.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Progress:
         elif self.enabled:
             self._line(self._status())
 
-    # ------------------------------------------------------------------------------- what the loop tells
+    # -------------------------------------------------------------------------------- called by the loop
 
     def start(self, step: int) -> None:
-        """Tell where training begins, or goes on: steps of an earlier process are no part of the speed.
+        """Set the step at which training starts or resumes: steps of earlier processes do not count towards the speed.
 
         Args:
             step: environment steps of one seed.
@@ -93,11 +93,11 @@ class Progress:
         self._restart_clock()
 
     def update(self, step: int, values: Mapping[str, Any] | None = None) -> None:
-        """Tell how far training is.
+        """Report how far training has come.
 
         Args:
             step: environment steps of one seed.
-            values: may have "success" and "return", [S, T]; success is shown where there is any.
+            values: may have "success" and "return", [S, T]; success is preferred if there is any.
         """
         now = time.monotonic()
         self._step = step
@@ -109,17 +109,17 @@ class Progress:
             self._line(self._status())
 
     def evaluation(self, step: int, split: str, mode: str, values: Mapping[str, Any]) -> None:
-        """Show an evaluation: one line, which stays. ``values`` are [S, T]."""
+        """Show an evaluation as one permanent line. ``values`` are [S, T]."""
         self.message(f"evaluation at {steps_text(step)} steps ({split}, {mode}): {describe(values)}")
 
     def message(self, text: str) -> None:
-        """Show a line that stays, above the bar."""
+        """Show a permanent line above the bar."""
         if self.enabled:
             self._line(text)
 
     @contextlib.contextmanager
     def compiling(self, what: str) -> Iterator[None]:
-        """Show "compiling ``what`` …" with the seconds gone by, and how long it took."""
+        """Context manager: show "compiling ``what`` …" with the elapsed seconds, then how long it took."""
         start = time.monotonic()
         self._compiling = what, start
         if self.enabled and not self._live:
@@ -135,17 +135,17 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the seconds spent inside (an evaluation, a checkpoint) out of the speed."""
+        """Context manager: exclude the time spent inside (an evaluation, a checkpoint) from the speed."""
         start = time.monotonic()
         try:
             yield
         finally:
-            end = time.monotonic()  # a mark made inside (after compiling, say) counts from the end, too
+            end = time.monotonic()  # a mark made inside (e.g. after compiling) is moved to the end
             self._marks = collections.deque((min(moment + end - start, end), step) for moment, step in self._marks)
 
     @property
     def steps_per_second(self) -> float | None:
-        """Speed of all seeds together over the last half minute, or None before it can be known."""
+        """Speed of all seeds together over the last RECENT_SECONDS, or None until it is known."""
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return self.num_seeds * (last - first) / (end - start) if end > start and last > first else None
 
@@ -198,10 +198,10 @@ class Progress:
 
 
 def describe(values: Mapping[str, Any]) -> str:
-    """Mean, median and worst of success (%) where there is any, of return otherwise; "" if neither is known.
+    """Text with mean, median and worst of success (%) if there is any, otherwise of the return; "" if neither is known.
 
     Args:
-        values: [S, T] by name. Tasks without a finished episode are left out.
+        values: [S, T] by name. Tasks without a finished episode are ignored.
     """
     for name in ("success", "success_any", "return"):
         if name in values and np.isfinite(values[name]).any():
@@ -215,14 +215,14 @@ def describe(values: Mapping[str, Any]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Three figures or so: 0.123, 12.3, 1,234."""
+    """Format a number with about three significant digits: 0.123, 12.3, 1,234."""
     if abs(value) >= 1e6:
         return f"{value:.2e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def steps_text(steps: float) -> str:
-    """A count as a person says it: 950, 12.3k, 4.1M, 2.0G."""
+    """Format a count with a unit: 950, 12.3k, 4.1M, 2.0G."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if steps >= size:
             return f"{steps / size:.1f}{unit}"
@@ -230,7 +230,7 @@ def steps_text(steps: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """1:05 or 2:03:04."""
+    """Format seconds as 1:05 or 2:03:04."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,14 +1,14 @@
 """The record of a run: ``metrics.jsonl``, the source of truth, and TensorBoard, a view of it.
 
-One JSON object a line, only ever appended to. The first line names the tasks; then come
+One JSON object per line, append-only (but see :func:`truncate_after`). The first line names the tasks; then come
 
     {"kind": "train", "step", "update", "time", "values": {...}}
     {"kind": "evaluation", "step", "time", "split", "mode", "final", "episodes", "values": {...}}
     {"kind": "event", "step", "time", "message"}
 
 ``step`` counts environment steps of one seed; ``time`` is in seconds since the start, over all resumes.
-Numbers that are not finite are written as null and read as NaN. float32 is written in the fewest digits that
-give the same float32 back; matrices [S, T, T] and vectors of a task [S, T, F] are rounded to four decimals, for
+Non-finite numbers are written as null and read as NaN. A float32 is written with the fewest digits that read
+back as the same float32; matrices [S, T, T] and per-task vectors [S, T, F] are rounded to four decimals, because
 they are large.
 """
 
@@ -32,21 +32,21 @@ FILE = METRICS
 REQUIRED = {"kind", "step"}  # keys of every line
 MEASURES = ("return", "length", "success", "success_any", "success_last")  # shown per task and in aggregate
 SYNC_SECONDS = 5.0  # a power cut loses at most this much
-FLUSH_SECONDS = 10.0  # that TensorBoard may be behind
+FLUSH_SECONDS = 10.0  # TensorBoard's files may lag behind by this much
 
 
 class Recorder:
     """Writes a run's metrics. A context manager; opening an existing record appends to it.
 
     Args:
-        run_dir: the run's folder; made if it is not there.
+        run_dir: the run's folder; created if it does not exist.
         task_names: names of the training tasks, [T].
-        tensorboard: write TensorBoard's event files too.
-        alone: no other process writes this record. Else its last line, if torn, may be one in the making, and stays.
+        tensorboard: also write TensorBoard's event files.
+        alone: no other process writes this record. If one may, a torn last line is kept, as it may be unfinished.
 
     Raises:
         ValueError: the folder holds a record of other tasks.
-        OSError: the record cannot be written, here or in any method; it names the file.
+        OSError: the record cannot be written, here or in any method; the error names the file.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Recorder:
         self.task_names = tuple(task_names)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         last_step = self._open_existing(alone) if self.path.exists() else None
-        # Unbuffered: a line is one system call, so that lines of two processes do not mix, and what a full disk
-        # has refused is not tried again when the file is closed.
+        # Unbuffered: a line is one system call, so that lines of two processes do not mix, and a write that a full
+        # disk has refused is not retried when the file is closed.
         self._file = self.path.open("ab", buffering=0)
         self._place = os.stat(self.path)
         self._synced = clock.monotonic()
@@ -66,7 +66,7 @@ class Recorder:
         self._board = _Board(self.path.parent, self.task_names, last_step) if tensorboard else None
 
     def _open_existing(self, alone: bool) -> int | None:
-        """Drop a torn tail, check the tasks. Returns the newest step, or None if nothing is recorded."""
+        """Drop a torn last line if ``alone``, and check the tasks. Returns the newest step, or None without lines."""
         if alone:
             files.drop_torn_line(self.path)
         lines = files.parse_lines(self.path, REQUIRED)
@@ -77,7 +77,7 @@ class Recorder:
         return max((line["step"] for line in lines), default=None)
 
     def train(self, step: int, update: int, time: float, values: Mapping[str, Any]) -> None:
-        """Record what an update measured.
+        """Record the metrics of an update.
 
         Args:
             step: environment steps of one seed so far.
@@ -108,9 +108,9 @@ class Recorder:
             split: "train" or a held-out split.
             mode: "deterministic" or "stochastic".
             final: True for the evaluation after the last update.
-            episodes: of each seed and task.
+            episodes: episodes per seed and task.
             values: [S, T] by name: "return", "length", "success_any", "success_last".
-            task_names: of a held-out split, whose tasks are not the training tasks.
+            task_names: names of the split's tasks, if they are not the training tasks.
         """
         line: dict[str, Any] = {"kind": "evaluation", "step": step, "time": time}
         line |= {"split": split, "mode": mode, "final": final, "episodes": episodes}
@@ -121,13 +121,13 @@ class Recorder:
             self._board.evaluation(step, split, mode, values, line.get("tasks", self.task_names))
 
     def event(self, step: int, time: float, message: str) -> None:
-        """Record that something happened: a resume, a skipped checkpoint, a stop."""
+        """Record an event: a resume, a skipped checkpoint, a stop."""
         self._write({"kind": "event", "step": step, "time": time, "message": message}, sync=True)
         if self._board:
             self._board.text(step, message)
 
     def sync(self) -> None:
-        """Make every line durable. Call it before a checkpoint is saved: none may be ahead of its record."""
+        """Make every line durable. Call it before saving a checkpoint, which must not be ahead of the record."""
         with self._named():
             os.fsync(self._file.fileno())
         self._synced = clock.monotonic()
@@ -158,7 +158,7 @@ class Recorder:
             self.sync()
 
     def _follow(self) -> None:
-        """Write to the file that is there now: a run that is resumed replaces its record (`truncate_after`)."""
+        """Reopen the record if its file was replaced, as a run that is resumed does (`truncate_after`)."""
         with contextlib.suppress(FileNotFoundError):
             if not os.path.samestat(os.stat(self.path), self._place):
                 self._file.close()
@@ -167,7 +167,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """What the system refuses, with the name of the file."""
+        """Context manager: add the file's name to an OSError."""
         try:
             yield
         except OSError as error:
@@ -175,7 +175,7 @@ class Recorder:
 
 
 class Unrecorded:
-    """Takes what a Recorder takes and keeps nothing: for processes that measure the same as the one that writes."""
+    """A Recorder that discards everything, for processes that measure the same as the one that writes."""
 
     def train(self, *_: Any, **__: Any) -> None: ...
 
@@ -191,11 +191,11 @@ def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Returns:
         The lines in the order written; each "values" maps names to float64 arrays, NaN for null. A torn
-        last line is left out.
+        last line is omitted.
 
     Raises:
         FileNotFoundError: the folder has no record.
-        ValueError: a line other than the last is broken; the message has its number.
+        ValueError: a line other than a torn last one is broken; the message gives its number.
     """
     lines = files.parse_lines(pathlib.Path(run_dir) / FILE, REQUIRED)
     for line in lines:
@@ -205,15 +205,15 @@ def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def truncate_after(run_dir: str | os.PathLike, step: int, *, ends: bool = True) -> int:
-    """Forget what a run resumed at ``step`` will write again: all later lines, and a final evaluation there.
+    """Drop the lines that a run resumed at ``step`` writes again: all later ones, and a final evaluation there.
 
-    Call it before the Recorder is opened. The file is replaced in one piece.
+    Call it before the Recorder is opened. The file is replaced atomically.
 
     Args:
         run_dir: the run's folder.
-        step: where it goes on.
-        ends: it has come to its end there, and evaluates again. A run that is extended does not: what was its final
-            evaluation stays, as one on the way.
+        step: the step at which the run resumes.
+        ends: the run ends at ``step`` and will repeat its final evaluation. If False, the run is extended: a final
+            evaluation at ``step`` is kept as an intermediate one.
 
     Returns:
         How many whole lines were dropped.
@@ -235,12 +235,12 @@ def truncate_after(run_dir: str | os.PathLike, step: int, *, ends: bool = True) 
 
 
 def task_names(lines: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The training tasks' names, of what :func:`read` returned; empty if the record does not say."""
+    """The training tasks' names in the lines that :func:`read` returned; empty if no line names them."""
     return next((tuple(line["tasks"]) for line in lines if line["kind"] == "tasks"), ())
 
 
 def _plain(value: Any) -> Any:
-    """Turn arrays, and what holds them, into what JSON can say."""
+    """Convert arrays, and mappings that contain them, to values that JSON can represent."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, Mapping):
@@ -256,7 +256,7 @@ def _numbers(array: np.ndarray) -> Any:
     array = np.asarray(array, np.float64 if array.dtype == np.float64 else np.float32)
     if array.ndim >= 3:
         array = array.round(4)
-    # str() of a NumPy float has the fewest digits that read back as the same number of that precision.
+    # str() of a NumPy float gives the fewest digits that read back as the same number of that precision.
     finite = np.isfinite(array).ravel()
     flat = [float(str(v)) if ok else None for v, ok in zip(array.ravel(), finite, strict=True)]
     return _nest(flat, array.shape)
@@ -272,15 +272,15 @@ def _nest(flat: list, shape: tuple[int, ...]) -> Any:
 
 
 class _Board:
-    """TensorBoard's view: aggregates in one group, tasks in another, so that 50 tasks bury nothing.
+    """The TensorBoard view: aggregates in one group, tasks in another, so that 50 tasks do not bury the aggregates.
 
-    It is written in the caller's thread: tensorboardX's own, once a full disk has ended it, would let the run wait
-    for ever. What cannot be written costs a warning and the rest of the view; tensorboardX's writer of events would
-    then leave a file open that says so once more at the end.
+    It is written in the caller's thread: if a full disk ended tensorboardX's own thread, the run would wait for it
+    forever. After a failed write, a warning is shown and the rest of the view is not written; tensorboardX's event
+    writer would leave a file open, which fails again at the end.
     """
 
     def __init__(self, run_dir: pathlib.Path, names: Sequence[str], last_step: int | None):
-        # Here, because it takes a third of a second that --notensorboard need not pay.
+        # Imported here, because it takes a third of a second, which --notensorboard saves.
         from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2
 
@@ -294,7 +294,7 @@ class _Board:
             self._writer = record_writer.RecordWriter(str(self._folder / name))
             self._write(self._event(wall_time=clock.time(), file_version="brain.Event:2"))
             if last_step is not None:
-                # Hides what a killed run wrote after the checkpoint that this one resumes from.
+                # Hides the events that a killed run wrote after the checkpoint from which this run resumes.
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
                 self._write(self._event(step=last_step + 1, session_log=start))
 
@@ -345,7 +345,7 @@ class _Board:
             if writer is not None:
                 with contextlib.suppress(OSError):
                     writer.close()
-            warnings.warn(f"{self._folder} is not written any more: {error.strerror}", stacklevel=2)
+            warnings.warn(f"{self._folder} is no longer written: {error.strerror}", stacklevel=2)
 
     def _measure(self, group: str, name: str, step: int, value: np.ndarray, names: Sequence[str]) -> None:
         for label in ("mean", "median", "worst"):
@@ -355,7 +355,7 @@ class _Board:
             self._scalar(f"{group}_tasks/{name}/{task}", step, value[:, index])
 
     def _scalar(self, tag: str, step: int, value: np.ndarray) -> None:
-        """Mean over everything that is finite; nothing at all where nothing is."""
+        """Write the mean over the finite values, or nothing if there are none."""
         finite = value[np.isfinite(value)]
         if finite.size:
             self._add(step, self._summary.scalar(tag, float(finite.mean())))

@@ -1,4 +1,4 @@
-"""What a run leaves beside its record: what it was, what came out, and how it looks."""
+"""What a run writes besides its record: its description, its summary and its videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtjax.training import files, policy, statistics, versions, video
 from mtjax.training.config import CONFIG, SUITE, SUMMARY, RunConfig
 from mtjax.training.trainer import Trainer, TrainState
 
-VIDEO_STEPS = 250  # of an episode are drawn: drawing without a GPU is slow
+VIDEO_STEPS = 250  # maximum number of steps drawn per episode: drawing without a GPU is slow
 
 
 def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
@@ -22,11 +22,11 @@ def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str])
 
     Args:
         values: [S, N] by measure.
-        names: of the N tasks.
+        names: names of the N tasks.
 
     Returns:
         {measure: {"mean" | "median" | "worst" | "iqm": {"value", "low", "high"}, "tasks": {name: mean over seeds}}};
-        None for what is not finite.
+        non-finite values are None.
     """
 
     def of_tasks(value: np.ndarray) -> dict[str, float | None]:
@@ -37,7 +37,7 @@ def summarize_evaluation(values: Mapping[str, np.ndarray], names: Sequence[str])
 
 
 def final_rounds(config: RunConfig) -> int:
-    """How many times ``evaluation_episodes`` are played to reach ``final_evaluation_episodes``."""
+    """Number of rounds of ``evaluation_episodes`` needed to reach ``final_evaluation_episodes``."""
     return -(-config.final_evaluation_episodes // config.evaluation_episodes)
 
 
@@ -50,15 +50,15 @@ def write_summary(
     step: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Write ``summary.json`` of a finished run, and return what it holds.
+    """Write ``summary.json`` of a finished run, and return its contents.
 
     Args:
         run_dir: the run's folder.
-        config: of the run, or of a trial.
-        suite: the run's.
-        measured: of the final evaluation, {split: {mode: {measure: [S, N]}}}.
+        config: configuration of the run, or of a trial.
+        suite: the run's suite.
+        measured: results of the final evaluation, {split: {mode: {measure: [S, N]}}}.
         step: environment steps of each seed.
-        seconds: of training.
+        seconds: duration of the training.
     """
     results = {
         split: {
@@ -82,7 +82,7 @@ def write_summary(
 
 
 def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
-    """Write what the run is: configuration, versions, and the suite with its tasks."""
+    """Write the run's description: its configuration, versions, and the suite with its tasks."""
     run_dir.mkdir(parents=True, exist_ok=True)
     files.write_json(run_dir / CONFIG, dataclasses.asdict(config))
     versions.write(run_dir)
@@ -94,7 +94,7 @@ def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) ->
 def draw_videos(
     trainer: Trainer, suite: Suite, state: TrainState, run_dir: pathlib.Path, split: str, results: Mapping
 ) -> None:
-    """Draw an episode of every task of a split by the first seed's deterministic policy."""
+    """Draw a video of one episode of every task of a split, played by the first seed's deterministic policy."""
     act = policy.of_state(trainer, suite, state, split=split)
 
     def of_task(index: int):

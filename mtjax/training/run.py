@@ -28,9 +28,9 @@ from mtjax.training.session import Diverged, Interrupted, Session, at_work, stop
 from mtjax.training.simulators import SimulatorFailed
 from mtjax.training.trainer import STREAM_EVALUATION, Trainer
 
-# Added to a seed, so that simulators on the host do not begin as those of the run's own evaluations did.
+# Added to the seed of the host simulators in ``evaluate``, so that they do not repeat the run's own evaluations.
 OF_COMMAND = 1_000_000
-# On the host at once, in an evaluation by command: one of Meta-World takes 18 MB, and some time to be made.
+# Maximum number of host simulators in ``evaluate``: one of Meta-World takes 18 MB, and some time to create.
 SIMULATORS = 256
 
 __all__ = [
@@ -57,28 +57,28 @@ def train(
     tensorboard: bool = True,
     mesh: str = "",
 ) -> dict[str, Any]:
-    """Train as ``config`` says and leave everything in ``run_dir``.
+    """Train a run and write all its results into ``run_dir``.
 
     Args:
         config: the configuration.
-        run_dir: the run's folder; made if it is not there.
-        resume: go on from the newest good checkpoint in it; without one, start from the beginning.
+        run_dir: the run's folder; created if it does not exist.
+        resume: continue from the newest good checkpoint in ``run_dir``; without one, start from the beginning.
         progress: show progress on the screen.
-        video: draw an episode of every task at the end.
-        tensorboard: write TensorBoard's files too.
-        mesh: devices along the axes "seed" and "env", e.g. "seed:4,env:2"; "" is one device. It is no part of the
-            configuration: a run may continue on another mesh. Where there are several processes, all call this.
+        video: at the end, draw a video of one episode of every task.
+        tensorboard: also write TensorBoard files.
+        mesh: devices along the axes "seed" and "env", e.g. "seed:4,env:2"; "" is one device. It is not part of
+            the configuration: a run may be resumed on another mesh. If there are several processes, all call this.
 
     Returns:
-        What ``summary.json`` holds; {} in a process that is not the first.
+        The contents of ``summary.json``; {} in processes other than the first.
 
     Raises:
-        ValueError: the configuration is wrong, another process is at work in the folder, it holds a run and
-            ``resume`` is False, or it holds a run of another configuration; or the mesh does not fit the run or the
-            machine.
+        ValueError: the configuration is invalid, another process is using the folder, the folder holds a run and
+            ``resume`` is False, or it holds a run with another configuration; or the mesh does not fit the run or the
+            machine, or the replay does not fit into memory.
         Diverged: a loss or parameter is not finite.
-        Interrupted: a signal came; the state was saved.
-        SimulatorFailed: a simulator on the host raised, or its process died; what was saved before is good.
+        Interrupted: a signal was received; the state was saved.
+        SimulatorFailed: a host simulator raised, or its process died; earlier checkpoints remain valid.
     """
     run_dir = pathlib.Path(run_dir)
     config.validate()
@@ -111,24 +111,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a saved run on fresh environments and keys, and append the result to its record.
 
-    The run may be training meanwhile. One that cannot be written (a colleague's) is evaluated with a warning.
+    The run may still be training. If its folder is not writable (a colleague's), nothing is recorded, with a warning.
 
     Args:
         run_dir: the run's folder.
-        splits: which tasks.
+        splits: the splits to evaluate.
         modes: "deterministic", "stochastic" or both.
-        episodes: of each seed and task; more, if simulators on the host play them in rounds that are not all full.
-        seed: of the evaluation's own randomness.
-        checkpoint: its step; None is the newest good one.
-        video: draw an episode of every task of the splits.
-        mesh: as in :func:`train`; it may differ from the one that trained.
+        episodes: episodes per seed and task; host simulators may play a few more, to fill rounds of equal size.
+        seed: seed of the evaluation's own randomness.
+        checkpoint: step of the checkpoint; None means the newest good one.
+        video: draw a video of one episode of every task of the splits.
+        mesh: as in :func:`train`; it may differ from the mesh of the training.
 
     Returns:
         {"step", "suite", "episodes", "results": {split: {mode: see ``summarize_evaluation``}}}.
 
     Raises:
-        ValueError: the folder is no run, or has no usable checkpoint; there is no such split or mode.
-        SimulatorFailed: a simulator on the host raised, or its process died.
+        ValueError: the folder is not a run or has no usable checkpoint, or a split or mode does not exist.
+        SimulatorFailed: a host simulator raised, or its process died.
     """
     run_dir = pathlib.Path(run_dir)
     config = load_config(run_dir)
@@ -156,7 +156,10 @@ def evaluate(
         after.callback(simulators.close, trainer.env)
         for split in splits:
             if split != "train" and not trainer.learner.generalises:
-                warnings.warn(f"{split}: tasks own their networks, and unseen ones have none; skipped", stacklevel=2)
+                warnings.warn(
+                    f"{split} is skipped: every task has its own network, so there is none for an unseen task",
+                    stacklevel=2,
+                )
                 continue
             for mode in modes:
                 with simulators.watched(run_dir):
@@ -176,14 +179,14 @@ def evaluate(
 
 
 def _rounds(episodes: int, tasks: int) -> tuple[int, int]:
-    """(how often, how many episodes of a task at once) so that no more than ``SIMULATORS`` are there."""
+    """(rounds, episodes per task and round), such that at most ``SIMULATORS`` (or one per task) run at once."""
     rounds = -(-episodes // max(1, SIMULATORS // tasks))
     return rounds, -(-episodes // rounds)
 
 
 @contextlib.contextmanager
 def _recorder(run_dir: pathlib.Path, suite: suites.Suite) -> Iterator[record.Recorder]:
-    """What an evaluation writes to: the run's record, or nothing that lasts where that cannot be written."""
+    """Context manager: an evaluation's recorder, which writes to a temporary folder if the run's is not writable."""
     names, alone = [task.name for task in suite.tasks], not lock.held(run_dir)
     with contextlib.ExitStack() as stack:
         try:

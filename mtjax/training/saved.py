@@ -1,4 +1,4 @@
-"""A saved run, for those who only look at it: it may be training meanwhile, and its folder may be a colleague's."""
+"""Read-only access to a saved run, which may still be training, in a folder that may be a colleague's."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 def restore(
     run_dir: str | os.PathLike, trainer: Trainer, checkpoint: int | None, *, to_be: str
 ) -> tuple[int, TrainState, dict[str, Any]]:
-    """A checkpoint of a run; nothing on the disk is changed.
+    """Load a checkpoint of a run; nothing on the disk is changed.
 
-    Damaged ones that are newer than the one taken are named in a warning.
+    Newer checkpoints that are damaged are listed in a warning.
 
     Args:
         run_dir: the run's folder.
-        trainer: the run's.
-        checkpoint: its step; None is the newest good one.
-        to_be: what is to be done with it, for the message: "evaluated".
+        trainer: the run's trainer.
+        checkpoint: step of the checkpoint; None means the newest good one.
+        to_be: what is to be done with the run, for the error message, e.g. "evaluated".
 
     Returns:
-        (step, state, host), as :meth:`Checkpointer.restore`.
+        (step, state, host), like :meth:`Checkpointer.restore`.
 
     Raises:
-        ValueError: there is none, and the message says why; or it holds a replay that is larger than the memory.
+        ValueError: there is no such checkpoint (the message says why), or its replay does not fit into memory.
     """
     if trainer.learner.replay and trainer.learner.replay.saved:
         memory.require_replay(trainer)
     with Checkpointer(run_dir, read_only=True) as saver, warnings.catch_warnings():
         if checkpoint is not None:
-            warnings.simplefilter("ignore")  # there is nothing else to fall back on, and it is said below
+            warnings.simplefilter("ignore")  # nothing to fall back on; the error below says why
         found = saver.restore(trainer.abstract(), checkpoint)
     if found is None:
         what = "no usable checkpoint" if checkpoint is None else f"no usable checkpoint {checkpoint}"
@@ -47,13 +47,13 @@ def restore(
 
 
 def warn_unwritable(error: OSError, run_dir: str | os.PathLike, *, stacklevel: int) -> None:
-    """Warn that results are not kept in a folder that cannot be written; any other error is raised again.
+    """Warn that results are not kept, as a folder is not writable; any other error is raised again.
 
     Args:
-        error: what came of writing there.
+        error: the error raised by writing there.
         run_dir: the folder.
-        stacklevel: of the warning, as if the caller gave it.
+        stacklevel: that of the warning, as if the caller issued it.
     """
     if error.errno not in UNWRITABLE:
         raise error
-    warnings.warn(f"{run_dir} cannot be written: the results are not kept there", stacklevel=stacklevel + 1)
+    warnings.warn(f"{run_dir} is not writable: the results are not saved there", stacklevel=stacklevel + 1)

@@ -1,4 +1,4 @@
-"""A run's record, sorted into series: what plots, reports and tables are made of."""
+"""A run's record, sorted into series, from which plots, reports and tables are made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mtjax.training import record
 
-POINTS = 100  # of a curve; more entries than that are averaged in groups
+POINTS = 100  # maximum number of points of a curve; more entries are averaged in groups
 
 
 class Series(NamedTuple):
@@ -29,9 +29,9 @@ class Run(NamedTuple):
 
     Attributes:
         tasks: names, [T].
-        train: by name, every value of the updates.
-        evaluations: by split and name, the values of the deterministic evaluations.
-        updates, times: of the updates, [N].
+        train: by name, the metrics of the recorded updates.
+        evaluations: by split and name, the measures of the deterministic evaluations.
+        updates, times: [N] number and time (in seconds) of every recorded update.
     """
 
     tasks: tuple[str, ...]
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 
 def load(run_dir: str | os.PathLike) -> Run:
-    """Read a run's record. Raises as :func:`mtjax.training.record.read`."""
+    """Read a run's record. Raises like :func:`mtjax.training.record.read`."""
     return sort(record.read(run_dir))
 
 
@@ -51,7 +51,7 @@ def sort(lines: Sequence[Mapping[str, Any]]) -> Run:
     train = [line for line in lines if line["kind"] == "train"]
     evaluations: dict[str, dict[str, Series]] = {}
     measured = [line for line in lines if line["kind"] == "evaluation"]
-    measured.sort(key=lambda line: line["step"])  # an old checkpoint may be evaluated when the run is over
+    measured.sort(key=lambda line: line["step"])  # an old checkpoint may be evaluated after the run is over
     for split in dict.fromkeys(line["split"] for line in measured):
         of_split = [line for line in measured if line["split"] == split and line["mode"] == "deterministic"]
         evaluations[split] = _series(of_split)
@@ -61,7 +61,7 @@ def sort(lines: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
-    """Stack the values of lines by name; of a name whose shape changed, the newest shape counts."""
+    """Stack the values of lines by name; if a name's shape changed, only lines with the newest shape are used."""
     series = {}
     for name in dict.fromkeys(name for line in lines for name in line["values"]):
         shape = next(line["values"][name].shape for line in reversed(lines) if name in line["values"])
@@ -72,21 +72,21 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def thin(series: Series, points: int = POINTS) -> Series:
-    """Average neighbouring entries, NaN left out, until at most ``points`` are left."""
+    """Average neighbouring entries, ignoring NaN, so that at most ``points`` are left."""
     if len(series.steps) <= points:
         return series
     starts = np.linspace(0, len(series.steps), points + 1).astype(int)
     groups = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
     steps = np.array([series.steps[group].mean() for group in groups])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where all of a group is missing, its mean is
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of a group that is all NaN is NaN
         return Series(steps, np.stack([np.nanmean(series.values[group], axis=0) for group in groups]))
 
 
 def snapshots(series: Series, times: int) -> Series:
-    """The series at that many even times from the first to the last that is known, each averaged over a twentieth."""
+    """The series at ``times`` even points from its first to its last known entry, each averaged over a twentieth."""
     there = np.isfinite(series.values).reshape(len(series.steps), -1).any(axis=1)
-    if there.any():  # nothing is before SAC's warm start is over
+    if there.any():  # SAC's metrics are NaN until its warm start is over
         series = Series(series.steps[there], series.values[there])
     total = len(series.steps)
     width = max(1, total // 20)
@@ -96,5 +96,5 @@ def snapshots(series: Series, times: int) -> Series:
 
 
 def known(series: Series | None) -> TypeGuard[Series]:
-    """True if the series is there and holds a number."""
+    """True if the series exists and contains a finite value."""
     return series is not None and bool(np.isfinite(series.values).any())

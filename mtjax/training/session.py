@@ -26,22 +26,22 @@ from mtjax.training.progress import Progress
 from mtjax.training.results import draw_videos, final_rounds, write_summary
 from mtjax.training.trainer import FLAGS, STREAM_EVALUATION, Trainer, TrainState
 
-CALL_SECONDS = 1.0  # that a call of the program may take: for so long a signal waits
+CALL_SECONDS = 1.0  # target duration of one compiled call; signals are handled between calls
 
 
 class Diverged(RuntimeError):
-    """A number of the learner is no longer finite; the message names seed, task, step and checkpoint."""
+    """A loss or parameter is no longer finite; the message names seed, task, step and checkpoint."""
 
 
 class Interrupted(RuntimeError):
-    """SIGTERM (or SIGUSR2, Ctrl-C) came; the run was saved and can be resumed."""
+    """SIGTERM, SIGUSR2 or Ctrl-C was received; the run was saved and can be resumed."""
 
 
 class Session:
-    """One process's work on a run, or on a program of packed trials: where it is, and what it writes.
+    """One process's work on a run, or on a program of packed trials: its progress, and what it writes.
 
     Attributes:
-        lost: what diverged, by the trial's name: {"step", "message"}. A run has but one trial, and ends with it.
+        lost: {"step", "message"} of every trial that diverged, by name. A run has a single trial and ends with it.
     """
 
     def __init__(self, config, suite, trainer, run_dir, saver, bar, stop):
@@ -53,11 +53,11 @@ class Session:
         self.bar: Progress = bar
         self.stop: threading.Event | processes.CommonStop = processes.CommonStop(stop) if processes.several() else stop
         self.update = 0
-        self.pace: float | None = None  # seconds an update in a loop, once one was timed
+        self.pace: float | None = None  # seconds per update in a loop, once one was timed
         self.saved: int | None = None  # step of the newest checkpoint
         self.lost: dict[str, dict[str, Any]] = {}
         self.seconds_before = 0.0
-        self.started = self.mark = time.monotonic()  # mark: from where steps per second count, pauses left out
+        self.started = self.mark = time.monotonic()  # mark: steps per second count from here; pauses shift it
         self.state: TrainState
         self.recorder: record.Recorder | record.Unrecorded = record.Unrecorded()
         self.evaluator = Evaluator(
@@ -73,35 +73,35 @@ class Session:
 
     @property
     def step(self) -> int:
-        """Environment steps of one seed. A Python int: it never overflows."""
+        """Environment steps of one seed, as a Python int, which never overflows."""
         return self.update * self.trainer.steps_per_update
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, over all resumes; compiling and evaluating included."""
+        """Seconds of training so far, over all resumes, including compilation and evaluation."""
         return self.seconds_before + time.monotonic() - self.started
 
     # ----------------------------------------------------------------------------------------- start
 
     def close(self) -> None:
-        """Free the simulators: this process may train another run."""
+        """Free the simulators, as this process may go on to train another run."""
         simulators.close(self.trainer.env)
         self.evaluator.close()
 
     def open(self, *, resume: bool, tensorboard: bool, stack: contextlib.ExitStack) -> None:
-        """Restore or start, and compile."""
+        """Restore a checkpoint or initialise the state, then compile."""
         if self.trainer.learner.replay:
             seeds = self.config.num_seeds // self.trainer.placement.layout.seed
             self.bar.message(self.trainer.learner.replay.describe(seeds))
         messages = self._restore() if resume else []
         self.recorder = self._recorder(resume, tensorboard, stack)
-        if processes.first():  # of a run that is extended, or evaluated once more: it is not done any more
+        if processes.first():  # a run that is extended or evaluated again is no longer finished
             (self.run_dir / SUMMARY).unlink(missing_ok=True)
         for message in messages:
             self.bar.message(message)
             self.recorder.event(self.step, self.seconds, message)
         if self.update == 0:
-            with self.bar.compiling("the start"):
+            with self.bar.compiling("the initial state"):
                 self.state = jax.block_until_ready(self.trainer.init())
         self._compile()
 
@@ -117,7 +117,7 @@ class Session:
 
     def _restore(self) -> list[str]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what was skipped is said below
+            warnings.simplefilter("ignore")  # skipped checkpoints are reported below
             found = self.saver.restore(self.trainer.abstract())
         messages = [f"checkpoint {step} is damaged and was set aside: {why}" for step, why in self.saver.skipped]
         if found is None:
@@ -129,11 +129,11 @@ class Session:
         self.lost = host.get("lost", {})
         if not self.suite.on_device:
             self.state = self.trainer.restart(self.state)
-            messages.append("the simulators on the host start new episodes: not bit for bit")
+            messages.append("host simulators start new episodes: the run is not continued bit for bit")
         return [*messages, f"resumed from checkpoint {step}"]
 
     def _compile(self) -> None:
-        """Compile before the clock of steps per second starts."""
+        """Compile, before steps per second are counted."""
         with self.bar.compiling("rollout and update"):
             self.program = Program(self.trainer, self.state)
         taken = memory.describe(self.program.memory, free_memory())
@@ -143,7 +143,7 @@ class Session:
     # ------------------------------------------------------------------------------------------ loop
 
     def loop(self) -> None:
-        """Train to the end. Saves and raises Interrupted when asked to stop."""
+        """Train to the end. If a signal asks for a stop, save and raise Interrupted."""
         total = self.trainer.num_updates
         log_every = self.config.log_every or max(1, total // 200)
         evaluate_every = self._updates(self.config.evaluate_every, default=total / 10)
@@ -160,12 +160,12 @@ class Session:
                 pauses = [self.update + every - self.update % every for every in (evaluate_every, checkpoint_every)]
                 logged = min(total, self.update + log_every - self.update % log_every)
                 metrics = self._several_updates(until=min(logged - 1, *pauses))
-            if before is not None:  # one call late, so that the device never waits for the host
+            if before is not None:  # checked one call late, so that the device never waits for the host
                 self._check(before)
             if log:
                 self._check(metrics)
                 now = time.monotonic()
-                if self.program.loops:  # alone, halves of short updates are mostly calls, of which the others had none
+                if self.program.loops:  # call overhead dominates these timings: scale them to the mean update
                     each = (now - self.mark) * self.trainer.steps_per_update / (self.step - mark_step)
                     timing = {name: value * each / sum(timing.values()) for name, value in timing.items()}
                 timing["steps_per_second"] = (self.step - mark_step) * self.config.num_seeds / (now - self.mark)
@@ -184,14 +184,14 @@ class Session:
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:
-        """Leave the seconds spent inside out of the steps per second, on the screen and in the record."""
+        """Context manager: exclude the time spent inside from steps per second, on the screen and in the record."""
         started = time.monotonic()
         with self.bar.paused():
             yield
         self.mark += time.monotonic() - started
 
     def _stop_if_asked(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Save and raise Interrupted if a signal came; without metrics, what is there was saved already."""
+        """Save and raise Interrupted if a signal was received; without metrics, the state has already been saved."""
         if not self.stop.is_set():
             return
         if metrics is not None:
@@ -201,11 +201,11 @@ class Session:
         raise Interrupted(f"stopped at step {self.step} and saved; continue with --resume")
 
     def _updates(self, steps: int, *, default: float) -> int:
-        """A number of environment steps as whole updates, at least one."""
+        """Convert environment steps to updates, rounded, at least one; 0 means ``default`` updates."""
         return max(1, round(steps / self.trainer.steps_per_update if steps else default))
 
     def _one_update(self) -> tuple[Mapping[str, Any], dict[str, float]]:
-        """Rollout, then update. Waiting before, between and after tells how long each takes."""
+        """Make one rollout and one update, and time each by waiting for the device before, between and after."""
         jax.block_until_ready(self.state.updates)
         start = time.perf_counter()
         self.state = self.program.collect(self.state)
@@ -215,14 +215,14 @@ class Session:
         jax.block_until_ready(metrics)
         end = time.perf_counter()
         self.update += 1
-        if self.program.loops:  # all processes must ask for equally many updates
+        if self.program.loops:  # shared, so that all processes make equally many updates per call
             self.pace = processes.from_first(max(1, round((end - start) * 1e6))) / 1e6
         return metrics, {"seconds/rollout": middle - start, "seconds/update": end - middle}
 
     def _several_updates(self, until: int) -> Mapping[str, Any]:
-        """As many updates as go into one call, but none after ``until``. How many changes no number."""
+        """Make as many updates as fit into CALL_SECONDS, up to ``until``. Their number does not affect the results."""
         count = 1
-        quick = self.program.loops and self.suite.on_device  # a simulator on the host may fail, and is slow anyway
+        quick = self.program.loops and self.suite.on_device  # host simulators may fail, and are slow anyway
         if quick and self.pace is not None:
             count = max(1, min(until - self.update, int(CALL_SECONDS / self.pace)))
         self.state, metrics = self.program(self.state, count)
@@ -237,10 +237,10 @@ class Session:
         self.bar.update(self.step, values)
 
     def _check(self, metrics: Mapping[str, Any]) -> None:
-        """Look for trials in which an update of the call that gave the metrics left anything not finite.
+        """Look for trials in which an update of the call that returned ``metrics`` left anything non-finite.
 
         Raises:
-            Diverged: no trial is left; the message names seed and task.
+            Diverged: every trial has diverged; the message names seeds and tasks.
         """
         losses, state, updates = (np.asarray(metrics[name]) for name in FLAGS)  # [S, T], [S], [S]
         if losses.all() and state.all():
@@ -258,7 +258,7 @@ class Session:
             raise Diverged("; ".join(lost["message"] for lost in self.lost.values()))
 
     def _diverged(self, trial: str, losses: np.ndarray, state: np.ndarray, step: int) -> str:
-        """Say what is not finite in a trial, of ``losses`` [seeds, T] and ``state`` [seeds]."""
+        """The message on what is not finite in a trial, given its flags ``losses`` [seeds, T] and ``state`` [seeds]."""
         seed = self.trainer.rows.trials[trial].seed
         bad = [
             f"the loss of task {self.suite.tasks[t].name!r} (seed {seed + s})" for s, t in np.argwhere(~losses)[:5]
@@ -270,11 +270,11 @@ class Session:
 
     def _newest(self) -> str:
         good = self.saved
-        saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint was saved yet"
+        saved = f"the last good checkpoint is step {good}" if good is not None else "no checkpoint has been saved yet"
         return f"{saved} in {self.run_dir}"
 
     def simulator_failed(self, why: str) -> str:
-        """Book that a simulator failed, and say from where the run goes on."""
+        """Record that a simulator failed. Returns the message, with the checkpoint from which to resume."""
         message = f"{why}; after step {self.step}; {self._newest()}: continue with --resume"
         self.recorder.event(self.step, self.seconds, message)
         return message
@@ -282,7 +282,7 @@ class Session:
     def _save(self, metrics: Mapping[str, Any]) -> None:
         if self.saved == self.step:
             return
-        self._check(metrics)  # which waits for the update: its seconds are training's
+        self._check(metrics)  # waits for the update, whose time counts as training
         with self._paused():
             self.recorder.sync()
             host = {"update": self.update, "seconds": self.seconds, "lost": self.lost}
@@ -293,7 +293,7 @@ class Session:
     # ------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, split: str, mode: str, *, rounds: int = 1, final: bool = False) -> Mapping[str, np.ndarray]:
-        """Evaluate now, record it, and return "return" … [S, N]."""
+        """Evaluate now and record the result. Returns the measures by name ("return", …), each [S, N]."""
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         keys = fold(fold(self.state.keys, STREAM_EVALUATION), self.update)
         certain = mode == "deterministic"
@@ -313,24 +313,24 @@ class Session:
         return values
 
     def _has_policy(self, split: str) -> bool:
-        """False of held-out tasks where tasks own their networks."""
+        """False for held-out splits if every training task has its own network."""
         return split == "train" or self.trainer.learner.generalises
 
     def finish(self, *, draw: bool) -> dict[str, Any]:
-        """Evaluate on all splits, draw plots and videos, write the summary, which is {} where another process does."""
+        """Evaluate on all splits, draw plots and videos, write and return the summary; {} in other processes."""
         trained, measured = self.seconds, self.measure()
         self.recorder.sync()
-        self.saver.wait()  # the summary says that the run is done: its last checkpoint must be there
+        self.saver.wait()  # the summary marks the run as finished, so its last checkpoint must be on the disk
         self.bar.message("drawing plots and videos …" if draw else "drawing plots …")
         state = self.trainer.placement.whole(replay.emptied(self.state)) if draw else self.state
         if processes.several():
             if not processes.first():
                 return {}
-            self.stop = self.stop.mine  # from here on the first process is on its own
+            self.stop = self.stop.mine  # from here on, only the first process works
         return self.conclude(self.run_dir, self.config, state, measured, seconds=trained, draw=draw)
 
     def measure(self) -> dict[str, dict[str, Mapping[str, np.ndarray]]]:
-        """The final evaluation on every split: {split: {mode: {measure: [S, N]}}}."""
+        """Run the final evaluation on every split. Returns {split: {mode: {measure: [S, N]}}}."""
         rounds = final_rounds(self.config)
         measured: dict[str, dict[str, Mapping[str, np.ndarray]]] = {}
         for split, tasks in self.suite.splits.items():
@@ -354,15 +354,15 @@ class Session:
         seconds: float,
         draw: bool,
     ) -> dict[str, Any]:
-        """Write the summary of what was measured into ``folder``, and draw. Returns the summary.
+        """Write the summary of the final evaluation into ``folder``, and draw plots. Returns the summary.
 
         Args:
-            folder: with the record of the same rows.
-            config: of the run or trial.
-            state: its rows.
-            measured: as :meth:`measure` returns it, its rows.
-            seconds: of training.
-            draw: videos, too.
+            folder: the folder of the run or trial, with its record.
+            config: its configuration.
+            state: its rows of the state.
+            measured: its rows of what :meth:`measure` returned.
+            seconds: duration of the training.
+            draw: also draw videos.
         """
         summary = write_summary(folder, config, self.suite, measured, step=self.step, seconds=seconds)
         self._stop_if_asked()
@@ -376,9 +376,9 @@ class Session:
 def at_work(
     trainer: Trainer, run_dir: pathlib.Path, *, resume: bool, progress: bool, tensorboard: bool
 ) -> Iterator[Session]:
-    """A session that is ready to train, in a folder that describes it already.
+    """Context manager: a session that is ready to train, in a folder that already holds the run's description.
 
-    Raises as :func:`mtjax.training.run.train`.
+    Raises the errors of :func:`mtjax.training.run.train`.
     """
     with contextlib.ExitStack() as stack:
         keeper = processes.SharedCheckpoints if processes.several() else Checkpointer
@@ -397,7 +397,7 @@ def at_work(
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM, SIGUSR2 and the first Ctrl-C set; a second Ctrl-C interrupts at once."""
+    """Context manager: an event set by SIGTERM, SIGUSR2 or Ctrl-C; once it is set, Ctrl-C interrupts at once."""
     event = threading.Event()
 
     def handle(number, frame):

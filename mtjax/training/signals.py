@@ -1,4 +1,4 @@
-"""Signal handlers for a while."""
+"""Temporary signal handlers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from types import FrameType
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call ``handler`` for these signals; afterwards the previous handlers are back.
+    """Context manager: call ``handler`` for these signals, then restore the previous handlers.
 
-    Does nothing outside the main thread, where Python allows no handlers.
+    Does nothing outside the main thread, because Python allows signal handlers only there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # None stands for a handler that was not installed from Python and cannot be put back.
+    # None means that the handler was not installed from Python and cannot be restored.
     before = {number: signal.signal(number, handler) or signal.SIG_DFL for number in numbers}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Simulators on the host that fail: one line for people, the traceback in the run's folder."""
+"""Failures of host simulators: a one-line message for the user, and the traceback in the run's folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FILE = "simulator_error.txt"  # in a run's folder: the traceback of a simulator 
 
 
 class SimulatorFailed(RuntimeError):
-    """A simulator on the host raised, or its process died; the message names task and checkpoint."""
+    """A host simulator raised, or its process died; the message names task and checkpoint."""
 
 
 def close(env: Any) -> None:
-    """Close an environment's simulators on the host, some 18 MB each for Meta-World; one on the device has none."""
+    """Close an environment's host simulators (about 18 MB each for Meta-World); a device environment has none."""
     if isinstance(env, host.HostVectorEnv):
         env.close()
     for group in getattr(env, "groups", ()):
@@ -28,11 +28,11 @@ def close(env: Any) -> None:
 
 @contextlib.contextmanager
 def watched(folder: pathlib.Path, say: Callable[[str], str] = str) -> Iterator[None]:
-    """Within it, a simulator on the host that fails raises SimulatorFailed; its traceback goes into a run's folder.
+    """Context manager: turn the failure of a host simulator into SimulatorFailed, and save its traceback.
 
     Args:
-        folder: of the run.
-        say: makes the message of what the simulator failed of.
+        folder: the run's folder, for the traceback.
+        say: turns the reason of the failure into the message.
     """
     try:
         yield

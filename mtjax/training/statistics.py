@@ -1,13 +1,13 @@
 """Measures over tasks and seeds, with bootstrap intervals.
 
 One seed is one multi-task agent. Mean, median and worst are taken over the tasks of each agent and then
-averaged over agents: "the worst task of the agent I would get". The interquartile mean (IQM) is that of
+averaged over agents, so "worst" is the expectation of one agent's worst task. The interquartile mean (IQM) is that of
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice": the mean of the
 middle half of all S × T values.
 
 Intervals are percentile bootstraps. By default whole agents are resampled: the tasks of one agent share its
-parameters, so they succeed and fail together. ``stratify=True`` resamples every task on its own, as that
-paper and rliable do for tasks trained apart; for a multi-task agent it is too sure of itself.
+parameters, so they succeed and fail together. ``stratify=True`` resamples every task independently, as that
+paper and rliable do for separately trained tasks; for a multi-task agent, those intervals are too narrow.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def mean(values: np.ndarray, *, skip_missing: bool = False) -> np.ndarray:
 
     Args:
         values: [..., T].
-        skip_missing: leave NaN out (a task none of whose episodes has ended yet) where something is left.
-            Otherwise a NaN makes the result NaN, so that a diverged agent cannot hide.
+        skip_missing: ignore NaN (a task of which no episode has ended yet) unless all values are NaN.
+            Otherwise a NaN makes the result NaN, so that a diverged agent cannot go unnoticed.
     """
     return _reduce(np.nanmean if skip_missing else np.mean, values)
 
@@ -39,13 +39,13 @@ def median(values: np.ndarray, *, skip_missing: bool = False) -> np.ndarray:
 
 
 def worst(values: np.ndarray, *, skip_missing: bool = False) -> np.ndarray:
-    """The least over tasks: [..., T] -> [...]. See :func:`mean`."""
+    """Minimum over tasks: [..., T] -> [...]. See :func:`mean`."""
     return _reduce(np.nanmin if skip_missing else np.min, values)
 
 
 def iqm(values: np.ndarray) -> np.ndarray:
     """Interquartile mean of all seeds and tasks: [..., S, T] -> [...]. A NaN makes it NaN."""
-    import scipy.stats  # longer to import than jax: only where something is measured
+    import scipy.stats  # takes longer to import than jax: only where it is needed
 
     flat = _matrix(values).reshape(*np.shape(values)[:-2], -1)
     trimmed = scipy.stats.trim_mean(flat, proportiontocut=0.25, axis=-1)
@@ -72,10 +72,10 @@ def summarize(
 
     Args:
         values: [S, T], e.g. the return of every seed and task.
-        confidence: mass of the interval.
-        resamples: bootstrap samples.
-        stratify: resample tasks apart (see the module's text).
-        seed: of the bootstrap.
+        confidence: nominal coverage of the interval.
+        resamples: number of bootstrap samples.
+        stratify: resample tasks independently (see the module docstring).
+        seed: seed of the bootstrap.
 
     Returns:
         ``{"mean": {"value", "low", "high"}, "median": …, "worst": …, "iqm": …}``. With one seed, or where
@@ -115,7 +115,7 @@ def bootstrap(
         confidence, resamples, stratify, seed: as in :func:`summarize`.
 
     Returns:
-        (low, high), or None with one seed: there is nothing to resample.
+        (low, high), or None with one seed, as there is nothing to resample.
     """
     values = _matrix(values, dimensions=2)
     seeds, tasks = values.shape
@@ -135,7 +135,7 @@ def probability_of_improvement(
     stratify: bool = False,
     seed: int = 0,
 ) -> dict[str, float | None]:
-    """How likely one of our agents beats one of theirs on a task drawn at random; a tie counts a half.
+    """Probability that one of our agents beats one of theirs on a random task; a tie counts one half.
 
     Args:
         ours: [S, T].
@@ -185,7 +185,7 @@ def performance_profile(
         confidence, resamples, stratify, seed: as in :func:`summarize`.
 
     Returns:
-        (share, low, high), all [K]; with one seed low and high are the share.
+        (share, low, high), all [K]; with one seed, low and high equal the share.
     """
     values = _matrix(values, dimensions=2)
     above = values[..., None] > np.asarray(thresholds, float)  # [S, T, K]
@@ -205,7 +205,7 @@ def performance_profile(
 
 
 def _resampled_shares(generator: np.random.Generator, seeds: int, shape: tuple[int, ...]) -> np.ndarray:
-    """How often each seed is drawn in a bootstrap sample, as shares that sum to one: [*shape, seeds]."""
+    """How often each seed is drawn in a bootstrap sample, as fractions that sum to one: [*shape, seeds]."""
     return generator.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=shape) / seeds
 
 
@@ -217,7 +217,7 @@ def _percentiles(samples: np.ndarray, confidence: float) -> Interval:
 
 def _reduce(function: Callable[..., Any], values: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nan-functions warn where every task is missing
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's nan-functions warn if all values are NaN
         return function(np.asarray(values, float), axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""The trainer: a run's pure functions, compiled. ``collect`` and ``update`` are all that training consists of."""
+"""The trainer: the pure, jitted functions of a run. Training consists of ``collect`` and ``update`` alone."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from mtjax.training.rollout import (
     traceable,
 )
 
-# Of the metrics: what tells whether a seed, and which of its tasks, is still finite, and after how many updates.
+# Metrics that detect divergence: finite losses [S, T], finite states [S], and the number of updates [S] made by then.
 FLAGS = ("finite", "finite_state", "updates")
 
-# Streams of randomness folded into a run's key: adding one never changes another.
+# Random streams, folded into a run's keys, so that adding one never changes another.
 STREAM_INIT, STREAM_ENV, STREAM_ROLLOUT, STREAM_UPDATE, STREAM_EVALUATION = range(5)
 
 
 class TrainState(NamedTuple):
-    """Everything that training needs to go on; leaves lead with [S].
+    """Everything needed to continue training; leaves lead with [S].
 
     Attributes:
         learner: the learner's state.
-        carry: environments, their last observation, episode statistics.
-        keys: [S] typed keys that never change; all randomness is folded from them.
-        updates: [S] int32, updates done.
+        carry: environment states, their last observations, and episode statistics.
+        keys: [S] typed keys, which never change; all other keys are derived from them by ``fold_in``.
+        updates: [S] int32, number of updates done.
     """
 
     learner: Any
@@ -55,11 +55,11 @@ class TrainState(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a call of :attr:`Trainer.train` does; int32 numbers, so that one program does all of it.
+    """What one call of :attr:`Trainer.train` does, as int32 scalars, so that one compiled program covers every case.
 
     Attributes:
-        count: how often.
-        collects, updates: 1, or 0 to leave that half out.
+        count: number of iterations.
+        collects, updates: 1, or 0 to skip that half of every iteration.
     """
 
     count: Array
@@ -68,37 +68,37 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, count: int, *, collects: bool = True, updates: bool = True) -> Part:
-        """From Python numbers."""
+        """Build a Part from Python values."""
         return cls(*(np.int32(number) for number in (count, collects, updates)))
 
 
 class Trainer:
     """The pure functions of one run, jitted. Holds no state that training changes.
 
-    ``train`` is ``collect`` and ``update`` over and over, in ONE compiled loop that never goes back to Python. Which a
-    run calls is said in :mod:`mtjax.training.program`.
+    ``train`` repeats ``collect`` and ``update`` in ONE compiled loop that never returns to Python.
+    :mod:`mtjax.training.program` decides which of them a run calls.
 
     Args:
-        config: of the run.
-        suite: which it names.
-        rows, placement: see below; those of one run on one device if None.
-        begin: step at which this process begins. Simulators on the host, which cannot be put back to where they were,
-            then draw other episodes than those of the beginning.
+        config: the run's configuration.
+        suite: the suite that ``config`` names.
+        rows, placement: see Attributes; None means those of a single run on one device.
+        begin: step at which this process starts. If it is not 0, host simulators, whose state cannot be restored, get
+            another seed, so that they do not repeat the episodes of the run's beginning.
 
     Attributes:
-        rows: who is who along the seed axis.
-        placement: where arrays lie.
+        rows: the trial and seed of every index along the seed axis.
+        placement: how arrays are placed on the devices.
         learner: the learner.
-        contexts: [N, D] float32 by split: embeddings of the tasks' descriptions, D = 0 if nobody reads them.
+        contexts: by split, embeddings [N, D] float32 of the tasks' descriptions; D = 0 if no network reads them.
         env: the training environments.
-        collect: (env, state) -> (state, rollout [H, T, E, ...] of every seed, [S, ...]); the state is donated.
+        collect: (env, state) -> (state, rollout [S, H, T, E, ...]); the state is donated.
         update: (state, rollout) -> (state, metrics [S, ...]); the state is donated.
-        train: (env, state, rollout, Part) -> (state, rollout, metrics): both, over and over; state and rollout are
+        train: (env, state, rollout, Part) -> (state, rollout, metrics): repeats both; state and rollout are
             donated.
-        report: state -> (state, averages [S, T] of the training episodes that ended); the state is donated.
-        shardings: of a state's parts on a mesh.
-        steps_per_update: environment steps of one seed in one update (a Python int: it never overflows).
-        num_updates: updates of the whole run.
+        report: state -> (state, averages [S, T] over the training episodes that ended); the state is donated.
+        shardings: those of a state's parts on a mesh; None on one device.
+        steps_per_update: environment steps of one seed per update (a Python int, which never overflows).
+        num_updates: number of updates in the whole run.
     """
 
     def __init__(
@@ -138,16 +138,16 @@ class Trainer:
         self.report = place.jit(self._report, takes=(state,), gives=(state, metrics), donate=0)
 
     def init(self) -> TrainState:
-        """The state before the first step, for the seeds of the rows: ``seed … seed + S − 1`` of a run."""
+        """The state before the first step, for the seeds of ``rows``: ``seed … seed + S − 1`` in a single run."""
         state = self.placement.jit(self._init, gives=self.shardings)(self.env, self._seeds)
-        # Leaves that alias cannot be donated; a replay's do not, and there may be no room for two.
+        # Aliased leaves cannot be donated, so copy all but replays: these are not aliased, and two might not fit.
         leaves, tree = jax.tree.flatten(state, is_leaf=replay.is_replay)
         copies = iter(jax.jit(lambda x: jax.tree.map(jnp.copy, x))([x for x in leaves if not replay.is_replay(x)]))
         state = jax.tree.unflatten(tree, [x if replay.is_replay(x) else next(copies) for x in leaves])
         return self.placement.place(state, self.shardings)
 
     def no_rollout(self, state: TrainState) -> Transitions:
-        """Zeros in the place of a rollout: where :attr:`train` puts its first one."""
+        """A rollout of zeros, to be donated to the first call of :attr:`train`."""
         like = jax.eval_shape(self._collect, self.env, state)[1]
         return self.placement.jit(functools.partial(_zeros, like), gives=self.placement.rollout)()
 
@@ -156,29 +156,29 @@ class Trainer:
         return np.asarray(self.rows.seeds, np.int32)
 
     def saved(self, state: TrainState) -> TrainState:
-        """What of the state a checkpoint holds: everything, unless the replay is to be left out."""
+        """The state as a checkpoint stores it: everything, but an empty replay if replays are not saved."""
         buffer = self.learner.replay
         return state if buffer is None or buffer.saved else replay.emptied(state)
 
     def shapes(self) -> TrainState:
-        """Shapes and dtypes of the state, with a replay that checkpoints may be without."""
-        with host.shapes_only():  # a function of its own, lest ``init`` be given this trace, which made no simulators
+        """Shapes and dtypes of the state, including a replay that checkpoints may omit."""
+        with host.shapes_only():  # lambda: ``init`` must not reuse this cached trace, which made no simulators
             return jax.eval_shape(lambda *arguments: self._init(*arguments), self.env, self._seeds)
 
     def abstract(self) -> TrainState:
-        """Shapes, dtypes and on a mesh the shardings of a checkpoint."""
+        """Shapes and dtypes, and on a mesh also shardings, of the state that a checkpoint stores."""
         state = jax.eval_shape(self.saved, self.shapes())
         return self.placement.described(state, self.shardings)
 
     def restored(self, state: TrainState) -> TrainState:
-        """The state that a checkpoint's continues with: a replay that was left out is there again, and empty."""
+        """The state with which training continues from a checkpoint's: an omitted replay is allocated again, empty."""
         buffer = self.learner.replay
         if buffer is not None and not buffer.saved:
             state = replay.refilled(state, self.placement.described(self.shapes(), self.shardings))
         return self.placement.place(state, self.shardings)
 
     def restart(self, state: TrainState) -> TrainState:
-        """Start all environments anew: a simulator on the host cannot be put back to where it was."""
+        """Reset all environments, since the state of a host simulator cannot be restored."""
         reset, _ = over_seeds(self.env)
         env_state, observation = jax.jit(reset)(_fold(state.keys, STREAM_ENV))
         running = init_running(state.carry.running.returns.shape)
@@ -207,7 +207,7 @@ class Trainer:
 
         length = self.config.hyper.rollout_length
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_ROLLOUT), state.updates)
-        planned = None  # its key is none of the steps'
+        planned = None  # drawn with the key of index ``length``, which no step uses
         if self.learner.detours:
             plan = functools.partial(self.learner.detours, length=length)
             planned = jax.vmap(plan)(state.learner, jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, length))
@@ -233,20 +233,20 @@ class Trainer:
     def _train(
         self, env: VectorEnv, state: TrainState, rollout: Transitions, part: Part
     ) -> tuple[TrainState, Transitions, Mapping[str, Array]]:
-        """``part.count`` times a rollout and an update, or one of them: the same numbers as call by call.
+        """Repeat rollout and update, or only one of them, ``part.count`` times; results equal those of single calls.
 
-        The halves are loops of one turn or none. XLA fuses nothing across the edge of a loop and lets its state lie
-        where it is, so that neither rounding nor memory hangs on how many updates a call makes.
+        Each half is a loop of one iteration or none: XLA does not fuse across the boundary of a loop and keeps the
+        loop's state in place, so that neither rounding nor memory depends on the number of updates per call.
 
         Args:
             env: the training environments.
-            state: where to start; donated.
-            rollout: what to learn from where nothing is collected; donated.
-            part: how often, and which half.
+            state: the state to start from; donated.
+            rollout: the rollout to learn from if none is collected; donated.
+            part: how many iterations, and which halves.
 
         Returns:
-            (state, the last rollout, the last metrics). Of a seed for which an update left anything not finite,
-            the :data:`FLAGS` are those of the first such update.
+            (state, the last rollout, the last metrics). If an update left anything non-finite in a seed, that
+            seed's :data:`FLAGS` are those of the first such update.
         """
         metrics = _zeros(jax.eval_shape(self._update, state, rollout)[1])
         metrics = {**metrics, **{name: jnp.ones_like(metrics[name]) for name in ("finite", "finite_state")}}
@@ -269,14 +269,14 @@ class Trainer:
         return jax.lax.fori_loop(0, part.count, once, (state, rollout, metrics))
 
     def _report(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
-        """Averages of the episodes that ended since the last report, which are then forgotten."""
+        """Average over the episodes that ended since the last report, and reset their statistics."""
         values = averages(state.carry.finished, has_success=self.suite.has_success)
         fresh = init_finished(state.carry.finished.episodes.shape)
         return state._replace(carry=state.carry._replace(finished=fresh)), values
 
 
 def check_splits(config: RunConfig, suite: Suite) -> None:
-    """Refuse evaluations on a split that the suite lacks. Raises ValueError with one line."""
+    """Refuse evaluations on a split that the suite lacks. Raises ValueError with a one-line message."""
     for name in config.evaluation_splits:
         try:
             suite.split(name)
@@ -285,9 +285,9 @@ def check_splits(config: RunConfig, suite: Suite) -> None:
 
 
 def training_env(config: RunConfig, suite: Suite, begin: int = 0) -> VectorEnv:
-    """The environments of training, whose episodes may be shorter than the suite's. Raises ValueError with one line."""
+    """The training environments, whose episodes may be shorter than the suite's. Raises a one-line ValueError."""
     seed = config.seed if not begin else int(np.random.SeedSequence((config.seed, begin)).generate_state(1)[0] >> 1)
-    # Simulators on the host are slow: episodes of one length would otherwise all end at once.
+    # Stagger host simulators: they are slow, and episodes of equal length would otherwise all end at once.
     env = on_host(suite.vector_env(config.num_envs, seed=seed), stagger=True)
     if not config.training_horizon:
         return env
@@ -301,7 +301,7 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
     """Build the learner that the configuration names, for the tasks of the suite.
 
     Raises:
-        ValueError: a gradient method that does not exist, or sizes that do not fit.
+        ValueError: the gradient method does not exist, or sizes do not fit.
     """
     contexts = task_contexts(config, suite)["train"]
     spec = TaskSpec(suite.num_tasks, suite.observation_size, suite.action, suite.action_sizes, contexts)
@@ -318,10 +318,10 @@ def make_learner(config: RunConfig, suite: Suite, *, num_updates: int) -> Learne
 
 
 def task_contexts(config: RunConfig, suite: Suite) -> dict[str, Array]:
-    """What the tasks' descriptions say, by split: [N, D] float32; D = 0 if no network asks for it.
+    """Embeddings of the tasks' descriptions by split, [N, D] float32; D = 0 if no network reads them.
 
     Raises:
-        ValueError: a network asks, and there is no embedding for one of the tasks.
+        ValueError: a network reads them, and a task has no embedding.
     """
     if "context" not in (config.network.told, config.network.of_value().told):
         return {label: jnp.asarray(np.zeros((len(split), 0), np.float32)) for label, split in suite.splits.items()}
@@ -334,7 +334,7 @@ def _fold(keys: Array, stream: int) -> Array:
 
 
 def _first_not_finite(before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Array]:
-    """The flags after an update; of a seed that was not finite before, those that it had."""
+    """The flags after an update; a seed that was already non-finite keeps its previous flags."""
     fine = before["finite"].all(axis=1) & before["finite_state"]  # [S]
     wide = {name: fine[:, None] if name == "finite" else fine for name in FLAGS}
     return {name: jnp.where(wide[name], after[name], before[name]) for name in FLAGS}
@@ -345,6 +345,6 @@ def _zeros(like: Any) -> Any:
 
 
 def _all_finite(tree: Any) -> Array:
-    """[S] True where every number of a seed's state is finite; its learner looks after what a replay takes in."""
+    """[S] True where all of a seed's state is finite, except replays: learners check what they store there."""
     floats = [leaf for leaf in replay.without(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(axis=1) for leaf in floats]).all(axis=0)

@@ -1,4 +1,4 @@
-"""What a run ran on: libraries, devices, commit."""
+"""The environment of a run: libraries, devices, commit."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DISTRIBUTIONS = {
 
 
 def versions() -> dict[str, Any]:
-    """Everything below the program that a result depends on.
+    """Everything beneath the program that a result depends on.
 
     Returns:
         Strings and numbers by name: Python, platform, processor, devices, the version of every library
         that computes something (None if it is not installed), mtjax and its git commit (None if the
-        package does not lie in a git checkout). Starts JAX's backend if nothing else has.
+        package is not in a git checkout). Initialises JAX's backend if nothing else has.
     """
     devices = jax.devices()
     return {
@@ -53,7 +53,7 @@ def versions() -> dict[str, Any]:
 
 
 def write(run_dir: str | os.PathLike) -> dict[str, Any]:
-    """Write ``versions.json`` into a run's folder and return what it holds."""
+    """Write ``versions.json`` into a run's folder and return its contents."""
     found = versions()
     write_json(pathlib.Path(run_dir) / "versions.json", found)
     return found
@@ -67,7 +67,7 @@ def _installed(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name as its maker says it, where the system tells."""
+    """The processor's model name if the system reports it, otherwise a more general name."""
     try:
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -81,13 +81,13 @@ def _git(folder: pathlib.Path) -> dict[str, Any] | None:
     """Commit of the checkout that tracks ``folder``, and whether the package's files differ from it."""
 
     def ask(*arguments: str) -> str:
-        # No optional locks: asking must never get in the way of somebody's git command.
+        # No optional locks: a query must never block a git command that someone else runs.
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
-        # A site-packages folder inside somebody else's checkout is not a checkout of mtjax.
+        # A site-packages folder inside the checkout of another project is not a checkout of mtjax.
         if not ask("ls-files", "__init__.py"):
             return None
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--", "."))}

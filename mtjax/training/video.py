@@ -1,6 +1,6 @@
-"""Videos of a trained agent: one of every task, and one tile picture and video of them all.
+"""Videos of a trained agent: one per task, and a tiled image and a tiled video of all tasks.
 
-Nothing here may cost a run: where pictures cannot be drawn or videos not be encoded, one warning says so.
+No failure here may end a run: if frames cannot be drawn or videos cannot be encoded, a warning says so.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ PAPER, INK, FADED = (255, 255, 255), (34, 38, 43), (110, 118, 128)
 
 
 def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> pathlib.Path:
-    """Write an mp4, or where there is no encoder a PNG with a dozen of the frames.
+    """Write an mp4 or, if no encoder works, a PNG with a dozen of the frames.
 
     Args:
-        path: ends in ".mp4"; its folder is made if it is not there.
+        path: ends in ".mp4"; its folder is created if it does not exist.
         frames: [N, height, width, 3] uint8.
-        fps: frames a second.
+        fps: frames per second.
 
     Returns:
-        The file written: ``path``, or the same with ".png".
+        The file written: ``path``, or the same path with ".png".
 
     Raises:
-        ValueError: there are no frames, or they have another shape.
+        ValueError: there are no frames, or they have another shape or dtype.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.dtype != np.uint8:
@@ -49,15 +49,15 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> path
         return _encode(path, frames, fps)
     except (ImportError, OSError, RuntimeError) as error:
         why = str(error).strip().split("\n")[0]
-        warnings.warn(f"no mp4 encoder works here ({why}); a sheet of frames is written instead", stacklevel=2)
+        warnings.warn(f"no working mp4 encoder ({why}); writing a contact sheet instead", stacklevel=2)
         return contact_sheet(path.with_suffix(".png"), frames)
 
 
 def _encode(path: pathlib.Path, frames: np.ndarray, fps: float) -> pathlib.Path:
-    """Raises ImportError, OSError or RuntimeError if there is no ffmpeg or it does not work."""
+    """Encode with ffmpeg. Raises ImportError, OSError or RuntimeError if it is missing or fails."""
     import imageio_ffmpeg
 
-    # Players want yuv420p, which wants even sides.
+    # Players need yuv420p, which needs an even width and height.
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     temporary = path.with_name(f".{path.stem}.tmp.mp4")
@@ -66,7 +66,7 @@ def _encode(path: pathlib.Path, frames: np.ndarray, fps: float) -> pathlib.Path:
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-"]
     command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart", str(temporary)]
     try:
-        # Not imageio's own writer: it forks by a way that JAX's threads can deadlock (and JAX warns of).
+        # Not imageio's own writer: it forks, which can deadlock with JAX's threads (JAX warns of it).
         done = subprocess.run(command, input=memoryview(frames).cast("B"), capture_output=True, process_group=0)
         if done.returncode:
             raise RuntimeError(done.stderr.decode(errors="replace") or f"ffmpeg: {done.returncode}")
@@ -77,7 +77,7 @@ def _encode(path: pathlib.Path, frames: np.ndarray, fps: float) -> pathlib.Path:
 
 
 def contact_sheet(path: pathlib.Path, frames: np.ndarray, count: int = 12) -> pathlib.Path:
-    """Write a PNG with ``count`` frames, evenly from first to last, in rows of four."""
+    """Write a PNG with ``count`` frames, evenly spaced from first to last, in rows of four."""
     chosen = np.unique(np.linspace(0, len(frames) - 1, count).astype(int))
     tiles = [_fitted(frames[index], MAX_TILE) for index in chosen]
     Image.fromarray(_tiled(tiles, min(4, len(tiles)))).save(path)
@@ -94,30 +94,30 @@ def render_tasks(
     steps: int | None = None,
     seed: int = 0,
 ) -> list[pathlib.Path]:
-    """Play and film one episode of every task.
+    """Play one episode of every task and write videos of them.
 
-    Writes ``videos/<task>.mp4``, and of all of them ``videos/all_tasks.mp4`` and ``all_tasks.png``; those of a
-    held-out split go to ``videos/<split>/``.
+    Writes ``videos/<task>.mp4`` of each task, and ``videos/all_tasks.mp4`` and ``all_tasks.png`` of all together;
+    those of a held-out split go to ``videos/<split>/``.
 
     Args:
-        suite: whose ``render`` draws.
-        policy_for_task: of a task's index, the policy ``policy(observation [obs], key) -> action``.
+        suite: its ``render`` draws the frames.
+        policy_for_task: task index -> the task's policy, ``policy(observation [obs], key) -> action``.
         run_dir: the run's folder.
-        split: which tasks.
-        returns: [T] of them, e.g. of the last evaluation, to be shown beside the names where they are known.
-        steps: of an episode; the suite's horizon by default.
-        seed: of the episodes.
+        split: the split whose tasks are played.
+        returns: [T] the tasks' returns, e.g. in the last evaluation, shown beside the names; None where unknown.
+        steps: steps of an episode; the suite's horizon by default.
+        seed: seed of the episodes.
 
     Returns:
-        The files written; none, and one warning, if the suite has no picture or the machine cannot draw.
+        The files written; none, and one warning, if the suite cannot be drawn or the machine cannot render.
     """
     if suite.render is None:
-        warnings.warn(f"suite {suite.name} has no picture of itself: no videos", stacklevel=2)
+        warnings.warn(f"suite {suite.name} cannot be rendered: no videos", stacklevel=2)
         return []
     infos = suite.splits[split].infos
-    columns = math.ceil(math.sqrt(len(infos) * 1.2))  # of the tiles: about as many as rows
+    columns = math.ceil(math.sqrt(len(infos) * 1.2))  # of tiles; about as many as rows
     folder = pathlib.Path(run_dir) / "videos" / ("" if split == "train" else split)
-    films: list[tuple[np.ndarray, float]] = []  # small frames and their rate, of every task
+    films: list[tuple[np.ndarray, float]] = []  # small frames and their rate, for every task
     written: list[pathlib.Path] = []
     for index, info in enumerate(infos):
         try:
@@ -125,8 +125,8 @@ def render_tasks(
                 suite.splits[split], index, policy_for_task(index), seed=seed, steps=steps or suite.horizon
             )
             written.append(write_video(folder / f"{_file_name(info.name)}.mp4", frames, fps))
-        except Exception as error:  # a driver's, a simulator's: whatever it is, the run is worth more
-            warnings.warn(f"no video of task {info.name}, nor of those after it: {error}", stacklevel=2)
+        except Exception as error:  # of a driver or simulator: no error here may end the run
+            warnings.warn(f"no video of task {info.name} or of those after it: {error}", stacklevel=2)
             break
         films.append(_shrunk(frames, fps, len(infos), columns))
     if films:
@@ -142,7 +142,7 @@ def _write_all(
     captions: list[tuple[str, float | None]],
     columns: int,
 ) -> list[pathlib.Path]:
-    """The tiled video, and its poster: the middle of every episode."""
+    """Write the tiled video, and its poster with the middle frame of every episode."""
     poster = folder / "all_tasks.png"
     middles = [
         _captioned(frames[len(frames) // 2], *caption) for (frames, _), caption in zip(films, captions, strict=True)
@@ -159,7 +159,7 @@ def _tile_frames(
     columns: int,
     rate: float,
 ) -> Iterator[np.ndarray]:
-    """All films side by side in real time; one that ends early stands still."""
+    """All videos side by side in real time; one that ends early stays on its last frame."""
     seconds = max(len(frames) / fps for frames, fps in films)
     for index in range(max(1, round(seconds * rate))):
         now = index / rate
@@ -170,11 +170,11 @@ def _tile_frames(
         yield _tiled(tiles, columns)
 
 
-# ----------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------- images
 
 
 def _shrunk(frames: np.ndarray, fps: float, total: int, columns: int) -> tuple[np.ndarray, float]:
-    """Frames at the size of a tile and at a rate that keeps all tasks together in memory."""
+    """The first MAX_SECONDS, resized to a tile, at a rate at which all tasks together take at most MAX_BYTES."""
     width = min(MAX_TILE[0], MAX_WIDTH // columns - GAP)
     tile = (width, width * MAX_TILE[1] // MAX_TILE[0])
     frames = frames[: max(1, int(MAX_SECONDS * fps))]
@@ -184,7 +184,7 @@ def _shrunk(frames: np.ndarray, fps: float, total: int, columns: int) -> tuple[n
 
 
 def _fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The frame at the greatest size that fits, centred on paper: [height, width, 3]."""
+    """The frame scaled to the largest size that fits, centred on a blank tile: [height, width, 3]."""
     scale = min(size[0] / frame.shape[1], size[1] / frame.shape[0])
     inner = (max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale)))
     sampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
@@ -209,7 +209,7 @@ def _captioned(frame: np.ndarray, name: str, value: float | None) -> np.ndarray:
 
 
 def _tiled(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Equal tiles in rows: one picture."""
+    """Arrange tiles of equal size in rows, as one image."""
     height, width = tiles[0].shape[:2]
     rows = math.ceil(len(tiles) / columns)
     page = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)

@@ -130,5 +130,5 @@ def test_numbers_out_of_bounds():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             grads.pcd(**options)
-    with pytest.raises(ValueError, match="main_task 2 is not one of 2 tasks"):
+    with pytest.raises(ValueError, match="main_task 2 is out of range for 2 tasks"):
         grads.pcd(2).update(jnp.eye(2), grads.pcd(2).init(2))

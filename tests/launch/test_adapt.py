@@ -118,11 +118,11 @@ def test_an_older_checkpoint_is_not_taken_without_a_word(saved, unmeasured, tmp_
     """Numbers of a run half trained must not pass for the run's: as mtjax-evaluate without --adapt says it."""
     saved("sac", SACConfig(**SMALL), checkpoints=(16, 32))
     (tmp_path / "run" / "checkpoints" / "32" / "manifest.json").unlink()
-    with pytest.warns(UserWarning, match="skipped damaged checkpoints .* so its save was cut off.*; using 16"):
+    with pytest.warns(UserWarning, match="skipped damaged checkpoints .* so its save was interrupted.*; using 16"):
         adaptation.measure_run("run", splits=["extrapolation"])
     written = json.loads((tmp_path / "run" / "adaptation.json").read_text())
     assert written["extrapolation"]["checkpoint"] == 16
-    with pytest.raises(ValueError, match=r"no usable checkpoint 32 \(it has no manifest, so its save was cut off\)"):
+    with pytest.raises(ValueError, match=r"no usable checkpoint 32 \(it has no manifest, so .* interrupted\)"):
         adaptation.measure_run("run", checkpoint=32)
 
 
@@ -139,30 +139,30 @@ def test_a_replay_that_was_not_saved_needs_no_memory(saved, unmeasured, monkeypa
 
 HIP, SAC, PPO = ("hipbmdp", HiPBMDPConfig()), ("sac", SACConfig()), ("ppo", PPOConfig())
 DEEP = ("hipbmdp", HiPBMDPConfig(theta_size=0))
-NO_THETA = "has no task embedding to infer; hipbmdp with theta_size above 0 has; --adapt=finetune works here"
-OWN_CRITICS = "the critics of this run are the training tasks' own (--value_arrangement), none to learn on with"
+NO_THETA = "has no task embedding to infer; hipbmdp with theta_size > 0 has; --adapt=finetune works here"
+OWN_CRITICS = "in this run every task has its own critic (--value_arrangement), so an unseen task has none"
 # What was typed for which run, and the whole message after "mtjax-evaluate: ".
 REFUSED = (
     ("--adapt=embeding", HIP, "--adapt=embeding: unknown adapt 'embeding'; did you mean embedding?"),
     (
         "--adapt_episodes=0,1",
         HIP,
-        "--adapt_episodes has no effect without --adapt; name embedding or finetune, or all",
+        "--adapt_episodes has no effect without --adapt; set --adapt to embedding or finetune, or all",
     ),
     (
         "--adapt=all --adapt_episodes=1,5",
         HIP,
-        "--adapt_episodes=1,5: expected numbers that ascend from 0, e.g. 0,1,5,20",
+        "--adapt_episodes=1,5: expected ascending numbers that start with 0, e.g. 0,1,5,20",
     ),
     (
         "--adapt=all --modes=stochastic",
         HIP,
-        "--modes has no effect beside --adapt: the deterministic policy is measured, on one device",
+        "--modes has no effect with --adapt, which evaluates the deterministic policy on one device",
     ),
     (
         "--adapt=all --splits=train",
         HIP,
-        "--splits: train was trained on; --adapt measures tasks that were not",
+        "--splits: --adapt takes only held-out splits; train is the training split",
     ),
     (
         "--adapt=all --splits=interpolation",
@@ -171,18 +171,18 @@ REFUSED = (
     ),
     ("--adapt=embedding", SAC, f"--adapt=embedding: this run of sac {NO_THETA}"),
     ("--adapt=embedding,finetune", DEEP, f"--adapt=embedding,finetune: this run of hipbmdp {NO_THETA}"),
-    ("--adapt=finetune", PPO, "--adapt=finetune: ppo does not learn on in a single task; sac and hipbmdp do"),
+    ("--adapt=finetune", PPO, "--adapt=finetune: ppo cannot be fine-tuned on a single task; sac and hipbmdp can"),
     (
         "--adapt=all",
         PPO,
-        "--adapt=all: ppo neither infers embeddings nor learns on in a single task; hipbmdp does both, sac the second",
+        "--adapt=all: ppo supports neither 'embedding' nor 'finetune'; hipbmdp supports both, sac supports 'finetune'",
     ),
     ("--adapt=finetune", (*SAC, "none", "independent"), f"--adapt=finetune: {OWN_CRITICS}"),
     ("--adapt=all", (*SAC, "none", "independent"), f"--adapt=all: {OWN_CRITICS}"),
     (
         "--adapt=finetune",
         (*SAC, "independent"),
-        "--adapt=finetune: in this run tasks own their networks, and unseen ones have none to adapt",
+        "--adapt=finetune: in this run every task has its own network, so there is none for an unseen task",
     ),
     (
         "--adapt=finetune --checkpoint=8",

@@ -35,12 +35,12 @@ FLAGS = {
     "extrapolation, each once",
     "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,
     "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647" + PASS_HELP,
-    "--seed=2147483647 --num_seeds=2": "seed: 2 seeds from 2147483647 on go beyond the greatest, 2147483647",
+    "--seed=2147483647 --num_seeds=2": "seed: 2 seeds from 2147483647 on exceed the largest seed, 2147483647",
     "--hidden_sizes=64,x": "flag --hidden_sizes=64,x: 'x' is not a whole number" + PASS_HELP,
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
-    "--arrangement=context --context_sizes=": "flag --context_sizes=: empty is too short; it must have at least 1"
+    "--arrangement=context --context_sizes=": "flag --context_sizes=: empty is too short; the minimum length is 1"
     + PASS_HELP,
-    "--exploration=rnd --rnd_sizes=": "flag --rnd_sizes=: empty is too short; it must have at least 1" + PASS_HELP,
+    "--exploration=rnd --rnd_sizes=": "flag --rnd_sizes=: empty is too short; the minimum length is 1" + PASS_HELP,
     "--activation=relo": "flag --activation=relo: 'relo' is not one of tanh, relu, silu, elu, gelu; "
     "did you mean 'relu'?" + PASS_HELP,
     "--learner=ppp": "flag --learner=ppp: 'ppp' is not one of ppo, distral, sac, hipbmdp; did you mean 'ppo'?"
@@ -52,20 +52,20 @@ FLAGS = {
     "--learner=sac --theta_size=3": "theta_size is an option of learner hipbmdp; the learner here is sac",
     "--learner=hipbmdp --transition_model=gausian": "flag --transition_model=gausian: 'gausian' is not one of "
     "deterministic, gaussian, ensemble; did you mean 'gaussian'?" + PASS_HELP,
-    "--learner=hipbmdp --transition_cost=0": "theta_size: 8 needs transition_cost above 0, which learns the "
-    "embeddings; or set it 0",
+    "--learner=hipbmdp --transition_cost=0": "theta_size: 8 needs transition_cost above 0 to train the "
+    "embeddings; or set it to 0",
     "--image_shape=7,17": "image_shape: expected height,width,channels and an encoder; got (7, 17)",
     "--image_shape=7,17,3 --encoder=none": "image_shape: expected height,width,channels and an encoder; got "
     "encoder=none",
-    "--conv_channels=8": "conv_channels: (8,) has no effect with arrangement 'one_hot'; it belongs to image_shape",
-    "--learner=hipbmdp --transition_members=3": "transition_members: 3 has no effect; it belongs to "
+    "--conv_channels=8": "conv_channels: (8,) has no effect with arrangement 'one_hot'; it needs image_shape",
+    "--learner=hipbmdp --transition_members=3": "transition_members: 3 has no effect; it needs "
     "transition_model=ensemble",
     "--learner=hipbmdp --state_encoder=identity --auxiliary_gate=weighted": "auxiliary_gate: 'weighted' has no effect; "
-    "it belongs to state_encoder=mlp and a loss to admit",
+    "it needs state_encoder=mlp and an auxiliary loss",
     "--learner=hipbmdp --auxiliary_gate=cosine": "flag --auxiliary_gate=cosine: 'cosine' is not one of none, "
     "unweighted, weighted; did you mean 'none'?" + PASS_HELP,
-    "--preset=deepmdp": "preset 'deepmdp' is for the learner hipbmdp; the learner here is ppo",
-    "--preset=brc": "preset 'brc' is for the learner sac; the learner here is ppo",
+    "--preset=deepmdp": "preset 'deepmdp' is for --learner=hipbmdp; the learner here is ppo",
+    "--preset=brc": "preset 'brc' is for --learner=sac; the learner here is ppo",
     "--platform=gpus": "flag --platform=gpus: 'gpus' is not one of auto, cpu, gpu, tpu; did you mean 'gpu'?"
     + PASS_HELP,
     "--squash=maybe": "flag --squash=maybe: 'maybe' is neither true nor false" + PASS_HELP,
@@ -73,7 +73,7 @@ FLAGS = {
     "--suite": "missing value for --suite" + PASS_HELP,
     "--suite=": "flag --suite=: the value is empty" + PASS_HELP,
     "--run_dir= --resume": "flag --run_dir=: the value is empty" + PASS_HELP,
-    "hidden-hopper": "unexpected argument 'hidden-hopper'; every option is a flag, written --name=value",
+    "hidden-hopper": "unexpected argument 'hidden-hopper'; write every option as a flag, --name=value",
     "--seed=1 --seed=2": "--seed is given twice; give it once",
     "--seed 1 --seed=1 -seed=1": "--seed is given 3 times; give it once",
     "--squash --nosquash": "--squash is given twice; give it once",
@@ -83,12 +83,12 @@ FLAGS = {
     "control-*, hidden-*, hidden-hopper, goals-*, bodies-*, metaworld-*, *, gridworld-two-rooms-pixels, deepmdp, "
     "sac_ae, popart, metaworld-quick, brc; "
     "did you mean 'gridworld-*'?" + PASS_HELP,
-    "--resume --overwrite": "--resume and --overwrite exclude each other: continue the run, or replace it",
+    "--resume --overwrite": "--resume and --overwrite cannot be combined: continue the run, or replace it",
     "--overwrite": "--overwrite needs --run_dir: without it, a new run gets a folder of its own",
     "--config_from=nowhere": "nowhere is not a run: there is no such folder",
-    "--resume": "nothing to resume: no run of these options under runs; name a run with --run_dir",
+    "--resume": "nothing to resume: no run with these options under runs; name a run with --run_dir",
     "--resume --run_dir=nowhere --total_steps=9": "nothing to resume: there is no folder nowhere; to start a run "
-    "there, name its --suite",
+    "there, give its --suite",
 }
 
 
@@ -211,14 +211,14 @@ def test_full_disk_is_one_line(command, training):
 
 
 EVALUATE = {
-    "": "--run_dir is missing: name the folder of a run",
+    "": "--run_dir is required: the folder of a run",
     "--run_dir=nowhere": "nowhere is not a run: there is no such folder",
     "--run_dir=.": ". is not a run: it has no config.json",
     "--episodes=0": "flag --episodes=0: 0 is too small; it must be at least 1" + PASS_HELP,
     "--run_dirs=x": "Unknown command line flag 'run_dirs'. Did you mean: run_dir ?" + PASS_HELP,
     "--run_dir=run --splits=trian": "--splits=trian: unknown split 'trian'; did you mean train?",
-    "--run_dir=run --splits=train,train": "--splits=train,train: name each of train, interpolation, "
-    "extrapolation at most once, and one at least",
+    "--run_dir=run --splits=train,train": "--splits=train,train: expected one or more of train, "
+    "interpolation, extrapolation, each once",
     "--run_dir=run --modes=greedy": "--modes=greedy: unknown mode 'greedy'; known: deterministic, stochastic",
     "--run_dir=run --splits=extrapolation": "suite 'launch-probe' has no split 'extrapolation'; it has train",
 }
@@ -241,47 +241,47 @@ SWEEP = {
     "--pack=0": "flag --pack=0: 0 is too small; it must be at least 1" + PASS_HELP,
     "--jobs=two": "flag --jobs=two: 'two' is not a whole number" + PASS_HELP,
     "--sweep": "missing value for --sweep" + PASS_HELP,
-    "runs": "unexpected argument 'runs'; every option is a flag, written --name=value",
+    "runs": "unexpected argument 'runs'; write every option as a flag, --name=value",
     "--sweep=learning_rate": "--sweep=learning_rate: write NAME=VALUES, e.g. learning_rate=1e-4,1e-3",
     "--sweep=learning_rat=1": "--sweep=learning_rat=1: unknown option 'learning_rat'; "
     "did you mean learning_rate or rnd_learning_rate?",
     "--sweep=learning_rate=": "--sweep=learning_rate=: no value is given",
     "--sweep=learning_rate=1e-3,,1e-2": "--sweep=learning_rate=1e-3,,1e-2: a value is empty",
     "--sweep=learning_rate=1e-3,fast": "--sweep=learning_rate=1e-3,fast: 'fast' is not a number",
-    "--sweep=learning_rate=1e-3,1e-3": "--sweep=learning_rate=1e-3,1e-3: 0.001 is there twice",
+    "--sweep=learning_rate=1e-3,1e-3": "--sweep=learning_rate=1e-3,1e-3: 0.001 is repeated",
     "--sweep=learning_rate=0": "--sweep=learning_rate=0: 0.0 is too small; it must be greater than 0",
     "--sweep=discount=linear:0.9:1.1:3": "--sweep=discount=linear:0.9:1.1:3: 1.1 is too large; it must be at most 1",
     "--sweep=learning_rate=log:0:1:3": "--sweep=learning_rate=log:0:1:3: LOW must be positive and less than HIGH",
-    "--sweep=learning_rate=log:1e-4:1:1": "--sweep=learning_rate=log:1e-4:1:1: the NUMBER of values must be a whole "
-    "number, at least 2",
-    "--sweep=learning_rate=log:1e-4": "--sweep=learning_rate=log:1e-4: write log:LOW:HIGH:NUMBER, or log:LOW:HIGH for "
-    "a search that draws",
-    "--sweep=learning_rate=log:1e-4:1": "--sweep=learning_rate is an interval, from which only --search=random and "
-    "optuna draw; add the number of values, as in log:1e-4:1e-3:5",
-    "--sweep=seed=range:5:5": "--sweep=seed=range:5:5: a range holds from 1 to 100,000 values, not 0",
+    "--sweep=learning_rate=log:1e-4:1:1": "--sweep=learning_rate=log:1e-4:1:1: NUMBER must be a whole number of "
+    "at least 2",
+    "--sweep=learning_rate=log:1e-4": "--sweep=learning_rate=log:1e-4: write log:LOW:HIGH:NUMBER, or log:LOW:HIGH with "
+    "--search=random or optuna",
+    "--sweep=learning_rate=log:1e-4:1": "--sweep=learning_rate is an interval, which only --search=random and "
+    "optuna accept; add the number of values, e.g. log:1e-4:1e-3:5",
+    "--sweep=seed=range:5:5": "--sweep=seed=range:5:5: a range must have 1 to 100,000 values, not 0",
     "--sweep=seed=range:0:5:0": "--sweep=seed=range:0:5:0: write range:START:STOP or range:START:STOP:STEP, with a "
     "positive STEP",
-    "--sweep=grads=log:1:2:3": "--sweep=grads=log:1:2:3: grads is no number, so that it can only take a list of values",
-    "--sweep=grads=cagrad(c=0.4": "--sweep=grads=cagrad(c=0.4: a ')' is missing",
-    "--sweep=grads=cagrad)c=0.4": "--sweep=grads=cagrad)c=0.4: there is a ')' too many",
+    "--sweep=grads=log:1:2:3": "--sweep=grads=log:1:2:3: grads is not a numeric option; write a list of values",
+    "--sweep=grads=cagrad(c=0.4": "--sweep=grads=cagrad(c=0.4: missing ')'",
+    "--sweep=grads=cagrad)c=0.4": "--sweep=grads=cagrad)c=0.4: unmatched ')'",
     "--sweep=seed=1,2 --sweep=seed=3": "--sweep=seed is given 2 times; give each option once",
-    "--sweep=seed=1,2 --seed=3": "--seed is given and swept; leave one of them out",
-    "--sweep=seed=1,2,3 --max_runs=2": "the grid has 3 trials, more than --max_runs=2: raise it, take fewer values, "
-    "or draw with --search=random",
-    "--sweep=seed=1,2 --sweep=num_envs=4,8,16 --search=zip": "--search=zip takes as many values on every axis: seed "
-    "has 2, num_envs has 3",
-    "--sweep=seed=1,2 --search=random": "--search=random draws without end; say how often with --max_runs",
-    "--search=random --max_runs=3": "--search=random has nothing to draw; name an option with --sweep",
+    "--sweep=seed=1,2 --seed=3": "--seed is both set and swept; remove one of the two",
+    "--sweep=seed=1,2,3 --max_runs=2": "the grid has 3 trials, more than --max_runs=2: raise it, give fewer values, "
+    "or use --search=random",
+    "--sweep=seed=1,2 --sweep=num_envs=4,8,16 --search=zip": "--search=zip needs equally many values on every axis: "
+    "seed has 2, num_envs has 3",
+    "--sweep=seed=1,2 --search=random": "--search=random needs --max_runs, the number of trials",
+    "--search=random --max_runs=3": "--search=random has nothing to vary; name an option with --sweep",
     "--sweep=seed=1,2 --search=random --max_runs=3": "there are only 2 different trials, fewer than --max_runs=3",
-    "--name=../x": "--name=../x: use letters, digits and _ . = + -, with no dot at the beginning",
+    "--name=../x": "--name=../x: use letters, digits and _ . = + -, and do not start with a dot",
     "--resume=nowhere": "nowhere is not a sweep: there is no such folder",
-    "--resume=x --sweep=grads=mean": "--sweep has no place beside --resume: a sweep goes on as it was planned",
-    "--resume=x --num_seeds=3": "--num_seeds has no place beside --resume: a sweep goes on as it was planned",
-    "--retry_failed": "--retry_failed goes with --resume: it tries the failed trials of a sweep again",
+    "--resume=x --sweep=grads=mean": "--sweep cannot be combined with --resume: a sweep continues as planned",
+    "--resume=x --num_seeds=3": "--num_seeds cannot be combined with --resume: a sweep continues as planned",
+    "--retry_failed": "--retry_failed needs --resume: it retries the failed trials of an existing sweep",
     "--batch=4 --search=random": "--batch is for --search=optuna; the search here is random",
     "--search_seed=1": "--search_seed is for --search=random and optuna; the search here is grid",
     "--search_seed=1 --search=zip": "--search_seed is for --search=random and optuna; the search here is zip",
-    "--platform=gpu": "--platform=gpu: this machine shows no NVIDIA GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)",
+    "--platform=gpu": "--platform=gpu: no NVIDIA GPU is visible on this machine (nvidia-smi, CUDA_VISIBLE_DEVICES)",
     "--slurm=partition=gpu": "--slurm is for --launcher=slurm; the launcher here is local",
     "--launcher=slurm --slurm=gpu": "--slurm=gpu: write NAME=VALUE,…, e.g. partition=gpu,timeout_min=240, not 'gpu'",
     "--launcher=ray --ray=num_gpu=1": "--ray=num_gpu=1: unknown option 'num_gpu'; did you mean num_gpus or num_cpus?",

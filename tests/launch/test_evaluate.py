@@ -53,7 +53,7 @@ def test_flags_are_handed_on(evaluated):
 
 def test_a_table_of_tasks_and_aggregates(evaluated):
     result, _ = evaluated()
-    assert "train, deterministic policy, checkpoint 12345, 50 episodes a task:\n" in result.out
+    assert "train, deterministic policy, checkpoint 12345, 50 episodes per task:\n" in result.out
     words = [line.split() for line in result.out.splitlines()]
     assert ["task", "return", "length"] in words
     assert ["task_1", "0", "0"] in words
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_configuration_is_one_line(command, probe_suite,
     result = command("--run_dir=run", main=evaluate.main, program="mtjax-evaluate")
     assert result.code == 1 and result.err.count("\n") == 1
     assert result.err.startswith("mtjax-evaluate: checkpoint 8 in ")
-    assert " is of another configuration or version of mtjax: leaf " in result.err
+    assert " was written with another configuration or version of mtjax: leaf " in result.err
     assert "8, 2] there and float32[1, 16, 2] here (" in result.err
 
 

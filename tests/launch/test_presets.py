@@ -47,7 +47,7 @@ def test_each_learner_has_its_own_presets():
     assert type(ppo.hyper) is PPOConfig and type(sac.hyper) is SACConfig
     assert sac.network.activation == "relu" and ppo.network.activation == "tanh"
     assert presets.find("unheard-of", "sac").pattern == "*" and presets.find("unheard-of", "ppo") is None
-    with pytest.raises(ValueError, match="preset 'brc' is for the learner sac; the learner here is ppo"):
+    with pytest.raises(ValueError, match="preset 'brc' is for --learner=sac; the learner here is ppo"):
         presets.configure("hidden-hopper", preset="brc")
 
 

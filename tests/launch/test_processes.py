@@ -99,7 +99,7 @@ def test_kill_resume_and_signal(tmp_path, monkeypatch):
     pair.processes[1].kill()
     (first, text), (second, _) = pair.ends()
     assert second == -signal.SIGKILL and first == 75, text
-    assert text.splitlines()[-1].startswith("mtjax-train: another process of this run is gone (")
+    assert text.splitlines()[-1].startswith("mtjax-train: another process of this run was lost (")
     before = checkpoints(folder)[-1]
 
     pair = Pair(folder, *typed, "--mesh=seed:2", "--resume")
@@ -130,8 +130,8 @@ def test_kill_resume_and_signal(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("--num_processes=2", "--num_processes goes with --coordinator=HOST:PORT, which is missing"),
-        ("--process_id=0", "--process_id goes with --coordinator=HOST:PORT, which is missing"),
+        ("--num_processes=2", "--num_processes needs --coordinator=HOST:PORT"),
+        ("--process_id=0", "--process_id needs --coordinator=HOST:PORT"),
         ("--coordinator=here:1", "--coordinator needs --run_dir: all processes must name the same folder"),
         (
             "--coordinator=here --run_dir=run",
@@ -141,10 +141,10 @@ def test_kill_resume_and_signal(tmp_path, monkeypatch):
         ("--coordinator=here:1 --run_dir=run --num_processes=2", "--coordinator=here:1 needs --process_id"),
         (
             "--coordinator=here:1 --run_dir=run --num_processes=2 --process_id=2",
-            "--process_id=2: it must be below --num_processes=2",
+            "--process_id=2: must be less than --num_processes=2",
         ),
         ("--mesh=seeds:2", "mesh 'seeds:2': unknown axis 'seeds'; did you mean seed?"),
-        ("--mesh=seed:2", "mesh seed:2 takes 2 devices, and there are 1"),
+        ("--mesh=seed:2", "mesh seed:2 needs 2 devices, but there are 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(command, training, typed, message):

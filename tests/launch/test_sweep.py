@@ -41,17 +41,17 @@ def swept(command):
 @pytest.mark.parametrize(
     "typed, message",
     [
-        (["--sweep=grads=mean,pcgrad", "--grads=mean"], "--grads is given and swept; leave one of them out"),
+        (["--sweep=grads=mean,pcgrad", "--grads=mean"], "--grads is both set and swept; remove one of the two"),
         (["--sweep=grads=mean,pcgrd"], "no method 'pcgrd': did you mean pcgrad"),
         (["--sweep=suite=gridworld-two-rooms,gridworld-mase"], "gridworld-mase"),
         (["--sweep=num_envs=3,4", "--rollout_length=5"], "does not divide rollout_length × num_envs"),
         (["--sweep=learning_rate=1e-3", "--seach=zip"], "Unknown command line flag 'seach'. Did you mean: search"),
         (["--name=../x"], "--name=../x: use letters"),
         (["--resume=nowhere"], "nowhere is not a sweep: there is no such folder"),
-        (["--resume=x", "--sweep=grads=mean"], "--sweep has no place beside --resume"),
-        (["--resume=x", "--num_seeds=3"], "--num_seeds has no place beside --resume"),
-        (["--retry_failed"], "--retry_failed goes with --resume"),
-        (["--platform=gpu"], "--platform=gpu: this machine shows no NVIDIA GPU"),
+        (["--resume=x", "--sweep=grads=mean"], "--sweep cannot be combined with --resume"),
+        (["--resume=x", "--num_seeds=3"], "--num_seeds cannot be combined with --resume"),
+        (["--retry_failed"], "--retry_failed needs --resume"),
+        (["--platform=gpu"], "--platform=gpu: no NVIDIA GPU is visible"),
         (["--max_runs=2", "--sweep=seed=1,2,3"], "more than --max_runs=2"),
         (
             ["--sweep=arrangement=one_hot,film", "--num_experts=8"],
@@ -108,15 +108,15 @@ def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     assert result.code == 0, result.err
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
     assert lines[0] == "sweep mine: 6 trials, 60 agents in 2 programs; 491,520 environment steps"
-    assert "grads mean, pcgrad another program each" in lines
-    assert "learning_rate 0.0001, 0.001, 0.01 rows of a program" in lines
+    assert "grads mean, pcgrad separate programs" in lines
+    assert "learning_rate 0.0001, 0.001, 0.01 rows of one program" in lines
     assert "p002 3 30 245,760 grads=pcgrad learning_rate=*" in lines
     assert not pathlib.Path("sweeps").exists()
 
 
 def test_help_says_what_a_sweep_is_in_whole_sentences(swept):
     text = " ".join(swept("--help").out.split())
-    assert "May be given for several options. --name" in text
+    assert "Repeat it for more options. --name" in text
 
 
 def test_the_guide_prints_the_plan_of_its_first_command(swept):
@@ -135,7 +135,7 @@ def test_constants_of_a_method_are_planned_as_one_program(swept, probe_suite):
     assert result.code == 0, result.err
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
     assert lines[0] == "sweep mine: 2 trials, 2 agents in 1 program; 16,384 environment steps"
-    assert "grads cagrad(c=0.2), cagrad(c=0.4) rows of a program" in lines
+    assert "grads cagrad(c=0.2), cagrad(c=0.4) rows of one program" in lines
     result = swept(f"--suite={probe_suite}", "--sweep=grads=mean,cagrad(c=0.2),cagrad(c=0.4)", *typed[1:])
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
     assert "grads mean, cagrad(c=0.2), cagrad(c=0.4) rows of 2 programs" in lines

@@ -44,9 +44,9 @@ def test_as_many_environments_as_fit_and_are_of_use(command, training):
     result = command(PROBE, "--run_dir=run", "--num_envs=auto", "--total_steps=1_000_000", "--rollout_length=16")
     assert result.code == 0, result.err
     # 2 tasks of 16 steps: 128 environments are 4,096 steps an update, and 244 updates.
-    assert "\nnum_envs is 128: 256 would leave 122 updates of 1,000,000 steps, and at least 200 are kept" in result.out
+    assert "\nnum_envs is 128: 256 would leave only 122 updates in 1,000,000 steps; the minimum is 200" in result.out
     assert ["num_envs", "128", "auto", "32"] in [line.split() for line in result.out.splitlines()]
-    assert "matrix products in precision" in result.out
+    assert "; matrix products in " in result.out
     command("--flagfile=run/flags.txt", "--run_dir=again")
     command("--run_dir=run", "--resume", "--num_envs=auto")
     assert [config.num_envs for config, *_ in training.calls] == [128] * 3
@@ -116,7 +116,7 @@ def test_a_run_that_another_process_trains_is_never_touched(command, training, t
         result = command(PROBE, "--run_dir=run", *arguments)
         assert result.code == 1 and result.err.count("\n") == 1
         assert result.err.startswith(f"mtjax-train: run is in use by process {holder.pid} on ")
-        assert result.err.endswith(": one process at a time on a run\n")
+        assert result.err.endswith(": only one process at a time may use a run\n")
         holder.stdin.close()
     assert (tmp_path / "run" / "treasure").exists() and len(training.calls) == 1
     assert (tmp_path / "run" / "config.json").read_bytes() == before
@@ -134,9 +134,7 @@ def test_a_run_that_came_while_the_command_started_is_not_touched(command, train
     monkeypatch.setattr(train.show, "start", start)
     result = command(PROBE, "--run_dir=run")
     assert result.code == 1
-    assert result.err == (
-        "mtjax-train: --run_dir=run has come to hold a run of another process; choose another folder\n"
-    )
+    assert result.err == ("mtjax-train: --run_dir=run now holds another process's run; choose another folder\n")
     assert (tmp_path / "run" / "config.json").read_text() == "theirs" and not training.calls
 
 
@@ -201,7 +199,7 @@ def test_resume_without_a_folder_finds_the_run_of_the_same_command(command, trai
     assert training.calls[2][1] == training.calls[0][1] and training.calls[2][2]["resume"]
     result = command(PROBE, "--num_envs=5", "--resume")
     assert result.code == 1
-    assert result.err.startswith("mtjax-train: nothing to resume: no run of these options under runs; the newest")
+    assert result.err.startswith("mtjax-train: nothing to resume: no run with these options under runs; the newest")
 
 
 @pytest.mark.parametrize("first, second", [(100, 200), (200, 100)])
@@ -233,9 +231,10 @@ def test_resume_extends_a_run(command, training):
     result = command("--run_dir=run", "--resume", "--total_steps=200", "--log_every=5")
     assert result.code == 0
     assert "total_steps extended from 100 to 200\n" in result.out
-    stretched = [line for line in result.out.splitlines() if line.endswith("is stretched")]
+    stretched = [line for line in result.out.splitlines() if line.endswith("now spans the extended run")]
     assert stretched == [
-        f"warning: --{name} is stretched" for name in ("learning_rate_schedule=linear", "entropy_schedule=cosine")
+        f"warning: --{name} now spans the extended run"
+        for name in ("learning_rate_schedule=linear", "entropy_schedule=cosine")
     ]
     config = training.calls[1][0]
     assert (config.total_steps, config.log_every) == (200, 5)
@@ -245,7 +244,8 @@ def test_resume_extends_a_run(command, training):
 def test_a_longer_run_that_has_detours_again_says_so(command, training, share, part, told):
     command(PROBE, "--run_dir=run", "--total_steps=100", f"--detour_share={share}", f"--detour_part={part}")
     out = command("--run_dir=run", "--resume", "--total_steps=200").out
-    assert ("warning: --detour_part=0.5 is stretched\n" in out) is told and out.count("is stretched") == told
+    assert ("warning: --detour_part=0.5 now spans the extended run\n" in out) is told
+    assert out.count("now spans the extended run") == told
 
 
 def test_resume_may_follow_other_splits(command, training):
@@ -282,7 +282,7 @@ def test_a_run_that_ends_in_its_warm_start_is_warned_of(command, training, warm_
         "--run_dir=runs/short",
     )
     assert ("warning: nothing is learnt in" in result.out) is not learns
-    assert ("--warm_start takes the first 9,000, of all 9 tasks" in result.out) is not learns
+    assert ("--warm_start takes the first 9,000 (over all 9 tasks)" in result.out) is not learns
 
 
 def test_resume_does_not_shorten_a_run(command, training):
@@ -312,10 +312,10 @@ def test_a_run_keeps_its_options_when_a_preset_changes(command, training, tmp_pa
         ("[]", "it is not an object"),
         ('{"suit": "x"}', "unknown option 'suit'; did you mean suite?"),
         ('{"ppo": {"discont": 1}}', "unknown option 'discont'; did you mean discount?"),
-        ('{"ppo": 3}', "hyper: expected an object with its options, not 3"),
+        ('{"ppo": 3}', "hyper: expected an object of options, got 3"),
         ('{"learner": "sac", "hyper": {"gae_lambda": 1}}', "unknown option 'gae_lambda'"),
         ('{"learner": "spo"}', "unknown learner 'spo'; did you mean ppo?"),
-        ('{"num_envs": "many"}', "num_envs: 'many' is not a int"),
+        ('{"num_envs": "many"}', "num_envs: 'many' is not of type int"),
         ('{"num_envs": 0}', "num_envs: 0 is too small; it must be at least 1"),
     ],
 )
@@ -379,7 +379,7 @@ def test_resume_takes_the_preset_of_the_run_and_no_other(command, training):
     assert command("--run_dir=run", "--resume", "--preset=none").code == 0  # as in the run's own flags.txt
     for preset, message in (
         ("brc", "--embedding_size is 4 there, 32 in the preset"),
-        ("sac_ae", "preset 'sac_ae' is for the learner hipbmdp; the learner here is sac"),
+        ("sac_ae", "preset 'sac_ae' is for --learner=hipbmdp; the learner here is sac"),
     ):
         result = command("--run_dir=run", "--resume", f"--preset={preset}")
         assert result.code == 1 and message in result.err and result.err.count("\n") == 1, result.err
@@ -387,7 +387,7 @@ def test_resume_takes_the_preset_of_the_run_and_no_other(command, training):
     command(PROBE, "--learner=sac", "--run_dir=plain")
     assert command(*sac[1:3], "--run_dir=plain", "--resume").err == (
         "mtjax-train: --preset=brc is not what plain was started with: --value_trunk is same there, residual in the "
-        "preset; leave it out to continue the run\n"
+        "preset; omit --preset to continue the run\n"
     )
 
 
@@ -405,7 +405,7 @@ def test_config_from_says_everything(command, training):
     result = command("--config_from=run", "--preset=control-*")
     assert (result.code, result.err) == (
         1,
-        "mtjax-train: --preset has no effect beside --config_from: a saved run sets every option\n",
+        "mtjax-train: --preset has no effect with --config_from: a saved run sets every option\n",
     )
 
 
@@ -450,8 +450,8 @@ def test_environments_that_no_memory_holds_are_refused(command, training, monkey
     # 2 seeds, 2 tasks, 16 steps: two observations of 1 number, an action of 1 or a choice, a reward
     assert (result.code, result.err) == (
         1,
-        "mtjax-train: num_envs=100000000, num_seeds=2: state and rollout take at least 102 GB of a device, and 2 GB "
-        "are free; lower num_envs or num_seeds\n",
+        "mtjax-train: num_envs=100000000, num_seeds=2: state and rollout take at least 102 GB per device, but only "
+        "2 GB is free; lower num_envs or num_seeds\n",
     )
     assert not training.calls
 
@@ -508,7 +508,7 @@ def test_control_c_says_how_to_go_on(command, training):
     training.work = work
     result = command(PROBE)
     assert result.code == 130
-    assert result.err == "mtjax-train: interrupted; what was saved goes on with the same command plus --resume\n"
+    assert result.err == "mtjax-train: interrupted; to resume, repeat the command with --resume\n"
 
 
 def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
@@ -538,7 +538,7 @@ def test_the_flagfile_names_every_option():
 
 def test_the_end_says_what_was_reached_and_where_it_lies(command, training):
     out = command(PROBE, "--run_dir=run").out
-    assert "done: 12,345 steps of 2 seeds in 10 s of training (2,469 steps/s); 50 episodes a task:\n" in out
+    assert "done: 12,345 steps of 2 seeds in 10 s of training (2,469 steps/s); 50 episodes per task:\n" in out
     words = [line.split() for line in out.splitlines()]
     assert ["train", "deterministic", "return", *["0.5", "[0.25,", "0.75]"] * 4] in words
     assert out.splitlines()[-1] == "run folder: run"

@@ -105,7 +105,7 @@ def test_gradnorm_of_a_policy_needs_losses_above_0(spec):
         ("mgda_ub", "critic_grads: mgda_ub needs gradients of a representation"),
         ("famo", "critic_grads: famo needs the losses after the step"),  # its logits would stand still
         ("every_k(famo, 2)", "needs the losses after the step"),
-        ("cosine_gate(2)", "main_task 2 is not one of 2 tasks"),
+        ("cosine_gate(2)", "main_task 2 is out of range for 2 tasks"),
     ],
 )
 def test_what_no_learner_can_use(spec, message):

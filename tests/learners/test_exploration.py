@@ -322,50 +322,50 @@ def test_learning_on_in_an_unseen_task_is_without_a_bonus():
 @pytest.mark.parametrize(
     "config, message",
     [
-        (PPOConfig(count_bins=8), "count_bins: 8 has no effect; it belongs to exploration=counts"),
+        (PPOConfig(count_bins=8), "count_bins: 8 has no effect; it needs exploration=counts"),
         (
             PPOConfig(exploration="counts", rnd_sizes=(8,)),
-            "rnd_sizes: (8,) has no effect; it belongs to exploration=rnd",
+            "rnd_sizes: (8,) has no effect; it needs exploration=rnd",
         ),
         (
             PPOConfig(exploration_bonus=0.5),
-            "exploration_bonus: 0.5 has no effect; it belongs to exploration=counts or rnd",
+            "exploration_bonus: 0.5 has no effect; it needs exploration=counts or rnd",
         ),
-        (SACConfig(count_bins=8), "count_bins: 8 has no effect; it belongs to exploration=counts"),
-        (DistralConfig(detour_steps=8), "detour_steps: 8 has no effect; it belongs to detour_share above 0"),
+        (SACConfig(count_bins=8), "count_bins: 8 has no effect; it needs exploration=counts"),
+        (DistralConfig(detour_steps=8), "detour_steps: 8 has no effect; it needs detour_share above 0"),
         (
             DistralConfig(detour_schedule="linear"),
-            "detour_schedule: 'linear' has no effect; it belongs to detour_share above 0",
+            "detour_schedule: 'linear' has no effect; it needs detour_share above 0",
         ),
-        (PPOConfig(popart_step=0.5), "popart_step: 0.5 has no effect; it belongs to return_scaling=popart"),
+        (PPOConfig(popart_step=0.5), "popart_step: 0.5 has no effect; it needs return_scaling=popart"),
         (
             PPOConfig(observation_clip=5.0, normalize_observations=False),
-            "observation_clip: 5.0 has no effect; it belongs to normalize_observations",
+            "observation_clip: 5.0 has no effect; it needs normalize_observations",
         ),
-        (SACConfig(observation_clip=5.0), "observation_clip: 5.0 has no effect; it belongs to normalize_observations"),
+        (SACConfig(observation_clip=5.0), "observation_clip: 5.0 has no effect; it needs normalize_observations"),
         (
             HiPBMDPConfig(num_atoms=51, return_scaling="range"),
-            "num_atoms: 51 has no effect; it belongs to critic_head=categorical",
+            "num_atoms: 51 has no effect; it needs critic_head=categorical",
         ),
         (
             SACConfig(value_range=5.0),
-            "value_range: 5.0 has no effect; it belongs to critic_head=categorical and return_scaling=range",
+            "value_range: 5.0 has no effect; it needs critic_head=categorical or return_scaling=range",
         ),
         (
             SACConfig(temperature_learning_rate=1e-3, learn_temperature=False),
-            "temperature_learning_rate: 0.001 has no effect; it belongs to learn_temperature",
+            "temperature_learning_rate: 0.001 has no effect; it needs learn_temperature",
         ),
         (
             SACConfig(critic_reduction="mean", num_critics=1),
-            "critic_reduction: 'mean' has no effect; it belongs to num_critics above 1",
+            "critic_reduction: 'mean' has no effect; it needs num_critics above 1",
         ),
         (
             HiPBMDPConfig(transition_model="ensemble", transition_cost=0.0, theta_size=0),
-            "transition_model: 'ensemble' has no effect; it belongs to transition_cost above 0",
+            "transition_model: 'ensemble' has no effect; it needs transition_cost above 0",
         ),
         (
             HiPBMDPConfig(transition_members=3, transition_cost=0.0, theta_size=0),
-            "transition_members: 3 has no effect; it belongs to transition_cost above 0",
+            "transition_members: 3 has no effect; it needs transition_cost above 0",
         ),
     ],
 )

@@ -264,7 +264,7 @@ def test_images_are_encoded_by_convolutions():
     assert "encoder" not in critic.shared["critic"] and "encoder" not in state.params["policy"].shared
     action, _ = jax.jit(agent.act)(state, np.ones((T, 5, 12), np.float32), KEY)
     assert action.shape == (T, 5, 2) and np.isfinite(action).all()
-    with pytest.raises(ValueError, match="an image of 2x3x2 has 12 numbers, and an observation has 11"):
+    with pytest.raises(ValueError, match="an image of 2x3x2 has 12 numbers, but an observation has 11"):
         hipbmdp.HiPBMDP(config, _network(**image), grads.mean(), spec._replace(observation_size=11), num_envs=E)
     same = HiPBMDPConfig(**SMALL, state_encoder="identity")
     with pytest.raises(ValueError, match="no effect with state_encoder=identity"):

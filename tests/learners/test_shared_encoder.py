@@ -180,7 +180,7 @@ def test_sacs_targets_have_a_slow_encoder_of_their_own():
 def test_learners_that_cannot_say_so():
     spec = TaskSpec(T, OBS, SPEC.action, contexts=CONTEXTS)
     options = {"num_envs": E, "num_updates": 1}
-    with pytest.raises(ValueError, match=r"^policy_encoder: the critics of SAC teach their encoder alone"):
+    with pytest.raises(ValueError, match=r"^policy_encoder: in SAC only the critics' loss trains the shared encoder"):
         sac.make_sac(OFF_POLICY, _network("care", "both"), grads.mean(), spec, **options)
     with pytest.raises(ValueError, match=r"^policy_encoder: .*distral"):
         distral.make_distral(

@@ -13,7 +13,7 @@ from mtjax.networks.config import ARRANGEMENTS, MODULES, NetworkConfig
 from mtjax.networks.task import training_tasks
 
 REFUSED = {
-    "num_experts: 8 has no effect with arrangement 'one_hot'; it belongs to experts, care, moore and paco": {
+    "num_experts: 8 has no effect with arrangement 'one_hot'; it needs arrangement=experts, care, moore or paco": {
         "num_experts": 8
     },
     "num_experts: 2 has no effect with arrangement 'experts'": {
@@ -22,18 +22,16 @@ REFUSED = {
         "num_experts": 2,
     },
     "selection: 'attention' has no effect with arrangement 'moore'": {"arrangement": "moore", "selection": "attention"},
-    "embedding_size: 8 has no effect with arrangement 'one_hot'; it belongs to task_input=embedding": {
-        "embedding_size": 8
-    },
+    "embedding_size: 8 has no effect with arrangement 'one_hot'; it needs task_input=embedding": {"embedding_size": 8},
     "task_embeddings: 'my.npz' has no effect": {"task_embeddings": "my.npz"},
     "encoder_sizes: (8,) has no effect": {"encoder_sizes": (8,)},
     "modules: 'deep' has no effect": {"modules": "deep"},
-    "layer_norm: True has no effect with arrangement 'one_hot'; it belongs to trunk=mlp, encoders and head_sizes": {
+    "layer_norm: True has no effect with arrangement 'one_hot'; it needs trunk=mlp, an encoder or head_sizes": {
         "trunk": "residual",
         "layer_norm": True,
     },
     "value_layer_norm: True has no effect": {"value_trunk": "residual", "value_layer_norm": True},
-    "layer_norm: True has no effect with arrangement 'soft_modular'; it belongs to hidden layers before the last": {
+    "layer_norm: True has no effect with arrangement 'soft_modular'; it needs a hidden layer before the last": {
         "arrangement": "soft_modular",
         "hidden_sizes": (8,),
         "layer_norm": True,
@@ -71,47 +69,47 @@ REFUSED = {
     "modules: '2xtwox8' is neither": {"arrangement": "soft_modular", "modules": "2xtwox8"},
     "hidden_sizes: a residual trunk has one width; got (8, 4)": {"trunk": "residual", "hidden_sizes": (8, 4)},
     "value_hidden_sizes: a residual trunk has one width": {"value_trunk": "residual", "value_hidden_sizes": (8, 4)},
-    "trunk: film has layers of its own": {"arrangement": "film", "trunk": "residual"},
-    "trunk: moore has layers of its own": {"arrangement": "moore", "trunk": "residual"},
-    "trunk: soft_modular has layers of its own": {"arrangement": "soft_modular", "value_trunk": "residual"},
+    "trunk: film has its own kind of layers": {"arrangement": "film", "trunk": "residual"},
+    "trunk: moore has its own kind of layers": {"arrangement": "moore", "trunk": "residual"},
+    "trunk: soft_modular has its own kind of layers": {"arrangement": "soft_modular", "value_trunk": "residual"},
     "encoder_sizes: care compares encodings (8) with the context (50)": {"arrangement": "care", "encoder_sizes": (8,)},
-    "context_sizes: empty is too short; it must have at least 1": {"arrangement": "care", "context_sizes": ()},
-    "task_input: care attends by the task's description": {"arrangement": "care", "task_input": "one_hot"},
+    "context_sizes: empty is too short; the minimum length is 1": {"arrangement": "care", "context_sizes": ()},
+    "task_input: care needs task_input=context": {"arrangement": "care", "task_input": "one_hot"},
     "task_input: film is conditioned on the task": {"arrangement": "film", "task_input": "none"},
     "task_input: a hypernetwork computes": {"arrangement": "hypernetwork", "task_input": "none"},
     "arrangement 'paco' composes whole networks": {"arrangement": "paco", "head": "private"},
-    "head: with arrangement 'independent' nothing is shared": {"arrangement": "independent", "head": "shared"},
-    "every task has a trunk of its own, so it needs no task_input": {
+    "head: arrangement 'independent' shares nothing": {"arrangement": "independent", "head": "shared"},
+    "every task has its own trunk, so it takes no task_input": {
         "arrangement": "independent",
         "task_input": "one_hot",
     },
-    "every task has a trunk of its own, so it needs no shared encoder": {
+    "every task has its own trunk, so it takes no shared encoder": {
         "arrangement": "independent",
         "encoder": "shared",
     },
     "hidden_sizes: arrangement 'film' needs at least one hidden layer": {"arrangement": "film", "hidden_sizes": ()},
     "value_hidden_sizes: arrangement 'film' needs": {"value_arrangement": "film", "hidden_sizes": ()},
-    "trunk: moore has layers of its own, which": {"value_arrangement": "moore", "value_trunk": "residual"},
+    "trunk: moore has its own kind of layers, which": {"value_arrangement": "moore", "value_trunk": "residual"},
     "num_experts: 8 has no effect with arrangement 'one_hot' and value_arrangement 'film'": {
         "value_arrangement": "film",
         "num_experts": 8,
     },
     "encoder_sizes: care compares encodings (9)": {"value_arrangement": "care", "encoder_sizes": (9,)},
-    "policy_encoder: 'value' shares the value network's encoder, and arrangement 'one_hot' has none": {
+    "policy_encoder: 'value' shares the value network's encoder, but arrangement 'one_hot' has none": {
         "policy_encoder": "value"
     },
-    "has none; choose one that has": {"value_arrangement": "film", "policy_encoder": "value"},
-    "so that its own one, of arrangement 'task_encoders', has no effect": {
+    "has none; choose an arrangement with an encoder": {"value_arrangement": "film", "policy_encoder": "value"},
+    "so its own encoder (arrangement 'task_encoders') has no effect": {
         "arrangement": "task_encoders",
         "value_arrangement": "care",
         "policy_encoder": "value",
     },
-    "so that its own one, of encoder=private, has no effect": {
+    "so its own encoder (encoder=private) has no effect": {
         "encoder": "private",
         "value_arrangement": "care",
         "policy_encoder": "value",
     },
-    "policy_encoder: care attends within its encoders": {
+    "policy_encoder: care's attention is part of its encoder": {
         "arrangement": "care",
         "value_arrangement": "task_encoders",
         "policy_encoder": "both",

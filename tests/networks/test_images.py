@@ -66,5 +66,5 @@ def test_a_latent_state_of_an_image_is_normalised():
 
 def test_an_image_larger_than_the_observation_is_refused():
     config = NetworkConfig(image_shape=SHAPE)
-    with pytest.raises(ValueError, match="an image of 4x6x3 has 72 numbers, and an observation has 71"):
+    with pytest.raises(ValueError, match="an image of 4x6x3 has 72 numbers, but an observation has 71"):
         make_network(config, inputs=71, outputs=1, num_tasks=1, sizes=(8,), gain=1.0)

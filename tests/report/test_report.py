@@ -163,11 +163,11 @@ def test_the_page_stands_alone_and_says_what_was_measured(three, tmp_path):
         "Performance profiles",
         "Probability of improvement",
         "Gradient conflict",
-        "What the tasks share",
-        "What stands for the tasks",
+        "Routing and sharing",
+        "Task embeddings",
         "routing, policy network",
-        "Tasks that were held out",
-        "What differs",
+        "Held-out tasks",
+        "Options that differ",
         "jax",
         "0.12",
         "3 done",
@@ -198,8 +198,8 @@ def test_one_unfinished_run(tmp_path, has_success):
     folder = make_run(tmp_path / "run", final=False, finished=False, has_success=has_success)
     found = assert_offline(page.write([folder], tmp_path / "r.html").read_text())
     assert "1 unfinished" in found.text and "Probability of improvement" not in found.text
-    assert ("Success, mean of the tasks" in found.text) == has_success
-    assert "Return, mean of the tasks" in found.text
+    assert ("Success, mean over tasks" in found.text) == has_success
+    assert "Return, mean over tasks" in found.text
 
 
 def test_a_link_to_a_video_of_a_folder_with_any_name(tmp_path):
@@ -216,7 +216,7 @@ def test_a_run_without_any_evaluation(tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(line for line in lines if '"evaluation"' not in line))
     found = assert_offline(page.write([folder], tmp_path / "r.html").read_text())
-    assert "Final results" not in found.text and "while training" in found.text
+    assert "Final results" not in found.text and "during training" in found.text
 
 
 def test_suites_have_sections_of_their_own(tmp_path):
@@ -306,7 +306,7 @@ def test_a_seed_of_a_method_counts_once(tmp_path):
     assert method.run.train["return"].values.shape == (10, 4, 3) and suite.agents == 4 and method.complete
     assert [entry.name for entry in suite.repeated] == ["running", "again"]
     text = assert_offline(page.write([first, again], tmp_path / "r.html").read_text()).text
-    assert "2 agents" in text and "again: has the options and the seeds of another run here" in text
+    assert "2 agents" in text and "again: duplicates the options and seeds of another run" in text
 
 
 def test_learners_side_by_side(tmp_path):
@@ -316,7 +316,7 @@ def test_learners_side_by_side(tmp_path):
     for number, rate in enumerate((1e-3, 1e-2, 1e-1)):
         runs.append(make_run(tmp_path / f"r{number}", options.replace(other, {"learning_rate": rate})))
     text = assert_offline(page.write(runs, tmp_path / "r.html").read_text()).text
-    assert "along learning_rate" in text and "5 methods" in text
+    assert "by learning_rate" in text and "5 methods" in text
 
 
 def test_a_method_that_is_not_evaluated_yet_does_not_change_the_measure(tmp_path):
@@ -507,4 +507,4 @@ def test_methods_that_differ_in_numbers_share_a_colour(tmp_path):
     looks = charts.styles(suite, [method.label for method in suite.methods])
     assert [style.colour for style in looks.values()] == [0, 0, 0, 1, 1, 1]
     assert [style.dash for style in looks.values()] == [0, 1, 2, 0, 1, 2]
-    assert "along learning_rate" in page.render([suite], "t", tmp_path)
+    assert "by learning_rate" in page.render([suite], "t", tmp_path)

@@ -131,7 +131,7 @@ def test_an_episode_of_a_gymnasium_task_can_be_drawn():
 def test_a_task_without_a_picture_leaves_the_suite_without_one(make, tmp_path):
     suite = from_gymnasium("dark", {"seen": Lamp, "unseen": make}, horizon=4)
     assert suite.render is None
-    with pytest.warns(UserWarning, match="suite dark has no picture of itself: no videos"):
+    with pytest.warns(UserWarning, match="suite dark cannot be rendered: no videos"):
         assert video.render_tasks(suite, lambda task: None, tmp_path) == []
 
 

@@ -27,7 +27,7 @@ NODES = [{"CPU": 8.0, "GPU": 1.0, "memory": 8 * 2.0**30}, {"CPU": 64.0, "memory"
         ({"CPU": 65.0, "GPU": 0.0}, "--ray=num_cpus=65: no node of the cluster has more than 64"),
         ({"CPU": 1.0, "GPU": 2.0}, "--ray=num_gpus=2: no node of the cluster has more than 1"),
         ({"CPU": 1.0, "memory": 2.0**40}, "--ray=memory_gb=1024: no node of the cluster has more than 64"),
-        ({"CPU": 16.0, "GPU": 1.0}, "no one node of the cluster has all of"),
+        ({"CPU": 16.0, "GPU": 1.0}, "no single node of the cluster has all of"),
     ],
 )
 def test_what_no_node_has_is_refused(asked, message):
@@ -48,7 +48,7 @@ def test_options():
         ("num_gpu=1", "did you mean num_gpus"),
         ("num_gpus", "write NAME=VALUE"),
         ("num_gpus=some", "'some' is not a number"),
-        ("num_gpus=-1", "is a number from 0"),
+        ("num_gpus=-1", "must be a number between 0 and 1e6"),
     ):
         with pytest.raises(ValueError, match=message):
             raycluster.parse_options(text)

@@ -151,7 +151,7 @@ def test_a_bad_trial_does_not_take_its_pack_with_it(tmp_path, monkeypatch, bad, 
     assert states(state) == [FAILED if number == bad else DONE for number in range(5)]
     assert state.trials[launcher.bad].error == "killed by SIGKILL"
     assert len(launcher.started) <= 7 + 4 * retries  # 5 = 3 + 2, then 3 = 2 + 1, then 2 = 1 + 1
-    assert "the trials of p001 will be tried again as p001a and p001b" in lines
+    assert "the trials of p001 will be retried as p001a and p001b" in lines
     after = plan.load(tmp_path)
     assert sorted(name for program in after.programs.values() for name in program.trials) == sorted(made.trials)
     again = FakeLauncher(tmp_path)
@@ -216,7 +216,7 @@ def test_a_machine_that_interrupts_for_ever(made, tmp_path, monkeypatch):
     launcher = FakeLauncher(tmp_path, p002=["preempted"])
     state, _ = run(made, launcher)
     assert states(state) == [DONE, DONE, FAILED, DONE] and launcher.started.count(("p002", 4)) == 0
-    assert "interrupted over and over" in state.programs["p002"].error
+    assert "interrupted too often" in state.programs["p002"].error
 
 
 def test_a_program_whose_machine_wants_the_place_goes_on(made, tmp_path):

@@ -98,12 +98,12 @@ def test_jobs_outlive_the_launcher_and_go_on_after_preemption(one_node, tmp_path
     second = start(one_node, tmp_path, f"--resume={folder}", "--launcher=slurm")
     with second:
         lines = [second.stdout.readline() for _ in range(2)]
-        assert any(f"p001 is still there ({job})" in line for line in lines), lines
+        assert any(f"p001 is still active ({job})" in line for line in lines), lines
         for name in ("TERM", "CONT"):
             one_node.ask("scancel", f"--signal={name}", number)
         out = second.communicate(timeout=500)[0]
     assert second.returncode == 0, out + logs(folder)
-    assert "p001 stopped and can go on" in out and "p001 started again (slurm " in out
+    assert "p001 stopped and can be continued" in out and "p001 started again (slurm " in out
     made = plan.load(folder)
     state = ledger.fold(made, ledger.read(folder))
     assert [trial.state for trial in state.trials.values()] == [ledger.DONE] * 4
@@ -124,7 +124,7 @@ def test_a_job_that_dies_without_a_word_is_learnt_of(one_node, tmp_path, monkeyp
     (job,) = launcher.start([(program, 1)])  # there is no sweep in the folder: it fails at once
     assert not isinstance(job, Exception), job
     wait_until(lambda: job.ended() is not None)
-    assert job.ended().how.startswith("SLURM says ") and not job.ended().interrupted
+    assert job.ended().how.startswith("SLURM reports ") and not job.ended().interrupted
     assert launcher.find(job.name, program, 1) is None
     refused = slurm.SlurmLauncher(tmp_path, options={"partition": "nonsense"}).start([(program, 1)])
     assert isinstance(refused[0], Exception) and "partition" in str(refused[0])

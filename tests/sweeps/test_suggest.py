@@ -93,13 +93,13 @@ def test_a_sweep_grows_by_what_it_found(tmp_path, monkeypatch, capsys):
         return stopped.value.code or 0
 
     typed = ("--sweep=learning_rate=log:1e-5:1e-1", "--search=optuna", "--batch=5", "--name=s", "--jobs=1")
-    assert run(*typed) == 1 and "say how often with --max_runs" in capsys.readouterr().err
+    assert run(*typed) == 1 and "needs --max_runs, the number of trials" in capsys.readouterr().err
     code = run(*typed, "--max_runs=12")
     out = capsys.readouterr().out
     made = plan.load(launcher.folder)
     assert launcher.started == ["p001", "p002", "p003"]
     assert [len(program.trials) for program in made.programs.values()] == [5, 5, 2]
-    assert "10 of 12 trials tried; the best reached" in out
+    assert "10 of 12 trials tried; best so far" in out
     state = ledger.fold(made, ledger.read(launcher.folder))
     diverged = [name for name, trial in state.trials.items() if trial.state == "diverged"]
     assert code == (4 if diverged else 0)
@@ -127,7 +127,7 @@ def test_what_cannot_be_trained_is_left_out(tmp_path, monkeypatch, capsys):
     made = plan.load(launcher.folder)
     assert not stopped.value.code and len(made.trials) == 6, out
     assert {trial.changes["num_epochs"] for trial in made.trials.values()} == {3}
-    assert "not tried: num_epochs=2, learning_rate=" in out and "num_epochs cannot be 2" in out
+    assert "skipped num_epochs=2, learning_rate=" in out and "num_epochs cannot be 2" in out
 
     monkeypatch.setattr(
         plan, "inspector", lambda memory: lambda config: inspect(options.replace(config, {"num_epochs": 2}))

@@ -188,8 +188,8 @@ def test_a_real_agent_learns_on(suite, monkeypatch):
         patch.setattr("mtjax.learners.replay.free_memory", lambda: 1900)
         measure(learner, suite, states, split="extrapolation", key=jax.random.key(1), settings=settings)
     assert str(caught.value) == (
-        "fine-tuning: replays of 16 transitions of 6 agents, one for each of 3 tasks and 2 seeds, take 1.92 kB, but "
-        "1.9 kB are free; ask for fewer episodes"
+        "fine-tuning: replay buffers of 16 transitions for 6 agents, one for each of 3 tasks and 2 seeds, take "
+        "1.92 kB, but 1.9 kB are free; use fewer episodes"
     )
     found = measure(
         learner, suite, states, split="extrapolation", key=jax.random.key(1), methods=("fine-tuned",), settings=settings
@@ -209,11 +209,11 @@ def test_a_learner_that_can_do_neither_is_measured_zero_shot(suite):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "train"}, "split 'train' was trained on"),
+        ({"split": "train"}, "split 'train' is the training split"),
         ({"split": "interpolation"}, "has no split 'interpolation'"),
         ({"methods": ("tuned",)}, r"unknown method 'tuned'; did you mean fine-tuned\?"),
         ({"settings": Settings(episodes=(1, 5))}, r"episodes must ascend from 0; got \(1, 5\)"),
-        ({"learner": _counting()._replace(generalises=False)}, "tasks own their networks"),
+        ({"learner": _counting()._replace(generalises=False)}, "every task has its own network"),
         ({"suite": types.SimpleNamespace(name="host", on_device=False)}, "suite 'host' runs on the host"),
     ],
 )

@@ -140,7 +140,7 @@ FAULTS = {
     "no manifest": lambda folder: (folder / checkpoint.MANIFEST).unlink(),
     "manifest is unreadable": lambda folder: os.truncate(folder / checkpoint.MANIFEST, 40),
     "manifest is damaged": flip_bit_of_manifest,
-    "no manifest, so its save was cut off": empty,
+    "no manifest, so its save was interrupted": empty,
 }
 
 
@@ -163,7 +163,7 @@ def test_all_damaged_is_named_and_nothing_is_loaded(run):
     for step in (100, 200, 300):
         flip_bit(run / "checkpoints" / str(step))
     with Checkpointer(run) as checkpointer:
-        with pytest.warns(UserWarning, match="there is no good one"):
+        with pytest.warns(UserWarning, match="none is usable"):
             assert checkpointer.restore(ABSTRACT) is None
         assert [step for step, _ in checkpointer.skipped] == [300, 200, 100]
         checkpointer.save(50, make_state())
@@ -177,7 +177,7 @@ def test_read_only_changes_nothing(run):
     with Checkpointer(run, read_only=True) as checkpointer:
         with pytest.warns(UserWarning, match="using 200"):
             assert checkpointer.restore(ABSTRACT)[0] == 200
-        with pytest.raises(CheckpointError, match="read only"):
+        with pytest.raises(CheckpointError, match="read-only"):
             checkpointer.save(500, make_state())
     assert sorted(run.rglob("*")) == before
 

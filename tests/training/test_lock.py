@@ -24,7 +24,7 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         assert lock.held(tmp_path)
-        message = f"{tmp_path} is in use by process {holder.pid} on .*: one process at a time on a run"
+        message = f"{tmp_path} is in use by process {holder.pid} on .*: only one process at a time may use a run"
         with pytest.raises(ValueError, match=message):
             run.train(RunConfig(suite="gridworld-two-rooms"), tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == [lock.FILE]  # nothing was begun
@@ -54,7 +54,7 @@ def test_tensorboard_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(recorder._board._writer, "write", refuse)
-        with pytest.warns(UserWarning, match="tensorboard is not written any more: No space left"):
+        with pytest.warns(UserWarning, match="tensorboard is no longer written: No space left"):
             recorder.train(1, 1, 0.1, {"return": np.ones((1, 1))})
         recorder.train(2, 2, 0.2, {"return": np.ones((1, 1))})
     assert [line["step"] for line in record.read(tmp_path)] == [0, 1, 2]

@@ -26,27 +26,27 @@ def gigabyte_each(number: int) -> float:
 def test_as_many_as_the_memory_takes():
     """Half of what is free: 128 need more than 100 of 200 GB."""
     choice = choose(gigabyte_each, 200 * GB, total_steps=10**9, **RUN)
-    assert choice == (64, "128 would take more than 50% of the 200 GB that are free")
+    assert choice == (64, "128 would take more than 50% of the free 200 GB")
 
 
 def test_as_many_as_leave_enough_updates():
     """On a large device the length of the run is what limits: 10M steps are 610 updates of 32 environments."""
     choice = choose(gigabyte_each, 10**6 * GB, total_steps=10_000_000, **RUN)
     assert choice.num_envs == 64
-    assert choice.reason.startswith("128 would leave 152 updates of 10,000,000 steps, and at least 200 are kept")
-    assert choice.reason.endswith("memory is not what limits it: 64 GB of 1 PB")
+    assert choice.reason.startswith("128 would leave only 152 updates in 10,000,000 steps; the minimum is 200")
+    assert choice.reason.endswith("memory is not the limit: 64 GB of 1 PB")
 
 
 def test_a_short_run_keeps_the_presets_number():
     choice = choose(gigabyte_each, 10**6 * GB, total_steps=100_000, **RUN)
-    assert choice.num_envs == 32 and choice.reason.startswith("64 would leave 3 updates of 100,000 steps")
+    assert choice.num_envs == 32 and choice.reason.startswith("64 would leave only 3 updates in 100,000 steps")
 
 
 def test_fewer_where_the_presets_number_does_not_fit():
     choice = choose(gigabyte_each, 20 * GB, total_steps=10**9, **RUN)
-    assert choice == (8, "16 would take more than 50% of the 20 GB that are free")
+    assert choice == (8, "16 would take more than 50% of the free 20 GB")
     choice = choose(gigabyte_each, 1 * GB, total_steps=10**9, **RUN)
-    assert choice == (1, "even these take more than 50% of the 1 GB that are free")
+    assert choice == (1, "even this number takes more than 50% of the free 1 GB")
 
 
 def test_a_multiple_of_the_mesh():
@@ -60,7 +60,7 @@ def test_a_multiple_of_the_mesh():
 
 def test_without_a_word_about_memory_the_updates_decide():
     choice = choose(gigabyte_each, None, total_steps=10_000_000, **RUN)
-    assert choice == (64, "128 would leave 152 updates of 10,000,000 steps, and at least 200 are kept")
+    assert choice == (64, "128 would leave only 152 updates in 10,000,000 steps; the minimum is 200")
 
 
 def test_the_need_of_a_run_is_what_its_arrays_take(monkeypatch):
@@ -128,7 +128,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(monkeypatch):
 def test_simulators_on_the_host_are_left_alone():
     """To try numbers out would start their pools."""
     suite = types.SimpleNamespace(name="metaworld-mt10", on_device=False)
-    with pytest.raises(ValueError, match="'metaworld-mt10' runs its simulators on the host, where cores decide"):
+    with pytest.raises(ValueError, match="'metaworld-mt10' runs its simulators on the host, limited by cores"):
         memory.choose_envs(presets.configure("gridworld-two-rooms"), suite, ONE)
 
 
@@ -143,7 +143,7 @@ def test_what_a_compiled_program_takes():
 def test_memory_in_one_line():
     program = Program(4 * GB, 0, 2 * GB)
     text = memory.describe(program, 10 * GB)
-    assert text == "memory of a device: 6 GB (state and rollout 4 GB, results 0 B, temporaries 2 GB); 10 GB are free"
+    assert text == "memory per device: 6 GB (state and rollout 4 GB, results 0 B, temporaries 2 GB); 10 GB free"
     assert memory.describe(program, GB).endswith("this will probably not fit: lower num_envs or num_seeds")
     assert memory.describe(program, None).endswith("temporaries 2 GB)")
     assert memory.describe(None, GB) is None

@@ -47,11 +47,11 @@ def test_layouts_that_are_understood(text, layout):
         ("task:2", "mesh 'task:2': unknown axis 'task'; known: env, seed"),
         ("4", "mesh '4': unknown axis '4'; known: env, seed"),
         ("seed:2,seed:2", "mesh 'seed:2,seed:2' names the axis seed twice"),
-        ("seed", "mesh 'seed': 'seed' has no number of devices; write for example seed:4,env:2"),
-        ("seed:", "mesh 'seed:': 'seed:' has no number of devices; write for example seed:4,env:2"),
-        ("env:0", "mesh 'env:0': 'env:0' has no number of devices; write for example seed:4,env:2"),
-        ("env:-2", "mesh 'env:-2': 'env:-2' has no number of devices; write for example seed:4,env:2"),
-        ("env:2.5", "mesh 'env:2.5': 'env:2.5' has no number of devices; write for example seed:4,env:2"),
+        ("seed", "mesh 'seed': 'seed' has no number of devices; write e.g. seed:4,env:2"),
+        ("seed:", "mesh 'seed:': 'seed:' has no number of devices; write e.g. seed:4,env:2"),
+        ("env:0", "mesh 'env:0': 'env:0' has no number of devices; write e.g. seed:4,env:2"),
+        ("env:-2", "mesh 'env:-2': 'env:-2' has no number of devices; write e.g. seed:4,env:2"),
+        ("env:2.5", "mesh 'env:2.5': 'env:2.5' has no number of devices; write e.g. seed:4,env:2"),
     ],
 )
 def test_layouts_that_are_not(text, message):
@@ -63,7 +63,7 @@ def test_layouts_that_are_not(text, message):
 @pytest.mark.parametrize(
     ("text", "config", "devices", "message"),
     [
-        ("seed:4,env:2", CONFIG, 4, "mesh seed:4,env:2 takes 8 devices, and there are 4"),
+        ("seed:4,env:2", CONFIG, 4, "mesh seed:4,env:2 needs 8 devices, but there are 4"),
         ("seed:3", CONFIG, 3, "mesh seed:3: seed:3 does not divide num_seeds 4"),
         ("env:4", CONFIG, 4, "mesh env:4: env:4 does not divide num_envs 6"),
         (
@@ -91,16 +91,14 @@ def test_layouts_that_fit():
 def test_simulators_on_the_host_are_not_divided():
     suite = Suite("metaworld-mt10", on_device=False)
     for text in ("env:2", "seed:2"):
-        with pytest.raises(
-            ValueError, match="'metaworld-mt10' runs its simulators on the host, which takes one device"
-        ):
+        with pytest.raises(ValueError, match="'metaworld-mt10' runs its simulators on the host and uses one device"):
             meshes.check(meshes.parse(text), CONFIG, suite, devices=2)
-    with pytest.raises(ValueError, match="on the host, in one process; there are 2"):
+    with pytest.raises(ValueError, match="on the host, in one process, not 2"):
         meshes.check(ONE, CONFIG, suite, devices=2, processes=2)
 
 
 def test_several_processes_must_say_how():
-    with pytest.raises(ValueError, match="2 processes have 4 devices: share them out, e.g. --mesh=env:4"):
+    with pytest.raises(ValueError, match="2 processes have 4 devices: divide the run among them, e.g. --mesh=env:4"):
         meshes.check(ONE, CONFIG, Suite(), devices=4, processes=2)
 
 

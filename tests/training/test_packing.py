@@ -204,7 +204,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_begun(tmp_path, held):
     (tmp_path / held).mkdir(parents=True)
     with (tmp_path / held / lock.FILE).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match=f"{held} is in use by another process: one process at a time"):
+        with pytest.raises(ValueError, match=f"{held} is in use by another process: only one process at a time"):
             packed.train_packed(TRIALS, tmp_path / "program", tmp_path / "trials", **QUIET)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {lock.FILE}
 
@@ -216,7 +216,7 @@ def test_other_trials_do_not_go_on_in_a_program(together, tmp_path):
     changed = {**TRIALS, wild: options.replace(TRIALS[wild], {"learning_rate": 0.123})}
     for trials, message in (
         (changed, f"holds trial {wild} with other options:\n  --learning_rate: .* in the run, 0.123 asked"),
-        ({name: TRIALS[name] for name in (*others, wild)}, "holds a program of the trials .*, not of "),
+        ({name: TRIALS[name] for name in (*others, wild)}, "holds a program with trials .*, not "),
     ):
         with pytest.raises(ValueError, match=message):
             packed.train_packed(trials, program, tmp_path / "trials", resume=True, **QUIET)

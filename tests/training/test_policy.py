@@ -87,7 +87,7 @@ def test_choices_of_an_agent_with_a_replay(tmp_path):
     assert len(steps) > 1 and first.shape == (40,) and jnp.issubdtype(first.dtype, jnp.integer)
     assert set(np.asarray(first).tolist()) <= {0, 1}
     np.testing.assert_array_equal(last, newest)
-    with pytest.raises(ValueError, match="extrapolation: tasks own their networks, and unseen ones have none"):
+    with pytest.raises(ValueError, match="extrapolation: every task has its own network, so there is none for"):
         load_policy(tmp_path, split="extrapolation")
 
 
@@ -99,7 +99,7 @@ def test_mistakes(run_dir, tmp_path):
         policy(np.zeros(policy.observation_size), task=99)
     with pytest.raises(ValueError, match=r"observation has shape \(1,\); expected"):
         policy(np.zeros(1))
-    with pytest.raises(ValueError, match="seed is 2; the run has 2 agents"):
+    with pytest.raises(ValueError, match="seed is 2; the run has 2 seeds"):
         load_policy(run_dir, seed=2)
     with pytest.raises(ValueError, match="has no split 'nonsense'"):
         load_policy(run_dir, split="nonsense")

@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_view_with_one_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))
     monkeypatch.setattr(record, "FLUSH_SECONDS", 0.0)
-    with pytest.warns(UserWarning, match="tensorboard is not written any more: No space left on device") as warned:
+    with pytest.warns(UserWarning, match="tensorboard is no longer written: No space left on device") as warned:
         write(tmp_path, [10, 20, 30], tensorboard=True)
     gc.collect()
     assert len(warned) == 1 and not told

@@ -264,7 +264,9 @@ def test_training_horizon_cuts_episodes_of_training_alone():
 
 
 def test_a_training_horizon_that_cuts_nothing_is_refused():
-    with pytest.raises(ValueError, match="training_horizon: a horizon of 5 steps cuts nothing short: the longest episode has 5"):
+    with pytest.raises(
+        ValueError, match="training_horizon: a horizon of 5 steps cuts nothing short: the longest episode has 5"
+    ):
         Trainer(dataclasses.replace(CONFIG, suite="trainer-host", training_horizon=5), _host_suite())
 
     class Own:

@@ -84,14 +84,14 @@ def test_what_is_no_film_is_refused(tmp_path, frames):
 
 def test_without_an_encoder_there_is_a_sheet_of_frames(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.warns(UserWarning, match="no mp4 encoder works here"):
+    with pytest.warns(UserWarning, match="no working mp4 encoder"):
         path = video.write_video(tmp_path / "a.mp4", moving_square(0, 40, 60, 80), 30)
     assert path == tmp_path / "a.png" and picture_size(path) == (4 * 324 + 4, 3 * 244 + 4)
 
 
 def test_an_encoder_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
-    with pytest.warns(UserWarning, match="no mp4 encoder works here.*No such file"):
+    with pytest.warns(UserWarning, match="no working mp4 encoder.*No such file"):
         assert video.write_video(tmp_path / "a.mp4", moving_square(0, 3, 60, 80), 30).suffix == ".png"
     assert os.listdir(tmp_path) == ["a.png"]
 
@@ -131,7 +131,7 @@ def test_a_held_out_split(tmp_path):
 
 
 def test_no_picture_is_one_warning(tmp_path):
-    with pytest.warns(UserWarning, match="squares has no picture") as caught:
+    with pytest.warns(UserWarning, match="squares cannot be rendered") as caught:
         assert video.render_tasks(make_suite(None), policy_for_task, tmp_path) == []
     assert len(caught) == 1
 

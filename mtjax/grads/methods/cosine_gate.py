@@ -36,7 +36,7 @@ def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         num_tasks = gram.shape[-1]
         if main_task >= num_tasks:
-            raise ValueError(f"main_task {main_task} is not one of {num_tasks} tasks")
+            raise ValueError(f"main_task {main_task} is out of range for {num_tasks} tasks")
         cosine = cosines(gram)[main_task]
         kept = jnp.maximum(cosine, 0) if weighted else (cosine >= 0).astype(gram.dtype)
         here = presence(num_tasks, mask, gram.dtype)

@@ -86,7 +86,7 @@ def gradnorm(
     """
     check_number("alpha", alpha, low=0)
     if isinstance(leaves, str) and leaves != "all":
-        raise ValueError(f'leaves must be a predicate over paths, "all" or None, not {leaves!r}')
+        raise ValueError(f'leaves must be a function of the path, "all" or None, not {leaves!r}')
     optimizer = optimizer or optax.adam(0.025)
     check_optimizer(optimizer)
     rectify = surrogate if callable(surrogate) else _SURROGATES.get(surrogate)

@@ -74,7 +74,7 @@ def fixed(weights: Sequence[float] | Array) -> Weighting:
     def update(gram: Array, state: State, *, losses=None, mask=None) -> tuple[Array, State]:
         given = jnp.asarray(weights, gram.dtype)
         if given.shape != gram.shape[-1:]:
-            raise ValueError(f"fixed has weights {given.shape} for {gram.shape[-1]} tasks")
+            raise ValueError(f"fixed has weights of shape {given.shape} for {gram.shape[-1]} tasks")
         return given * presence(gram.shape[-1], mask, gram.dtype), state
 
     return Weighting(stateless, update, needs_gram=False)

@@ -71,7 +71,7 @@ def pcd(main_task: int = 0, tau: Number = 0.02, beta: Number = 0.999, epsilon: N
     def update(gram: Array, state: ScaleState, *, losses=None, mask=None) -> tuple[Array, ScaleState]:
         num_tasks = gram.shape[-1]
         if main_task >= num_tasks:
-            raise ValueError(f"main_task {main_task} is not one of {num_tasks} tasks")
+            raise ValueError(f"main_task {main_task} is out of range for {num_tasks} tasks")
         here = presence(num_tasks, mask, gram.dtype)
         norm = norms(gram) * here
         squares = beta * state.squares + (1 - beta) * norm**2

@@ -54,7 +54,7 @@ def trimmed_mean(trim: int = 1) -> Transform:
 
     def init(num_tasks: int, params: list[Array]) -> State:
         if 2 * trim >= num_tasks:
-            raise ValueError(f"trimmed_mean(trim={trim}) leaves nothing of {num_tasks} tasks")
+            raise ValueError(f"trimmed_mean(trim={trim}) leaves none of {num_tasks} tasks")
         return ()
 
     def update(task_grads, state, gram, *, losses=None, mask=None):
