@@ -12,7 +12,7 @@ from mtjax.learners import normalization
 from mtjax.learners.base import TaskSpec, Unseen, action_masks
 from mtjax.learners.exploration import make_exploration
 from mtjax.networks.arrangements import make_network
-from mtjax.networks.base import Network, Parameters, of_unseen_task
+from mtjax.networks.base import Network, Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.policy import Policy, make_policy
 from mtjax.networks.shared_encoder import make_shared_encoder, see
@@ -101,15 +101,14 @@ class Agent:
             key: for sampling.
             deterministic: [] bool, return the mode instead of a sample.
             unseen: the N tasks, if they were not trained on: parameters and statistics of single tasks are then
-                replaced by their mean over the training tasks.
+                replaced by their average over the training tasks that each is related to.
             through: replaces ``_see``.
         """
         tasks, masks, statistics = self.tasks, self.masks, state.observations
         policy, private = state.params["policy"], state.params["policy"].private
         if unseen is not None:
-            tasks, masks = unseen_tasks(self.spec.num_tasks, unseen.contexts), unseen.masks
-            private = repeat(of_unseen_task(policy), len(masks))
-            statistics = pooled(statistics, len(masks))
+            tasks = unseen_tasks(self.spec.num_tasks, unseen.contexts, unseen.relatives)
+            masks, private, statistics = unseen.masks, unseen.average(private), pooled(statistics, unseen)
         view = (through or self._see)(state.params[self.teacher], tasks, self._normalize(statistics, observation))
         distribution = apply(self.policy, policy._replace(private=private), tasks, view)
         return choose(self.policy, distribution, masks, key, deterministic)
@@ -129,11 +128,9 @@ def choose(policy: Policy, distribution: Any, masks: Array, key: Array, determin
     return family.to_action(jnp.where(deterministic, mode, sampled))
 
 
-def pooled(statistics: normalization.Statistics, number: int) -> normalization.Statistics:
-    """The statistics pooled over all training tasks, repeated for each of ``number`` other tasks: [number, obs]."""
-    return repeat(normalization.pooled(statistics), number)
-
-
-def repeat(tree: Any, number: int) -> Any:
-    """Broadcast every leaf [...] to [number, ...]."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), tree)
+def pooled(statistics: normalization.Statistics, unseen: Unseen) -> normalization.Statistics:
+    """The statistics [N, obs] of unseen tasks, each pooled over the training tasks that it is related to."""
+    if unseen.relatives is not None:
+        return jax.vmap(normalization.pooled, in_axes=(None, 0))(statistics, unseen.relatives)
+    number = len(unseen.masks)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (number, *x.shape)), normalization.pooled(statistics))

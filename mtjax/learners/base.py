@@ -46,10 +46,19 @@ class Unseen(NamedTuple):
     Attributes:
         contexts: [N, D] embeddings of their descriptions; D = 0 if no network reads them.
         masks: [N, A] float32, 1 where an entry (or choice) of a padded action is real.
+        relatives: [N, T] float32, rows that sum to 1: the weights of the training tasks in whatever is averaged over
+            them for an unseen task (task code, private parameters, statistics). None: all training tasks equally.
     """
 
     contexts: Array
     masks: Array
+    relatives: Array | None = None
+
+    def average(self, tree: Any) -> Any:
+        """The average [N, ...] of leaves [T, ...] over each unseen task's relatives."""
+        if self.relatives is None:
+            return jax.tree.map(lambda x: jnp.broadcast_to(x.mean(axis=0), (len(self.masks), *x.shape[1:])), tree)
+        return jax.tree.map(lambda x: jnp.tensordot(self.relatives, x, axes=1, precision="highest"), tree)
 
 
 class Transitions(NamedTuple):
@@ -75,13 +84,14 @@ class Adaptation(NamedTuple):
     """How a learner infers the dynamics of an unseen task, with all trained parameters frozen.
 
     Attributes:
-        start: (state, N) -> initial θ [N, K], before anything has been observed in the N tasks.
-        infer: (state, θ [N, K], transitions (a replay's Sample) with leaves [N, B, ...], weight [N, B], key=, and
-            keyword arguments of :func:`mtjax.learners.world.infer`) -> θ [N, K]. Transitions of weight 0 are ignored.
+        start: (state, unseen) -> initial θ [N, K], before anything has been observed in the N tasks.
+        infer: (state, θ [N, K], transitions (a replay's Sample) with leaves [N, B, ...], weight [N, B], unseen, key=,
+            and keyword arguments of :func:`mtjax.learners.world.infer`) -> θ [N, K]. Transitions of weight 0 are
+            ignored.
         policy: (state, θ [N, K], observation [N, E, obs], key, deterministic [], unseen) -> action [N, E, ...].
     """
 
-    start: Callable[[Any, int], Array]
+    start: Callable[[Any, Unseen], Array]
     infer: Callable[..., Array]
     policy: Callable[..., Array]
 
@@ -92,7 +102,7 @@ class FineTuning(NamedTuple):
     The task is given as an ``Unseen`` with N = 1. Shapes are those of a Learner with T = 1.
 
     Attributes:
-        start: (state of the trained agent, key) -> state.
+        start: (state of the trained agent, unseen, key) -> state.
         act: (state, unseen, observation [1, E, obs], key) -> (action [1, E, ...], extras).
         update: (state, unseen, rollout, key) -> (state, metrics).
         policy: (state, unseen, observation [1, E, obs], key, deterministic []) -> action [1, E, ...].
@@ -100,7 +110,7 @@ class FineTuning(NamedTuple):
         replay: the Buffer of the replay in its state, or None.
     """
 
-    start: Callable[[Any, Array], Any]
+    start: Callable[[Any, Unseen, Array], Any]
     act: Callable[..., tuple[Array, Mapping[str, Any]]]
     update: Callable[..., tuple[Any, Mapping[str, Array]]]
     policy: Callable[..., Array]

@@ -96,7 +96,7 @@ class Distral(PPO):
         """As PPO's; in tasks that were not trained on, π₀ acts."""
         if unseen is None:
             return super().evaluation_policy(state, observation, key, deterministic)
-        normalized = self._normalize(pooled(state.observations, len(observation)), observation)
+        normalized = self._normalize(pooled(state.observations, unseen), observation)
         prior = jax.vmap(self.prior, in_axes=(None, 0))(state.params["policy"].shared, normalized)
         return choose(self.policy, prior, unseen.masks, key, deterministic)
 

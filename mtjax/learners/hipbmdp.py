@@ -216,15 +216,20 @@ class HiPBMDP(SAC):
         if not self.config.theta_size:
             return None
 
-        def start(state: SACState, number: int) -> Array:
-            mean = self.world.embeddings(state.params["critic"].shared["world"]).mean(axis=0)
-            return jnp.broadcast_to(mean, (number, self.config.theta_size))
+        def start(state: SACState, unseen: Unseen) -> Array:
+            return unseen.average(self.world.embeddings(state.params["critic"].shared["world"]))
 
         def infer(
-            state: SACState, theta: Array, seen: Any, weight: Array, key: Array | None = None, **settings: Any
+            state: SACState,
+            theta: Array,
+            seen: Any,
+            weight: Array,
+            unseen: Unseen,
+            key: Array | None = None,
+            **settings: Any,
         ) -> Array:
             parameters = state.params["critic"].shared["world"]
-            statistics = pooled(state.observations, len(theta))
+            statistics = pooled(state.observations, unseen)
             steps = Steps(
                 self._normalize(statistics, seen.observation),
                 seen.action,

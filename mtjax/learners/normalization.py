@@ -86,11 +86,21 @@ def normalize(statistics: Statistics, x: Array, *, clip: float) -> Array:
     return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-6), -clip, clip)
 
 
-def pooled(statistics: Statistics) -> Statistics:
-    """Statistics of all tasks together, weighed equally, for an unseen task. Drops the task axis."""
-    mean = statistics.mean.mean(axis=0)
-    variance = (statistics.variance + jnp.square(statistics.mean - mean)).mean(axis=0)
-    return Statistics(statistics.count.sum(), mean, variance)
+def pooled(statistics: Statistics, weights: Array | None = None) -> Statistics:
+    """Statistics of several tasks together, for an unseen task. Drops the task axis.
+
+    Args:
+        statistics: of T tasks.
+        weights: [T] of the tasks, with sum 1; tasks of weight 0 do not count. None: all tasks equally.
+    """
+    if weights is None:
+        mean = statistics.mean.mean(axis=0)
+        variance = (statistics.variance + jnp.square(statistics.mean - mean)).mean(axis=0)
+        return Statistics(statistics.count.sum(), mean, variance)
+    mean = jnp.tensordot(weights, statistics.mean, axes=1, precision="highest")
+    squares = statistics.variance + jnp.square(statistics.mean - mean)
+    variance = jnp.tensordot(weights, squares, axes=1, precision="highest")
+    return Statistics(jnp.sum(statistics.count, where=weights > 0), mean, variance)
 
 
 def _size(x: Array, axes: tuple[int, ...]) -> int:

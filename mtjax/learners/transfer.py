@@ -1,9 +1,10 @@
 """Fine-tuning: a trained agent of SAC's kind continues to learn in one task that it was not trained on.
 
 The single-task agent starts with all networks of the trained agent. Whatever belonged to single training tasks (heads,
-temperatures, statistics) starts as a mean over them; the optimisers and the replay start empty; there is no phase of
-random actions, and no exploration bonus. With HiP-BMDP, the mean embedding stands for the task: policy and critics,
-which see embeddings relative to their mean, get 0 throughout, and the networks learn what is specific to the task.
+temperatures, statistics) starts as a mean over those that the task is related to (``Unseen.relatives``); the optimisers
+and the replay start empty; there is no phase of random actions, and no exploration bonus. With HiP-BMDP, the mean
+embedding stands for the task: policy and critics, which see embeddings relative to their mean, get 0 throughout, and
+the networks learn what is specific to the task.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mtjax.learners.base import FineTuning, Transitions, Unseen
 from mtjax.learners.descent import Descent
 from mtjax.learners.replay import Buffer
 from mtjax.learners.scaling import SMALLEST
-from mtjax.networks.base import Parameters, of_unseen_task
+from mtjax.networks.base import Parameters
 from mtjax.networks.task import unseen_tasks
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 NUM_ENVS = 1
-KNOWN = 1000.0  # largest sample count of the training tasks' return statistics, so that the task's own soon prevail
+KNOWN = 1000.0  # largest sample count of the training tasks' statistics, so that the task's own soon prevail
 
 
 def fine_tuning(agent: SAC, steps: int) -> FineTuning:
@@ -40,11 +41,11 @@ def fine_tuning(agent: SAC, steps: int) -> FineTuning:
 
     def told(unseen: Unseen) -> SAC:
         one = copy.copy(alone)
-        one.tasks, one.masks = unseen_tasks(agent.spec.num_tasks, unseen.contexts), unseen.masks
+        one.tasks, one.masks = unseen_tasks(agent.spec.num_tasks, unseen.contexts, unseen.relatives), unseen.masks
         return one
 
-    def start(state: SACState, key: Array) -> SACState:
-        return of_one_state(alone, state, key)
+    def start(state: SACState, unseen: Unseen, key: Array) -> SACState:
+        return of_one_state(alone, state, unseen, key)
 
     def act(state: SACState, unseen: Unseen, observation: Array, key: Array) -> tuple[Array, Mapping[str, Any]]:
         return told(unseen).act(state, observation, key)
@@ -88,21 +89,20 @@ def of_one_task(agent: SAC, steps: int) -> SAC:
     return one
 
 
-def of_one_state(one: SAC, state: SACState, key: Array) -> SACState:
-    """Convert a trained state [T, ...] to the initial state of one task [1, ...]."""
-
-    def mean(leaf: Array) -> Array:
-        return leaf.mean(axis=0, keepdims=True)
+def of_one_state(one: SAC, state: SACState, unseen: Unseen, key: Array) -> SACState:
+    """Convert a trained state [T, ...] to the initial state of one unseen task [1, ...]."""
+    mean = unseen.average
 
     def middle(sizes: Array) -> Array:
         """Geometric mean [1] of sizes [T] that may differ a thousandfold: the largest would dominate another mean."""
         return jnp.exp(mean(jnp.log(jnp.maximum(sizes, SMALLEST))))
 
     def single(parameters: Parameters) -> Parameters:
-        return parameters._replace(private=jax.tree.map(lambda leaf: leaf[None], of_unseen_task(parameters)))
+        return parameters._replace(private=mean(parameters.private))
 
     params = {part: single(p) for part, p in state.params.items()}
     log_temperature = mean(state.log_temperature)
+    observations = pooled(state.observations, unseen)
     rewards = one.rewards.init(1, NUM_ENVS)
     seen = state.rewards.returns
     returns = seen._replace(
@@ -115,7 +115,7 @@ def of_one_state(one: SAC, state: SACState, key: Array) -> SACState:
         log_temperature=log_temperature,
         descent=one.start_descent(params, tuple(jax.random.split(key))),
         temperature_optimizer=one.temperature_optimizer.init(log_temperature),
-        observations=pooled(state.observations, 1),
+        observations=observations._replace(count=jnp.minimum(observations.count, KNOWN)),
         rewards=rewards,
         replay=one.buffer.init(),
         seen=jnp.ones((), jnp.int32),

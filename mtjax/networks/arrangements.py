@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mtjax.networks.base import Body, Network, Parameters, Shape, Weights, of_unseen_task
+from mtjax.networks.base import Body, Network, Parameters, Shape, Weights
 from mtjax.networks.care import make_care
 from mtjax.networks.components import Head, Trunk, init_stack, join, last_layer, make_trunk
 from mtjax.networks.config import COMPOSED, NetworkConfig
@@ -30,7 +30,7 @@ from mtjax.networks.soft_modular import make_soft_modular
 from mtjax.networks.task import Task
 from mtjax.networks.task_encoder import TaskEncoder, make_task_encoder
 
-__all__ = ["Network", "Parameters", "make_network", "of_unseen_task"]
+__all__ = ["Network", "Parameters", "make_network"]
 
 Array = jax.Array
 

@@ -78,8 +78,3 @@ class Body(NamedTuple):
     apply: Callable[[Any, Any, Task, Array, Array], tuple[Array, Weights]]
     width: int
     last_shared: str
-
-
-def of_unseen_task(parameters: Parameters) -> Any:
-    """Private parameters for a task that was not trained on: the mean over the training tasks."""
-    return jax.tree.map(lambda leaf: leaf.mean(axis=0), parameters.private)

@@ -42,11 +42,15 @@ class Split:
         tasks: pytree with leaves [T, ...] for device suites; otherwise whatever ``make_vector_env`` needs
             (e.g. task names).
         action_sizes: [T] like :attr:`Suite.action_sizes`, for the tasks of this split. None: all are real.
+        origins: [T] names of the suites that a combined suite took the tasks from: the body, which is known even for
+            a held-out task. A policy acts zero-shot with the average over the training tasks of the same origin. None:
+            over all training tasks.
     """
 
     infos: tuple[TaskInfo, ...]
     tasks: Task
     action_sizes: tuple[int, ...] | None = None
+    origins: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.infos)

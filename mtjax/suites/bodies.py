@@ -6,6 +6,7 @@ at the end, and ``Suite.action_sizes`` says how many entries of each task's acti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -74,14 +75,16 @@ def combine(name: str, suites: Sequence[Suite], *, tasks_per_suite: int | None =
 def _join_splits(suites: Sequence[Suite], label: str, limit: int | None) -> Split:
     """A split whose ``tasks`` is the tuple of the suites' own splits, each cut to ``limit`` tasks."""
     parts = tuple(_first(suite.splits[label], limit) for suite in suites)
-    infos, sizes = [], []
+    infos, sizes, origins = [], [], []
     for suite, part in zip(suites, parts, strict=True):
         for info in part.infos:  # parameters get a prefix: gravity of one body is not comparable to another's
             parameters = {f"{suite.name}/{name}": value for name, value in info.parameters.items()}
             infos.append(TaskInfo(f"{suite.name}/{info.name}", info.description, parameters))
         own = part.action_sizes or (suite.action.size,) * len(part)
         sizes += list(own)
-    return Split(tuple(infos), parts, tuple(sizes))
+        inner = part.origins or ("",) * len(part)
+        origins += [f"{suite.name}/{origin}" if origin else suite.name for origin in inner]
+    return Split(tuple(infos), parts, tuple(sizes), tuple(origins))
 
 
 def _first(split: Split, limit: int | None) -> Split:
@@ -93,7 +96,7 @@ def _first(split: Split, limit: int | None) -> Split:
     named = isinstance(split.tasks, tuple) and all(np.ndim(x) == 0 for x in jax.tree.leaves(split.tasks))
     tasks = split.tasks[:limit] if named else jax.tree.map(lambda leaf: leaf[:limit], split.tasks)
     sizes = None if split.action_sizes is None else split.action_sizes[:limit]
-    return Split(split.infos[:limit], tasks, sizes)
+    return dataclasses.replace(split, infos=split.infos[:limit], tasks=tasks, action_sizes=sizes)
 
 
 def _join_versions(versions: Sequence[Version]) -> Version:

@@ -174,9 +174,10 @@ class _Protocol:
                 flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), seen)
                 return adaptation.infer(
                     state,
-                    adaptation.start(state, self.number),
+                    adaptation.start(state, self.unseen),
                     flat,
                     weight.reshape(self.number, -1),
+                    self.unseen,
                     key=key,
                     num_steps=settings.num_steps,
                     learning_rate=settings.learning_rate,
@@ -242,7 +243,7 @@ class _Protocol:
         start_keys, reset_keys, update_keys = _apart(keys, 3)
 
         def start(state: Any, start_key: Array, reset_key: Array) -> Any:
-            learning = jax.vmap(tuning.start, in_axes=(None, 0))(state, jax.random.split(start_key, number))
+            learning = jax.vmap(tuning.start, in_axes=(None, 0, 0))(state, each, jax.random.split(start_key, number))
             return learning, env.reset(reset_key)
 
         def act(learning: Any, observation: Array, key: Array) -> tuple[Array, Any]:

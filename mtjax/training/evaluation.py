@@ -13,7 +13,7 @@ import numpy as np
 from mtjax import sharding
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners.base import Learner, Unseen, masks_of
-from mtjax.suites.base import Suite
+from mtjax.suites.base import Split, Suite
 from mtjax.training import simulators
 from mtjax.training.meshes import Placement
 from mtjax.training.rollout import compiler_options, over_seeds, traceable
@@ -149,4 +149,17 @@ def unseen_tasks(suite: Suite, split: str, contexts: Mapping[str, Array]) -> Uns
         return None
     part = suite.splits[split]
     sizes = part.action_sizes or (suite.action.size,) * len(part)
-    return Unseen(contexts.get(split, jnp.zeros((len(part), 0), jnp.float32)), masks_of(sizes, suite.action))
+    told = contexts.get(split, jnp.zeros((len(part), 0), jnp.float32))
+    return Unseen(told, masks_of(sizes, suite.action), _relatives(suite.splits["train"], part))
+
+
+def _relatives(train: Split, part: Split) -> Array | None:
+    """[N, T] weights: evenly over the training tasks of the same origin; over all for a task without any.
+
+    None if no origin is known.
+    """
+    if train.origins is None or part.origins is None:
+        return None
+    same = np.asarray([[own == other for other in train.origins] for own in part.origins], np.float32)
+    same[~same.any(axis=1)] = 1.0
+    return jnp.asarray(same / same.sum(axis=1, keepdims=True))

@@ -310,9 +310,9 @@ def test_range_leaves_room_for_the_bonus():
 def test_learning_on_in_an_unseen_task_is_without_a_bonus():
     agent = _off_policy(sac.SAC, SACConfig(**OFF_POLICY, exploration="counts"), arrangement="none")
     tuning = agent.learner().fine_tuning(60)
-    state = jax.jit(lambda key: tuning.start(agent.init(key), key))(jax.random.key(0))
-    assert state.exploration is None
     unseen = Unseen(np.zeros((1, 0), np.float32), np.ones((1, 2), np.float32))
+    state = jax.jit(lambda key: tuning.start(agent.init(key), unseen, key))(jax.random.key(0))
+    assert state.exploration is None
     stored, length = jax.device_get(_stored(np.random.default_rng(0))), tuning.rollout_length
     rollout = jax.tree.map(lambda x: np.resize(x[:, :1, :1], (length, 1, 1, *x.shape[3:])), stored)
     _, metrics = jax.jit(tuning.update)(state, unseen, rollout, jax.random.key(1))

@@ -240,8 +240,9 @@ def test_unseen_tasks_are_acted_for_by_the_mean_embedding_and_by_an_inferred_one
 
     @jax.jit
     def known(state):
-        start = adaptation.start(state, T)
-        inferred = adaptation.infer(state, start, _sample(action), jnp.ones((T, B)), num_steps=3, learning_rate=0.1)
+        start = adaptation.start(state, others)
+        seen = _sample(action), jnp.ones((T, B))
+        inferred = adaptation.infer(state, start, *seen, others, num_steps=3, learning_rate=0.1)
         return start, agent.thetas(state.params["critic"], agent.tasks), inferred
 
     start, thetas, inferred = jax.device_get(known(state))

@@ -1,10 +1,13 @@
 """Normalisation: were tasks pooled or moments wrong, easy tasks would drown the small ones."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtjax.learners import normalization
+from mtjax.learners.agent import pooled
+from mtjax.learners.base import Unseen
 
 UPDATE = jax.jit(normalization.update, static_argnames="axes")
 NORMALIZE = jax.jit(normalization.normalize, static_argnames="clip")
@@ -88,12 +91,12 @@ def test_samples_without_weight_do_not_count():
 def test_pooled_is_the_distribution_over_all_tasks():
     """An unseen task is normalised by what was seen in all the others."""
     x = _samples()
-    pooled = jax.device_get(jax.jit(normalization.pooled)(_merged(x, [10])))
-    np.testing.assert_allclose(pooled.mean, x.mean((0, 1, 2)), rtol=1e-4)
-    np.testing.assert_allclose(pooled.variance, x.var((0, 1, 2)), rtol=1e-3, atol=1e-6)
-    assert pooled.count == 240
-    one = NORMALIZE(pooled, x[:, 0, 0], clip=10.0)
-    np.testing.assert_allclose(one, (x[:, 0, 0] - pooled.mean) / np.sqrt(pooled.variance + 1e-6), rtol=1e-4)
+    together = jax.device_get(jax.jit(normalization.pooled)(_merged(x, [10])))
+    np.testing.assert_allclose(together.mean, x.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(together.variance, x.var((0, 1, 2)), rtol=1e-3, atol=1e-6)
+    assert together.count == 240
+    one = NORMALIZE(together, x[:, 0, 0], clip=10.0)
+    np.testing.assert_allclose(one, (x[:, 0, 0] - together.mean) / np.sqrt(together.variance + 1e-6), rtol=1e-4)
 
 
 def test_far_from_zero_the_variance_survives():
@@ -111,3 +114,25 @@ def test_updates_keep_types():
     after = jax.jit(lambda s, x: normalization.update(s, x, axes=(0, 2)))(before, _samples())
     for old, new in zip(before, after, strict=True):
         assert (old.dtype, old.shape, new.weak_type) == (new.dtype, new.shape, False)
+
+
+def test_unseen_tasks_get_averages_over_their_relatives():
+    """Evenly over all training tasks, or as weighted: private parameters and, of all samples together, statistics."""
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(place, size, (400, 2)) for place, size in ((0.0, 1.0), (5.0, 2.0), (-3.0, 0.5))]
+    statistics = normalization.Statistics(
+        jnp.full(3, 400.0),
+        jnp.asarray([x.mean(axis=0) for x in samples], jnp.float32),
+        jnp.asarray([x.var(axis=0) for x in samples], jnp.float32),
+    )
+    everyone = Unseen(jnp.zeros((2, 0)), jnp.ones((2, 1)))
+    related = everyone._replace(relatives=jnp.asarray([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]))
+    for unseen, groups in ((everyone, ([0, 1, 2], [0, 1, 2])), (related, ([0, 1], [2]))):
+        heads = unseen.average({"head": jnp.asarray([1.0, 3.0, 8.0])})["head"]
+        np.testing.assert_allclose(heads, [np.mean(np.asarray([1.0, 3.0, 8.0])[group]) for group in groups])
+        found = jax.jit(pooled)(statistics, unseen)
+        for n, group in enumerate(groups):
+            together = np.concatenate([samples[index] for index in group])
+            np.testing.assert_allclose(found.mean[n], together.mean(axis=0), rtol=1e-5)
+            np.testing.assert_allclose(found.variance[n], together.var(axis=0), rtol=1e-5)
+            assert found.count[n] == len(together)

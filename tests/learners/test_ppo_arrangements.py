@@ -49,10 +49,16 @@ def test_two_updates(case):
 
         state, metrics = jax.lax.scan(update, state, jax.random.split(key))
         others = Unseen(CONTEXTS, agent.masks)
-        unseen = agent.evaluation_policy(state, rollout.observation[0], key, jnp.asarray(True), others)
-        return start, state, metrics, unseen
+        observation, yes = rollout.observation[0], jnp.asarray(True)
+        unseen = agent.evaluation_policy(state, observation, key, yes, others)
+        known = agent.evaluation_policy(state, observation, key, yes)
+        alike = agent.evaluation_policy(
+            state, observation, key, yes, Unseen(agent.tasks.context, agent.masks, jnp.eye(T))
+        )
+        return start, state, metrics, unseen, known, alike
 
-    start, state, metrics, unseen = jax.device_get(run(jax.random.key(0)))
+    start, state, metrics, unseen, known, alike = jax.device_get(run(jax.random.key(0)))
+    np.testing.assert_allclose(alike, known, atol=1e-6)  # related to one training task alone: that task
     for leaf in jax.tree.leaves((state.params, metrics, unseen)):
         assert np.isfinite(leaf).all()
     for part in ("policy", "value"):

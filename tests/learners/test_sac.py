@@ -568,10 +568,22 @@ def test_fine_tuning_starts_from_a_scale_between_those_of_the_tasks():
     )
     rewards = state.rewards._replace(returns=returns, largest=jnp.asarray([1.0, 10.0, 100.0]))
     alone = transfer.of_one_task(agent, 100)
-    found = jax.jit(lambda s: transfer.of_one_state(alone, s, KEY).rewards)(state._replace(rewards=rewards))
+    observations = state.observations._replace(count=jnp.full(state.observations.count.shape, 1e6))
+    state = state._replace(rewards=rewards, observations=observations)
+    unseen = Unseen(jnp.zeros((1, 0)), jnp.ones((1, 3)))
+    start = jax.jit(lambda s, unseen: transfer.of_one_state(alone, s, unseen, KEY))
+    found = start(state, unseen).rewards
     sizes = [found.returns.variance[0], found.largest[0], found.returns.mean[0]]
     np.testing.assert_allclose(sizes, [100, 10, 3], rtol=1e-4)
-    assert found.returns.count[0] == transfer.KNOWN
+    assert (
+        found.returns.count[0] == transfer.KNOWN and (start(state, unseen).observations.count == transfer.KNOWN).all()
+    )
+    alike = start(state, unseen._replace(relatives=jnp.asarray([[0.0, 0.0, 1.0]])))  # as the third task alone
+    np.testing.assert_allclose(alike.rewards.returns.variance, [1e4], rtol=1e-5)
+    chex.assert_trees_all_equal(
+        jax.tree.map(lambda x: x[0], alike.params["policy"].private),
+        jax.tree.map(lambda x: x[2], state.params["policy"].private),
+    )
 
 
 def check_fine_tuning(agent):
@@ -581,7 +593,7 @@ def check_fine_tuning(agent):
         shape = (tuning.rollout_length, 1, 1)
         seen, zeros, never = jnp.zeros((*shape, OBS)), jnp.zeros(shape), jnp.zeros(shape, bool)
         rollout = Transitions(seen, zeros, never, never, seen, {"action": zeros.astype(jnp.int32)})
-        return tuning.update(tuning.start(state, KEY), unseen, rollout, KEY)[0]
+        return tuning.update(tuning.start(state, unseen, KEY), unseen, rollout, KEY)[0]
 
     tuned = jax.eval_shape(tune, jax.eval_shape(agent.init, KEY))
     assert tuned.log_temperature.shape == (1,)

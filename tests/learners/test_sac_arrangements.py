@@ -40,9 +40,12 @@ def test_two_gradient_steps(case):
         after, metrics = agent.update(state, rollout, key)
         same = jnp.broadcast_to(rollout.observation[0][:1], rollout.observation[0].shape)
         others = Unseen(CONTEXTS, agent.masks)
-        return state, after, metrics, agent.evaluation_policy(after, same, key, jnp.asarray(True), others)
+        alone = Unseen(agent.tasks.context, agent.masks, jnp.eye(T))  # each related to one training task alone
+        acted = [agent.evaluation_policy(after, same, key, jnp.asarray(True), who) for who in (others, None, alone)]
+        return state, after, metrics, *acted
 
-    before, after, metrics, unseen = jax.device_get(run(jax.random.key(0)))
+    before, after, metrics, unseen, known, alike = jax.device_get(run(jax.random.key(0)))
+    np.testing.assert_allclose(alike, known, atol=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.params, metrics, unseen)))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, before.params)
     still = [path for path, flag in jax.tree_util.tree_leaves_with_path(moved) if not flag]

@@ -11,7 +11,7 @@ import pytest
 
 from mtjax.envs.base import continuous, discrete
 from mtjax.networks.arrangements import make_network
-from mtjax.networks.base import Parameters, of_unseen_task
+from mtjax.networks.base import Parameters
 from mtjax.networks.config import ARRANGEMENTS, SELECTIONS, NetworkConfig
 from mtjax.networks.distributions import Normal
 from mtjax.networks.policy import make_policy
@@ -231,16 +231,11 @@ def test_unit_norm_embedding_only_sees_the_direction():
     np.testing.assert_allclose(results()["unit_norm"][1], run(network, longer), rtol=1e-4, atol=1e-5)
 
 
-def test_unseen_tasks_get_the_mean_of_what_is_private():
-    _, p = network_of("multi_head")
-    chex.assert_trees_all_close(of_unseen_task(p), jax.tree.map(lambda leaf: np.mean(leaf, axis=0), p.private))
-
-
 @pytest.mark.parametrize("case", ["context", "care", "paco_told"])
 def test_an_unseen_task_is_known_by_its_description(case):
     """Zero-shot: with a training task's description it is acted for as that task is, with another it is not."""
     network, p = network_of(case)
-    private = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (T, *leaf.shape)), of_unseen_task(p))
+    private = jax.tree.map(lambda leaf: np.broadcast_to(leaf.mean(axis=0), leaf.shape), p.private)
     out = run(network, Parameters(p.shared, private), X[[0] * T], unseen_tasks(T, TASKS.context[::-1]))
     np.testing.assert_allclose(out, results(alike=True)[case][1][::-1], rtol=1e-5, atol=1e-6)
 

@@ -58,19 +58,19 @@ def _counting():
     def policy(state, observation, key, deterministic, unseen):
         return jnp.zeros((*observation.shape[:2], 1)) + 0.0 * state
 
-    def infer(state, theta, seen, weight, key, num_steps, learning_rate, batch_size, prior_cost):
+    def infer(state, theta, seen, weight, unseen, key, num_steps, learning_rate, batch_size, prior_cost):
         assert (num_steps, batch_size) == (5, 4) and seen.observation.shape == (3, 3 * HORIZON, 1)
         return theta + (seen.reward * weight).sum(axis=1, keepdims=True)
 
     adapt = Adaptation(
-        start=lambda state, number: jnp.full((number, 1), state),
+        start=lambda state, unseen: jnp.full((len(unseen.masks), 1), state),
         infer=infer,
         policy=lambda state, theta, observation, key, deterministic, unseen: jnp.broadcast_to(
             theta[:, None], (*observation.shape[:2], 1)
         ),
     )
     tune = FineTuning(
-        start=lambda state, key: state,
+        start=lambda state, unseen, key: state,
         act=lambda state, unseen, observation, key: (jnp.zeros((1, 1, 1)), {}),
         update=lambda state, unseen, rollout, key: (state + 1.0 + 0.0 * rollout.reward.sum(), {}),
         policy=lambda state, unseen, observation, key, deterministic: jnp.zeros((1, observation.shape[1], 1)) + state,
@@ -134,14 +134,14 @@ def test_no_key_is_used_twice(monkeypatch):
     def noting(place, result):
         return lambda *given: _note(used, given[place]) or result
 
-    def infer(state, theta, seen, weight, key, **settings):
+    def infer(state, theta, seen, weight, unseen, key, **settings):
         for task in jax.random.split(key, 3):  # as HiP-BMDP does
             for step in range(2):
                 _note(used, jax.random.fold_in(task, step))
         return theta
 
     tune = learner.fine_tuning(4)._replace(
-        start=noting(1, jnp.zeros(())),
+        start=noting(2, jnp.zeros(())),
         act=noting(3, (jnp.zeros((1, 1, 1)), {})),
         update=noting(3, (jnp.zeros(()), {})),
     )
@@ -152,7 +152,7 @@ def test_no_key_is_used_twice(monkeypatch):
     suite = types.SimpleNamespace(
         vector_env=lambda number, split: Watched(used),
         horizon=4,
-        splits={"extrapolation": held_out},
+        splits={"train": held_out, "extrapolation": held_out},
         action=continuous(1),
     )
     monkeypatch.setattr(adaptation._Protocol, "evaluator", lambda *asked: lambda *given, **named: {})

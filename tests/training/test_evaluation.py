@@ -13,6 +13,7 @@ from mtjax.learners.base import Learner, TaskSpec
 from mtjax.learners.config import PPOConfig
 from mtjax.learners.ppo import make_ppo
 from mtjax.networks.config import NetworkConfig
+from mtjax.suites import bodies
 from mtjax.training.evaluation import Evaluator, unseen_tasks
 
 HORIZON, S, E = 6, 2, 32
@@ -146,6 +147,25 @@ def test_without_success_nothing_is_said_of_it():
 def test_a_split_that_does_not_exist():
     with pytest.raises(ValueError, match="no split 'interpolation'"):
         _evaluator()(jnp.asarray([1, 2]), split="interpolation", key=jax.random.key(0))
+
+
+def test_a_held_out_body_is_related_to_the_training_tasks_of_that_body():
+    """Which body acts is known: a trained head of another body would make no sense in it."""
+    suite = suites.make("bodies-control")
+    assert unseen_tasks(suite, "train", {}) is None
+    for split in ("interpolation", "extrapolation"):
+        np.testing.assert_array_equal(unseen_tasks(suite, split, {}).relatives, np.eye(3))
+    members = [suites.make(name) for name in ("control-cartpole-continuous", "control-pendulum")]
+    pair = bodies.combine("pair", members)
+    first, second = (len(member.splits["train"]) for member in members)
+    relatives = np.asarray(unseen_tasks(pair, "extrapolation", {}).relatives)
+    assert relatives.shape == (len(pair.splits["extrapolation"]), first + second)
+    np.testing.assert_allclose(relatives[0], [1 / first] * first + [0] * second)
+    np.testing.assert_allclose(relatives[-1], [0] * first + [1 / second] * second)
+    assert unseen_tasks(members[0], "extrapolation", {}).relatives is None
+    twice = bodies.combine("nested", [pair, suites.make("control-acrobot-continuous")])
+    nested = np.asarray(unseen_tasks(twice, "extrapolation", {}).relatives)
+    np.testing.assert_array_equal(nested[0, : first + second], relatives[0])
 
 
 def test_held_out_tasks_keep_their_own_action_sizes():
