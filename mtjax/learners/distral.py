@@ -27,7 +27,7 @@ from mtjax.learners.agent import choose, pooled
 from mtjax.learners.base import Learner, TaskSpec, Transitions, Unseen
 from mtjax.learners.config import DistralConfig
 from mtjax.learners.minibatches import Minibatch, check_minibatches, task_major, time_major
-from mtjax.learners.ppo import PPO, PPOState, _mean
+from mtjax.learners.ppo import PPO, PPOState, weighted_mean
 from mtjax.networks.base import Parameters
 from mtjax.networks.config import NetworkConfig
 from mtjax.networks.distributions import Normal, within_bounds
@@ -87,7 +87,7 @@ class Distral(PPO):
     ) -> tuple[Array, Mapping[str, Array]]:
         """c_KL · KL(π_i ‖ π₀), which trains only π₀: a maximum-likelihood fit to the actions of the task's policy."""
         prior = self.prior(shared["policy"], batch.observation)
-        divergence = _mean(self.policy.distribution.kl(jax.lax.stop_gradient(p), prior, mask), batch.weight)
+        divergence = weighted_mean(self.policy.distribution.kl(jax.lax.stop_gradient(p), prior, mask), batch.weight)
         return self.config.distral_kl_cost * divergence, {"kl/prior": divergence}
 
     def evaluation_policy(

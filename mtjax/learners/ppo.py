@@ -382,7 +382,7 @@ class PPO(Agent):
     ) -> tuple[Array, Mapping[str, Array]]:
         """The loss of ONE task on its minibatch [B, ...], and its components and other metrics by name."""
         config, family = self.config, self.policy.distribution
-        mean = functools.partial(_mean, weight=batch.weight)
+        mean = functools.partial(weighted_mean, weight=batch.weight)
         view = batch.observation
         if self.encoder:
             view = self.encoder.apply(own(shared["value"]), own(private["value"]), task, view)
@@ -470,7 +470,7 @@ def make_ppo(
     return PPO(config, network, method, spec, num_envs=num_envs, num_updates=num_updates).learner()
 
 
-def _mean(x: Array, weight: Array | None) -> Array:
+def weighted_mean(x: Array, weight: Array | None) -> Array:
     """Mean [] of the entries of x [B] with weight 1; 0 if there are none."""
     return x.mean() if weight is None else jnp.sum(x * weight) / jnp.maximum(weight.sum(), 1.0)
 

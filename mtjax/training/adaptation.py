@@ -31,7 +31,7 @@ from mtjax.learners.replay import Sample, size_text
 from mtjax.suites.base import Suite
 from mtjax.training import adaptation_plot, files, saved, statistics
 from mtjax.training.config import load_config
-from mtjax.training.evaluation import Evaluator, unseen_tasks
+from mtjax.training.evaluation import Evaluator, unseen_of_split
 from mtjax.training.trainer import Trainer
 
 EPISODES = (0, 1, 5, 20)
@@ -147,7 +147,7 @@ class _Protocol:
 
     def __init__(self, learner: Learner, suite: Suite, split: str, contexts: Mapping[str, Array], settings: Settings):
         self.learner, self.suite, self.split, self.contexts, self.settings = learner, suite, split, contexts, settings
-        self.unseen = unseen_tasks(suite, split, contexts)
+        self.unseen = unseen_of_split(suite, split, contexts)
         self.number = len(self.unseen.masks)
 
     def evaluator(self, learner: Learner, num_seeds: int) -> Evaluator:

@@ -71,7 +71,7 @@ class Evaluator:
         env = self._env(split)  # raises if there is no such split
         everywhere = self.placement.everywhere
         flag = np.asarray(deterministic)
-        unseen = self.placement.place(unseen_tasks(self.suite, split, self.contexts), everywhere)
+        unseen = self.placement.place(unseen_of_split(self.suite, split, self.contexts), everywhere)
         keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(self.num_seeds))
         of_rounds = [jax.vmap(jax.random.fold_in, (0, None))(keys, index) for index in range(rounds)]
         program = self._program(split, env, states, of_rounds[0], flag, unseen)
@@ -137,7 +137,7 @@ class Evaluator:
         return jax.tree.map(lambda x: x.mean(axis=-1), totals)
 
 
-def unseen_tasks(suite: Suite, split: str, contexts: Mapping[str, Array]) -> Unseen | None:
+def unseen_of_split(suite: Suite, split: str, contexts: Mapping[str, Array]) -> Unseen | None:
     """What a learner is told about the tasks of a split; None for the training tasks, which it knows.
 
     Args:

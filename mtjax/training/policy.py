@@ -15,7 +15,7 @@ from mtjax.learners.base import Learner, Unseen
 from mtjax.suites.base import Suite
 from mtjax.training import saved, simulators
 from mtjax.training.config import load_config
-from mtjax.training.evaluation import unseen_tasks
+from mtjax.training.evaluation import unseen_of_split
 from mtjax.training.trainer import Trainer, TrainState
 
 Array = jax.Array
@@ -59,7 +59,7 @@ def of_state(trainer: Trainer, suite: Suite, state: TrainState, *, split: str = 
     """The policy of one seed of a trainer's state, in the tasks of a split."""
     learner = jax.tree.map(lambda leaf: leaf[seed], replay.emptied(state.learner))  # indexing would copy the replay
     learner = jax.device_get(learner)  # off the mesh, if any: the policy is to run where the observation is
-    unseen = unseen_tasks(suite, split, trainer.contexts)
+    unseen = unseen_of_split(suite, split, trainer.contexts)
     names = [info.name for info in suite.split(split).infos]
     return Policy(trainer.learner, learner, names, suite.observation_size, unseen)
 

@@ -14,7 +14,7 @@ from mtjax.learners.config import PPOConfig
 from mtjax.learners.ppo import make_ppo
 from mtjax.networks.config import NetworkConfig
 from mtjax.suites import bodies
-from mtjax.training.evaluation import Evaluator, unseen_tasks
+from mtjax.training.evaluation import Evaluator, unseen_of_split
 
 HORIZON, S, E = 6, 2, 32
 
@@ -152,19 +152,19 @@ def test_a_split_that_does_not_exist():
 def test_a_held_out_body_is_related_to_the_training_tasks_of_that_body():
     """Which body acts is known: a trained head of another body would make no sense in it."""
     suite = suites.make("bodies-control")
-    assert unseen_tasks(suite, "train", {}) is None
+    assert unseen_of_split(suite, "train", {}) is None
     for split in ("interpolation", "extrapolation"):
-        np.testing.assert_array_equal(unseen_tasks(suite, split, {}).relatives, np.eye(3))
+        np.testing.assert_array_equal(unseen_of_split(suite, split, {}).relatives, np.eye(3))
     members = [suites.make(name) for name in ("control-cartpole-continuous", "control-pendulum")]
     pair = bodies.combine("pair", members)
     first, second = (len(member.splits["train"]) for member in members)
-    relatives = np.asarray(unseen_tasks(pair, "extrapolation", {}).relatives)
+    relatives = np.asarray(unseen_of_split(pair, "extrapolation", {}).relatives)
     assert relatives.shape == (len(pair.splits["extrapolation"]), first + second)
     np.testing.assert_allclose(relatives[0], [1 / first] * first + [0] * second)
     np.testing.assert_allclose(relatives[-1], [0] * first + [1 / second] * second)
-    assert unseen_tasks(members[0], "extrapolation", {}).relatives is None
+    assert unseen_of_split(members[0], "extrapolation", {}).relatives is None
     twice = bodies.combine("nested", [pair, suites.make("control-acrobot-continuous")])
-    nested = np.asarray(unseen_tasks(twice, "extrapolation", {}).relatives)
+    nested = np.asarray(unseen_of_split(twice, "extrapolation", {}).relatives)
     np.testing.assert_array_equal(nested[0, : first + second], relatives[0])
 
 
@@ -179,8 +179,8 @@ def test_held_out_tasks_keep_their_own_action_sizes():
         version=suites.Version("1", "none", "v1", HORIZON),
         has_success=True,
     )
-    assert unseen_tasks(suite, "train", {}) is None
-    unseen = unseen_tasks(suite, "extrapolation", {"extrapolation": jnp.ones((2, 4))})
+    assert unseen_of_split(suite, "train", {}) is None
+    unseen = unseen_of_split(suite, "extrapolation", {"extrapolation": jnp.ones((2, 4))})
     np.testing.assert_array_equal(unseen.masks, [[1] * 3 + [0] * 7, [1] * 10])
     np.testing.assert_array_equal(unseen.contexts, np.ones((2, 4)))
     spec = TaskSpec(2, suite.observation_size, suite.action)

@@ -12,7 +12,7 @@ from mtjax.learners.config import PPOConfig, SACConfig
 from mtjax.networks.config import NetworkConfig
 from mtjax.training import saved
 from mtjax.training.config import RunConfig
-from mtjax.training.evaluation import unseen_tasks
+from mtjax.training.evaluation import unseen_of_split
 from mtjax.training.policy import load_policy
 from mtjax.training.run import train
 from mtjax.training.trainer import Trainer
@@ -67,7 +67,7 @@ def test_it_acts_in_tasks_that_were_held_out(run_dir):
     learner = jax.tree.map(lambda leaf: leaf[0], state.learner)
     policy, part = load_policy(run_dir, split="extrapolation"), suite.split("extrapolation")
     seen = np.random.default_rng(1).normal(size=(len(part), 2, suite.observation_size)).astype(np.float32)
-    unseen = unseen_tasks(suite, "extrapolation", trainer.contexts)
+    unseen = unseen_of_split(suite, "extrapolation", trainer.contexts)
     want = trainer.learner.policy(learner, seen, jax.random.key(0), jnp.asarray(True), unseen)
     assert policy.tasks == tuple(info.name for info in part.infos)
     for index in range(len(part)):
