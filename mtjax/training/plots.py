@@ -306,6 +306,10 @@ TITLES = {
     "explained_variance": "Explained variance of values",
     "grads/norm": "Gradient norm per task",
     "grads/weight": "Gradient weight per task",
+    "grads/norm/value": "Gradient norm per task, values",
+    "grads/weight/value": "Gradient weight per task, values",
+    "grads/conflict/value": "Conflicting pairs, values",
+    "loss": "Loss",
     "learning_rate": "Learning rate",
     "length": "Episode length",
 }
@@ -334,7 +338,7 @@ def quantities(run: Run) -> Figure | None:
             series = series.map(lambda values: np.nanmean(values, axis=-1))
         _band(axes, series, color=AGGREGATES["mean"], linewidth=2, label="mean over tasks")
         _finish(axes, TITLES.get(name, name), locator=4)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.ticklabel_format(axis="y", useOffset=False)
         if _spans_decades(series.values):
             axes.set_yscale("log")
     for axes in list(grid.flat)[len(found) :]:
