@@ -24,7 +24,7 @@ def action_spec(space: Any, task: str) -> ActionSpec:
     low, high = getattr(space, "low", None), getattr(space, "high", None)
     if low is None or np.ndim(low) != 1 or not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError(
-            f"task {task!r} has action space {space}; supported are Discrete and Box (one-dimensional, with finite bounds)"
+            f"task {task!r} has action space {space}; supported are Discrete and Box (one-dimensional, finite bounds)"
         )
     return continuous(len(low))
 
