@@ -100,12 +100,16 @@ class Vectorized:
         self._check("step's observation", step.observation, (self.observation_size,))
         for field in ("reward", "terminated", "truncated"):
             self._check(f"step's {field}", getattr(step, field), ())
+        info = {name: _strong(value) for name, value in step.info.items()}
+        if "success" in info:
+            self._check("step's info['success']", info["success"], ())
+            info["success"] = info["success"].astype(jnp.float32)
         return step._replace(
             observation=step.observation.astype(jnp.float32),
             reward=step.reward.astype(jnp.float32),
             terminated=step.terminated.astype(bool),
             truncated=step.truncated.astype(bool),
-            info={name: _strong(value) for name, value in step.info.items()},
+            info=info,
         )
 
     def _check(self, what: str, value: Array, shape: tuple[int, ...]) -> None:

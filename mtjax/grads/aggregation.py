@@ -18,6 +18,8 @@ from mtjax.grads.base import (
     Weighting,
     check_method,
     check_whole,
+    checked,
+    continued,
     default_float,
     drop_overflow,
     presence,
@@ -200,8 +202,8 @@ def _weighting_step(
             here = presence(num_tasks, mask) > 0
             options = {} if mask is None else {"mask": here}
             weights, new = method.update(seen, inner, losses=losses, **options)
-        weights = jnp.where(here, weights, 0).astype(state.group_weights.dtype)
-        return weights, jax.tree.map(_like, new, inner)
+        weights = jnp.where(here, checked(method, weights, num_tasks), 0).astype(state.group_weights.dtype)
+        return weights, continued(method, new, inner)
 
     def recompute() -> tuple[Array, Array, State]:
         if not computes:  # pass the state's Gram through, so that its buffer is not touched
@@ -242,9 +244,9 @@ def _transform_step(
     gram_of = _MeshGram(axes)
     options = {} if mask is None else {"mask": mask}
     changed, weights, inner = method.update(mine, state.inner, gram_of, losses=losses, **options)
-    inner = jax.tree.map(_like, inner, state.inner)
+    inner = continued(method, inner, state.inner)
     ones = presence(state.gram.shape[0], mask)
-    weights = jnp.where(ones > 0, weights, 0).astype(state.group_weights.dtype)
+    weights = jnp.where(ones > 0, checked(method, weights, state.gram.shape[0]), 0).astype(state.group_weights.dtype)
     changes = dict(zip(picked, changed, strict=True))
     summed = [
         grams.saturated(_direction(weights, changes[n]), g.dtype) if n in changes else grams.weighted_sum(ones, g)
@@ -269,11 +271,6 @@ def _advance(state: AggregateState, inner: State, gram: Array, weights: Array) -
         gram=gram.astype(state.gram.dtype),
         group_weights=weights,
     )
-
-
-def _like(new: Array, old: Array) -> Array:
-    """Keeps the state's dtypes fixed, so that the state can be the carry of a scan."""
-    return new if jnp.issubdtype(old.dtype, jax.dtypes.prng_key) else new.astype(old.dtype)
 
 
 def find_state(state: Any) -> AggregateState:
@@ -321,7 +318,7 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
         if not is_mine(x):
             return x
         see = method.observe if isinstance(x, LeanState) else jax.vmap(method.observe, (None, 0))  # over the groups
-        inner = jax.tree.map(_like, see(jnp.asarray(losses_after, default_float()), x.inner), x.inner)
+        inner = continued(method, see(jnp.asarray(losses_after, default_float()), x.inner), x.inner)
         if method.every > 1:  # on other calls the method did not see the losses before the step
             fresh = (x.count - 1) % method.every == 0
             inner = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), inner, x.inner)

@@ -167,6 +167,51 @@ def weigh(
     return method.update(gram, state, losses=losses, mask=left)
 
 
+def checked(method: Method, weights: Any, num_tasks: int) -> Array:
+    """The weights [T] that a method's update returned. Raises ValueError for any other shape, which would broadcast."""
+    if jnp.shape(weights) != (num_tasks,):
+        raise ValueError(f"{name_of(method)} must return weights of shape ({num_tasks},), not {jnp.shape(weights)}")
+    return jnp.asarray(weights)
+
+
+def continued(method: Method, new: State, old: State) -> State:
+    """A method's new state with the dtypes of the old one, so that it can be the carry of a scan.
+
+    Raises:
+      ValueError: the two differ in structure or shapes, or a cast would drop fractions (a float becomes an integer).
+    """
+
+    def as_array(x: Any) -> Array:
+        return x if hasattr(x, "dtype") else jnp.asarray(x)
+
+    def kind(dtype: Any) -> int:
+        kinds = (jnp.bool_, jnp.integer, jnp.inexact)
+        return next((n for n, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), len(kinds))
+
+    def keep(path: Any, old: Any, new: Any) -> Array:
+        (then, was), (now, found) = ((x.shape, x.dtype) for x in map(as_array, (old, new)))
+        if then != now or kind(found) > kind(was):
+            place = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name_of(method)} must keep the shapes and kinds of its state: state{place} is "
+                f"{was}{list(then)} at first and {found}{list(now)} after an update"
+            )
+        return new if is_key(old) else as_array(new).astype(was)
+
+    (before, after) = (jax.tree.structure(tree) for tree in (old, new))
+    if before != after:
+        raise ValueError(
+            f"{name_of(method)} must keep the structure of its state: it is {before} at first and {after} "
+            "after an update"
+        )
+    return jax.tree_util.tree_map_with_path(keep, old, new)
+
+
+def name_of(method: Method) -> str:
+    """The name of the function that made a method, for messages."""
+    return getattr(method.update, "__qualname__", "the method").split(".")[0]
+
+
 def safe_divide(a: Array, b: Array) -> Array:
     """a / b, elementwise and broadcast, and 0 where b is 0."""
     zero = b == 0

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mtjax.grads.base import Array, Method, Transform, default_float, presence
+from mtjax.grads.base import Array, Method, Transform, default_float, name_of, presence
 
 
 class Layout(NamedTuple):
@@ -72,8 +72,7 @@ def check(leaves: list[Array], num_tasks: int, losses: Any, mask: Any, method: M
     if gram is not None and jnp.shape(gram) != (num_tasks, num_tasks):
         raise ValueError(f"gram must have shape ({num_tasks}, {num_tasks}), not {jnp.shape(gram)}")
     if gram is not None and isinstance(method, Transform):
-        name = getattr(method.update, "__qualname__", "method").split(".")[0]
-        raise ValueError(f"gram is only for methods that use the Gram matrix; {name} works on the gradients")
+        raise ValueError(f"gram is only for methods that use the Gram matrix; {name_of(method)} works on the gradients")
     if getattr(method, "on_representation", False) and gram is None:
         raise ValueError(
             "mgda_ub needs the Gram matrix of the shared representation's gradients: call "

@@ -23,6 +23,8 @@ from mtjax.grads.base import (
     Weighting,
     check_gram_method,
     check_whole,
+    checked,
+    continued,
     default_float,
     drop_overflow,
     presence,
@@ -142,9 +144,9 @@ def lean(method: Weighting, *, num_tasks: int, shared: Any = None, seed: int | A
         gram = jnp.where(here[:, None] & here[None, :], gram, 0)
         gram, left = drop_overflow(gram, None if mask is None else here)
         weights, inner = weigh(method, gram, state.inner, losses.astype(gram.dtype), mask, left)
-        weights = jnp.where(left, weights, 0)
+        weights = jnp.where(left, checked(method, weights, num_tasks), 0)
         updates = _weighted(loss, params, batch, weights, here, flags)
-        return losses, updates, LeanState(inner, gram, weights.astype(gram.dtype))
+        return losses, updates, LeanState(continued(method, inner, state.inner), gram, weights.astype(gram.dtype))
 
     return Lean(init, direction)
 

@@ -3,12 +3,17 @@
 import ast
 import difflib
 import inspect
+import pathlib
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
+import mtjax
 from mtjax.grads.base import Array, Method, Transform, Weighting, check_method, default_float
 from mtjax.grads.combine import cr_mogm, every_k, normalize
 from mtjax.grads.methods.aligned_mtl import aligned_mtl
@@ -125,9 +130,18 @@ def try_out(spec: str, num_tasks: int) -> None:
     try:
         jax.eval_shape(once, *(jax.ShapeDtypeStruct(shape, default_float()) for shape in shapes))
     except (TypeError, ValueError, AttributeError) as error:
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         name = parse(spec).name
-        raise ValueError(f"{spec!r}: {first}; the method is {_signature(name)}") from error
+        raise ValueError(f"{spec!r}: {first}{_line_of(error)}; the method is {_signature(name)}") from error
+
+
+def _line_of(error: BaseException) -> str:
+    """Where the user's own code raised the error, as " (file, line n)"; "" if it was raised in a library's code."""
+    libraries = [pathlib.Path(module.__file__).parent for module in (mtjax, jax, jnp, optax, np)]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(pathlib.Path(frame.filename).is_relative_to(folder) for folder in libraries):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def build(call: Call) -> Method:

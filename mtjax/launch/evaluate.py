@@ -89,7 +89,7 @@ def run(values: command.FlagValues) -> int:
     from mtjax.training import run as training
 
     named = splits is not None
-    suite, splits = check(config, splits)
+    suite, splits = check(asked.run_dir, config, splits)
     if asked.adapt != "none":
         with command.within_memory(LESS_MEMORY):
             adapt.run(asked, config, suite, adapt.held_out(suite, splits, named=named), adapting)
@@ -125,14 +125,16 @@ def chosen(what: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def check(config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
-    """Build the suite and choose the splits: the requested ones, or all that the suite has.
+def check(run_dir: str, config: RunConfig, splits: Sequence[str] | None) -> tuple[Any, tuple[str, ...]]:
+    """Build the run's suite and choose the splits: the requested ones, or all that the suite has.
 
     Raises:
-        ValueError: the suite lacks a requested split.
+        ValueError: the suite is not registered, or lacks a requested split.
     """
     from mtjax import suites
+    from mtjax.training import saved
 
+    saved.require_suite(run_dir, config)
     suite = suites.make(config.suite)
     for name in splits or ():
         suite.split(name)

@@ -13,8 +13,8 @@ from typing import Any
 
 from mtjax import options
 from mtjax.launch import resolve
-from mtjax.training import files, lock
-from mtjax.training.config import CONFIG, RunConfig, resumed
+from mtjax.training import lock
+from mtjax.training.config import CONFIG, RunConfig, resumed, save_config
 
 RUNS = Path("runs")
 
@@ -113,9 +113,10 @@ def plan_continued(given: Mapping[str, Any], run_dir: str | Path, *, preset: str
 
 @contextlib.contextmanager
 def opened(plan: Plan) -> Iterator[None]:
-    """Lock the run's folder and write its configuration; a run to be replaced is deleted only now.
+    """Lock the run's folder and write a new run's configuration; a run to be replaced is deleted only now.
 
-    The configuration is written first: whenever the process is killed, the folder is empty or can be resumed.
+    The configuration is written first: whenever the process is killed, the folder is empty or can be resumed. That of a
+    run to be continued stays until its checkpoint is loaded, as the run may be refused until then.
 
     Raises:
         ValueError: another process is using the folder, or has left a run there since the plan was made. Nothing in
@@ -126,9 +127,8 @@ def opened(plan: Plan) -> Iterator[None]:
             raise ValueError(f"--run_dir={plan.run_dir} now holds another process's run; choose another folder")
         if plan.replace:
             _empty(plan.run_dir)
-        config = plan.resolved.config
-        files.write_json(plan.run_dir / CONFIG, dataclasses.asdict(config))
-        files.write_atomically(plan.run_dir / resolve.FLAGS, resolve.flagfile(config).encode())
+        if not plan.resume:
+            save_config(plan.resolved.config, plan.run_dir)
         yield
 
 

@@ -13,8 +13,6 @@ from mtjax.launch import presets
 from mtjax.options import as_text
 from mtjax.training.config import CONFIG, OPERATIONAL, RunConfig, changed, load_config, settle
 
-FLAGS = "flags.txt"
-
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -101,10 +99,3 @@ def require_preset(preset: str, saved: RunConfig, given: Mapping[str, Any], run_
 def is_run(folder: str | Path) -> bool:
     """True if the folder holds a run."""
     return (Path(folder).expanduser() / CONFIG).is_file()
-
-
-def flagfile(config: RunConfig) -> str:
-    """A flagfile that reproduces this configuration: every option, and no preset."""
-    lines = ["# This run's configuration: mtjax-train --flagfile=flags.txt", "--preset=none"]
-    lines += [f"--{name}={as_text(value)}" for name, value in options.flatten(config).items()]
-    return "\n".join(lines) + "\n"

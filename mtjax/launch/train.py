@@ -114,16 +114,18 @@ def run(values: command.FlagValues) -> int:
     if fit and not plan.resume:
         plan, reason = fitted(plan, asked.mesh)
         notes.append(reason)
-    suite = check(plan.resolved.config, asked.mesh)
-
     import jax
+
+    from mtjax.training import run as training
+    from mtjax.training import saved
+
+    if plan.resume:
+        saved.require_suite(plan.run_dir, plan.resolved.config)
+    suite = check(plan.resolved.config, asked.mesh)
 
     first = jax.process_index() == 0  # only the first of the run's processes writes and prints
     if first:
         print(show.start(plan, suite, notes), flush=True)
-
-    from mtjax.training import run as training
-
     try:
         with command.within_memory(LESS_MEMORY), folder.opened(plan) if first else contextlib.nullcontext():
             summary = training.train(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -181,10 +181,14 @@ def heat_map(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str
             strong = " hot" if known and part > 0.55 else ""
             cells.append(f'<td class="cell{strong}" style="{style}" title="{title}">{text if numbers else ""}</td>')
         rows.append(f"<tr><th>{html.escape(label)}</th>{''.join(cells)}</tr>")
-    head = "".join(
-        f'<th><span title="{html.escape(task, quote=True)}">{html.escape(task)}</span></th>' for task in names
+    return table_of(f"<th></th>{_upright(names)}", rows, "heat" if numbers else "heat dense")
+
+
+def _upright(names: Iterable[str]) -> str:
+    """Column heads of a heat map, which run upwards; the whole name shows on hovering if it is cut off."""
+    return "".join(
+        f'<th><span title="{html.escape(name, quote=True)}">{html.escape(name)}</span></th>' for name in names
     )
-    return table_of(f"<th></th>{head}", rows, "heat" if numbers else "heat dense")
 
 
 def profile(scores: Mapping[str, np.ndarray], looks: Mapping[str, Style], measure: str) -> str:
@@ -222,8 +226,7 @@ def improvement(values: Mapping[str, np.ndarray], order: Sequence[str]) -> str:
                 f'<td class="cell {side}" style="{style}" title="{title}">{f"<b>{text}</b>" if sure else text}</td>'
             )
         rows.append(f"<tr><th>{html.escape(ours)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th><span>{html.escape(label)}</span></th>" for label in labels)
-    return table_of(f"<th></th>{head}", rows, "heat")
+    return table_of(f"<th></th>{_upright(labels)}", rows, "heat")
 
 
 def sensitivity(suite: Suite, values: Mapping[str, np.ndarray], looks: Mapping[str, Style], measure: str) -> str:

@@ -20,7 +20,7 @@ from mtjax.training.series import Run, Series
 
 # Options that do not distinguish methods: seeds, and how often a run is logged, evaluated and saved.
 NOT_A_METHOD = (*PER_ROW, *OPERATIONAL)
-SHORT = {"grads": "", "learning_rate": "lr", "arrangement": ""}  # shortened names of options in labels
+SHORT = {"learner": "", "grads": "", "learning_rate": "lr", "arrangement": ""}  # shortened names of options in labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +224,16 @@ def differences(configs: Sequence[RunConfig]) -> tuple[str, ...]:
 def _labels(configs: Sequence[RunConfig], differing: Sequence[str], *, short: bool = True) -> list[str]:
     """Short labels: the values of the differing options, with the option's name unless the value speaks for itself.
 
+    An option that is the same in all methods of each learner follows from the learner, which the label names.
     ``short`` rounds numbers to six digits; if that gives two methods the same label, all digits are shown.
     """
     if not differing:
         return [config.grads for config in configs]
     labels = []
+    if "learner" in differing:
+        learners = dict.fromkeys(config.learner for config in configs)
+        within = [differences([c for c in configs if c.learner == learner]) for learner in learners]
+        differing = [name for name in differing if name == "learner" or any(name in names for names in within)]
     for config in configs:
         flat = options.flatten(config)
         words = []

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtjax import options, suites
+from mtjax import options
 from mtjax.envs.base import Array, VectorEnv
 from mtjax.learners import replay
 from mtjax.learners.base import Learner, Transitions, Unseen
@@ -331,7 +331,7 @@ def measure_run(
     """
     run_dir = pathlib.Path(run_dir)
     config = load_config(run_dir)
-    suite = suites.make(config.suite)
+    suite = saved.suite_of(run_dir, config)
     trainer = Trainer(config, suite)
     step, state, _ = saved.restore(run_dir, trainer, checkpoint, to_be="adapted")
     curves = {

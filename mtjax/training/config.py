@@ -13,10 +13,16 @@ from mtjax import options
 from mtjax.learners.registry import LEARNERS
 from mtjax.networks.config import NetworkConfig
 from mtjax.options import option, validate
+from mtjax.training import files
 
-CONFIG, SUITE, METRICS, SUMMARY = "config.json", "suite.json", "metrics.jsonl", "summary.json"  # in a run's folder
+# In a run's folder; FLAGFILE repeats CONFIG as flags.
+CONFIG, FLAGFILE, SUITE = "config.json", "flags.txt", "suite.json"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, whose import would load jax
 MODES = ("deterministic", "stochastic")
+
+# What two results of a suite must share to be comparable, besides the tasks: names in suites.base.Version.
+PROTOCOL = ("suite", "reward", "horizon", "goals", "success")
 
 PER_ROW = ("seed", "num_seeds")  # may always differ between packed trials: every row has its own key
 
@@ -126,6 +132,19 @@ def settle(values: Mapping[str, Any], said: Collection[str]) -> RunConfig:
             if unused.option in said or unused.option not in values:
                 raise
             del values[unused.option]
+
+
+def save_config(config: RunConfig, run_dir: str | os.PathLike) -> None:
+    """Write the configuration into a run's folder, which need not exist, as JSON and as a flagfile."""
+    files.write_json(Path(run_dir) / CONFIG, dataclasses.asdict(config))
+    files.write_atomically(Path(run_dir) / FLAGFILE, flagfile(config).encode())
+
+
+def flagfile(config: RunConfig) -> str:
+    """A flagfile that reproduces this configuration: every option, and no preset."""
+    lines = [f"# This run's configuration: mtjax-train --flagfile={FLAGFILE}", "--preset=none"]
+    lines += [f"--{name}={options.as_text(value)}" for name, value in options.flatten(config).items()]
+    return "\n".join(lines) + "\n"
 
 
 def load_config(run_dir: str | os.PathLike) -> RunConfig:

@@ -16,7 +16,7 @@ from mtjax.learners.base import Learner, Unseen, masks_of
 from mtjax.suites.base import Split, Suite
 from mtjax.training import simulators
 from mtjax.training.meshes import Placement
-from mtjax.training.rollout import compiler_options, over_seeds, traceable
+from mtjax.training.rollout import compiler_options, over_seeds, success_of, traceable
 
 
 class Evaluator:
@@ -114,7 +114,7 @@ class Evaluator:
             step_keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, index)))(keys)
             actions = jax.vmap(policy)(states, observation, step_keys[:, 0])
             env_state, result = step(env_state, actions, step_keys[:, 1])
-            success = result.info.get("success", jnp.zeros_like(result.reward))
+            success = success_of(result, required=self.suite.has_success)
             counted = {
                 "return": totals["return"] + result.reward,
                 "length": totals["length"] + 1.0,

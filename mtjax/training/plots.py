@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, MaxNLocator
 
 from mtjax.training import statistics
+from mtjax.training.progress import steps_text
 from mtjax.training.series import Run, Series, load, snapshots, thin
 from mtjax.training.series import known as _known
 
@@ -214,7 +215,7 @@ def gradients(run: Run) -> Figure | None:
     row = top.subplots(1, len(over_seeds), squeeze=False)[0]
     for index, (axes, step, matrix) in enumerate(zip(row, maps.steps, over_seeds, strict=True)):
         image = axes.imshow(matrix, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.set_title(f"{EngFormatter(places=1, sep='')(step)} steps", fontsize=9, fontweight="normal")
+        axes.set_title(f"{steps_text(step)} steps", fontsize=9, fontweight="normal")
         _task_ticks(axes, run.tasks, tasks, names=index == 0)
     top.colorbar(image, ax=row, shrink=0.85, label="cosine", extend="max" if limit < 1 else "neither")
     top.suptitle("Cosine between the tasks' gradients", x=0.01, ha="left", fontweight="bold", fontsize=11)
@@ -253,8 +254,9 @@ def routing(run: Run) -> Figure | None:
             image = axes.imshow(maps.values[index], aspect="auto", interpolation="nearest", vmax=limit, **style)
             _task_ticks(axes, run.tasks, maps.values.shape[1], names=index == 0)
             axes.set(xticks=[], xlim=(-0.5, maps.values.shape[2] - 0.5))
-            step = EngFormatter(places=1, sep="")(maps.steps[index])
-            axes.set_title(f"{kind} of the {network}, {step} steps", fontsize=9, fontweight="normal")
+            axes.set_title(
+                f"{kind} of the {network}, {steps_text(maps.steps[index])} steps", fontsize=9, fontweight="normal"
+            )
         figure.colorbar(image, ax=row, shrink=0.85)
     figure.supxlabel("source modules, experts or parameter sets", fontsize=9)
     return figure

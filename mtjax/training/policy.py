@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mtjax import options, suites
+from mtjax import options
 from mtjax.learners import replay
 from mtjax.learners.base import Learner, Unseen
 from mtjax.suites.base import Suite
@@ -41,7 +41,7 @@ def load_policy(
         >>> action = policy(observation, task="reach")  # doctest: +SKIP
     """
     config = load_config(pathlib.Path(run_dir))
-    suite = suites.make(config.suite)
+    suite = saved.suite_of(run_dir, config)
     suite.split(split)  # raises if there is no such split
     if not 0 <= seed < config.num_seeds:
         raise ValueError(f"seed is {seed}; the run has {config.num_seeds} seeds, counted from 0")
@@ -91,21 +91,25 @@ class Policy:
 
         self._act = jax.jit(act)
 
-    def __call__(self, observation: Array, task: str | int = 0, *, key: Array | None = None) -> Array:
+    def __call__(self, observation: Array, task: str | int | None = None, *, key: Array | None = None) -> Array:
         """Act in one task.
 
         Args:
             observation: [obs], or [E, obs] of E environments, as the suite's environments return it. If training
                 normalised observations, so does the policy, by the run's statistics.
-            task: its name, or its index in ``tasks``.
+            task: its name, or its index in ``tasks``; None if there is only one.
             key: for sampling from the policy's distribution; None returns its mode.
 
         Returns:
             [...] or [E, ...]: float32 in [-1, 1], or int32 choices.
 
         Raises:
-            ValueError: there is no such task, or the observation has the wrong shape.
+            ValueError: there is no such task, or several and none is named, or the observation has the wrong shape.
         """
+        if task is None:
+            if len(self.tasks) > 1:
+                raise ValueError(f"which task? The policy has {len(self.tasks)}: {', '.join(self.tasks)}")
+            task = 0
         if isinstance(task, str):
             if task not in self.tasks:
                 raise ValueError(options.unknown("task", task, self.tasks))

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtjax.suites.base import Suite
 from mtjax.training import files, policy, statistics, versions, video
-from mtjax.training.config import CONFIG, SUITE, SUMMARY, RunConfig
+from mtjax.training.config import SUITE, SUMMARY, RunConfig, save_config
 from mtjax.training.trainer import Trainer, TrainState
 
 VIDEO_STEPS = 250  # maximum number of steps drawn per episode: drawing without a GPU is slow
@@ -83,8 +83,7 @@ def write_summary(
 
 def write_description(config: RunConfig, suite: Suite, run_dir: pathlib.Path) -> None:
     """Write the run's description: its configuration, versions, and the suite with its tasks."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_json(run_dir / CONFIG, dataclasses.asdict(config))
+    save_config(config, run_dir)
     versions.write(run_dir)
     tasks = {split: [dataclasses.asdict(info) for info in part.infos] for split, part in suite.splits.items()}
     description = {"name": suite.name, "version": dataclasses.asdict(suite.version), "tasks": tasks}

@@ -54,9 +54,24 @@ def init_finished(shape: tuple[int, ...]) -> Finished:
     return Finished(*(jnp.zeros(shape, jnp.float32) for _ in Finished._fields))
 
 
-def account(running: Running, finished: Finished, step: Step) -> tuple[Running, Finished]:
+def success_of(step: Step, *, required: bool) -> Array:
+    """Whether each environment succeeds in this step, [...] as its reward; 0 where success is not defined.
+
+    Raises:
+        ValueError: ``required`` (the suite has ``has_success``), but the environment does not report it.
+    """
+    if required and "success" not in step.info:
+        found = ", ".join(map(repr, step.info)) or "nothing"
+        raise ValueError(
+            "the suite says has_success=True, but Step.info of its environment has no entry 'success', only "
+            f"{found}; report it at every step, or leave has_success out"
+        )
+    return step.info.get("success", jnp.zeros_like(step.reward))
+
+
+def account(running: Running, finished: Finished, step: Step, *, has_success: bool = False) -> tuple[Running, Finished]:
     """Account for one step [S, T, E]: extend the running episodes, and add up complete ones that end here."""
-    success = step.info.get("success", jnp.zeros_like(step.reward))
+    success = success_of(step, required=has_success)
     done = step.terminated | step.truncated
     running = Running(running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success))
 
@@ -123,7 +138,9 @@ class Carry(NamedTuple):
     finished: Finished
 
 
-def collect(act: Callable, step: Callable, carry: Carry, keys: Array, *, length: int) -> tuple[Carry, Transitions]:
+def collect(
+    act: Callable, step: Callable, carry: Carry, keys: Array, *, length: int, has_success: bool = False
+) -> tuple[Carry, Transitions]:
     """Step every environment ``length`` times.
 
     Args:
@@ -133,16 +150,20 @@ def collect(act: Callable, step: Callable, carry: Carry, keys: Array, *, length:
         carry: the state to start from.
         keys: [S] typed keys, used for this rollout only.
         length: H.
+        has_success: whether every step must report success.
 
     Returns:
         (carry after the last step, Transitions with leaves [S, H, T, E, ...]).
+
+    Raises:
+        ValueError: as :func:`success_of`.
     """
 
     def advance(carry: Carry, index: Array) -> tuple[Carry, Transitions]:
         act_keys, env_keys = _two(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index))
         actions, extras = act(carry.observation, act_keys, index)
         env_state, result = step(carry.env, actions, env_keys)
-        running, finished = account(carry.running, carry.finished, result)
+        running, finished = account(carry.running, carry.finished, result, has_success=has_success)
         transition = Transitions(
             observation=carry.observation,
             reward=result.reward,

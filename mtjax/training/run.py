@@ -74,8 +74,9 @@ def train(
 
     Raises:
         ValueError: the configuration is invalid, another process is using the folder, the folder holds a run and
-            ``resume`` is False, or it holds a run with another configuration; or the mesh does not fit the run or the
-            machine, or the replay does not fit into memory.
+            ``resume`` is False; or the run to be resumed has another configuration or another version of the suite, or
+            is finished and has no usable checkpoint; or the mesh does not fit the run or the machine, or the replay
+            does not fit into memory.
         Diverged: a loss or parameter is not finite.
         Interrupted: a signal was received; the state was saved.
         SimulatorFailed: a host simulator raised, or its process died; earlier checkpoints remain valid.
@@ -87,13 +88,16 @@ def train(
             raise ValueError(f"{run_dir} already holds a run; resume it, or choose another folder")
         if resume and (run_dir / CONFIG).exists():
             resumed(load_config(run_dir), options.flatten(config), run_dir)  # refuses another configuration
-        suite = suites.make(config.suite)
+        suite = saved.suite_of(run_dir, config, resuming=True) if resume else suites.make(config.suite)
         begin = newest_step(run_dir) if resume else 0
         trainer = Trainer(config, suite, placement=meshes.placed(meshes.parse(mesh), config, suite), begin=begin)
         memory.require_replay(trainer)
-        if processes.first():
+        known = resume and (run_dir / CONFIG).exists()
+        if processes.first() and not known:
             write_description(config, suite, run_dir)
         with at_work(trainer, run_dir, resume=resume, progress=progress, tensorboard=tensorboard) as session:
+            if processes.first() and known:  # only now: the checkpoint may be refused, which must change nothing
+                write_description(config, suite, run_dir)
             session.loop()
             return session.finish(draw=video)
 
@@ -101,8 +105,8 @@ def train(
 def evaluate(
     run_dir: str | os.PathLike,
     *,
-    splits: Sequence[str] = ("train",),
-    modes: Sequence[str] = ("deterministic",),
+    splits: str | Sequence[str] = ("train",),
+    modes: str | Sequence[str] = ("deterministic",),
     episodes: int = 50,
     seed: int = 0,
     checkpoint: int | None = None,
@@ -115,7 +119,7 @@ def evaluate(
 
     Args:
         run_dir: the run's folder.
-        splits: the splits to evaluate.
+        splits: the split or splits to evaluate.
         modes: "deterministic", "stochastic" or both.
         episodes: episodes per seed and task; host simulators may play a few more, to fill rounds of equal size.
         seed: seed of the evaluation's own randomness.
@@ -131,8 +135,9 @@ def evaluate(
         SimulatorFailed: a host simulator raised, or its process died.
     """
     run_dir = pathlib.Path(run_dir)
+    splits, modes = ((names,) if isinstance(names, str) else tuple(names) for names in (splits, modes))
     config = load_config(run_dir)
-    suite = suites.make(config.suite)
+    suite = saved.suite_of(run_dir, config)
     names = {split: [info.name for info in suite.split(split).infos] for split in splits}
     for mode in modes:
         if mode not in MODES:

@@ -3,15 +3,64 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pathlib
 import warnings
 from typing import Any
 
+from mtjax import suites
+from mtjax.suites import Suite
 from mtjax.training import memory
 from mtjax.training.checkpoint import Checkpointer
+from mtjax.training.config import PROTOCOL, SUITE, RunConfig
 from mtjax.training.trainer import Trainer, TrainState
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def require_suite(run_dir: str | os.PathLike, config: RunConfig) -> None:
+    """Raise ValueError if no suite of the name that a saved run was trained on is registered."""
+    if config.suite not in suites.names():
+        raise ValueError(
+            f"{run_dir} was trained on suite {config.suite!r}, which is not registered: import the module that "
+            f"registers it, or name that module in {suites.OWN}"
+        )
+
+
+def suite_of(run_dir: str | os.PathLike, config: RunConfig, *, resuming: bool = False) -> Suite:
+    """The suite of a saved run. Warns if it is no longer as it was when the run was started.
+
+    Args:
+        run_dir: the run's folder.
+        config: the run's configuration.
+        resuming: refuse to continue the run on other training tasks or by another protocol. Another version of the
+            simulator is allowed, with a warning.
+
+    Raises:
+        ValueError: no suite of that name is registered, or the run must not be continued.
+    """
+    require_suite(run_dir, config)
+    suite = suites.make(config.suite)
+    try:
+        then = json.loads((pathlib.Path(run_dir) / SUITE).read_text())
+        names, stamp = [info["name"] for info in then["tasks"]["train"]], then["version"]
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written, or not by us
+        return suite
+    differing = [
+        f"{'revision' if part == 'suite' else part} {stamp[part]} in the run, {getattr(suite.version, part)} now"
+        for part in (*PROTOCOL, "simulator")
+        if part in stamp and stamp[part] != getattr(suite.version, part)
+    ]
+    if names != [task.name for task in suite.tasks]:
+        differing.insert(0, "other training tasks")
+    if not differing:
+        return suite
+    what = f"suite {config.suite!r} is not as it was when {run_dir} was started: {'; '.join(differing)}"
+    if resuming and not differing[0].startswith("simulator"):
+        raise ValueError(f"{what}; start a new run in another folder")
+    warnings.warn(what, stacklevel=3)
+    return suite
 
 
 def restore(

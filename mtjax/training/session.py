@@ -120,6 +120,12 @@ class Session:
             warnings.simplefilter("ignore")  # skipped checkpoints are reported below
             found = self.saver.restore(self.trainer.abstract())
         messages = [f"checkpoint {step} is damaged and was set aside: {why}" for step, why in self.saver.skipped]
+        if found is None and (self.run_dir / SUMMARY).exists():  # starting again would discard its results
+            why = f" ({'; '.join(messages)})" if messages else ""
+            raise ValueError(
+                f"{self.run_dir} holds a finished run without a usable checkpoint{why}: it cannot be resumed; to train "
+                "again, choose another folder"
+            )
         if found is None:
             return [*messages, "no usable checkpoint: starting from the beginning"]
         step, self.state, host = found

@@ -219,7 +219,8 @@ class Trainer:
                 extras = {**extras, "detour": active}
             return actions, extras
 
-        carry, rollout = collect(act, step, state.carry, keys, length=length)
+        has_success = self.suite.has_success
+        carry, rollout = collect(act, step, state.carry, keys, length=length, has_success=has_success)
         return state._replace(carry=carry), rollout
 
     def _update(self, state: TrainState, rollout: Transitions) -> tuple[TrainState, Mapping[str, Array]]:

@@ -235,7 +235,7 @@ class Broken:
         fault = self.fault
         observation = fault.get("observation", jnp.zeros(2))
         reward, terminated = fault.get("reward", jnp.zeros(())), fault.get("terminated", jnp.zeros((), bool))
-        step = Step(observation, reward, terminated, jnp.zeros((), bool), observation, {})
+        step = Step(observation, reward, terminated, jnp.zeros((), bool), observation, fault.get("info", {}))
         return jnp.zeros(()), step
 
 
@@ -246,6 +246,7 @@ class Broken:
         ({"observation": jnp.zeros((1, 2))}, r"step's observation has shape \(1, 2\), it should be \(2,\)"),
         ({"reward": jnp.zeros(1)}, r"step's reward has shape \(1,\), it should be \(\)"),
         ({"terminated": jnp.zeros(2)}, "step's terminated"),
+        ({"info": {"success": jnp.zeros(1)}}, r"step's info\['success'\] has shape \(1,\), it should be \(\)"),
         ({"state": jnp.zeros((), jnp.int32)}, r"states of the same structure, not .*int32.* and .*float32"),
         ({"state": (jnp.zeros(()), None)}, "states of the same structure"),
     ],

@@ -400,6 +400,74 @@ def test_what_does_not_fit_the_tasks_is_said_before_anything_compiles(spec, mess
         registry.try_out(spec, 3)
 
 
+def of_ones_own(start=(), change=lambda state: state, weigh=lambda gram: jnp.ones(len(gram))):
+    """A method that a user wrote: its state, what an update makes of that, and its weights."""
+
+    def update(gram, state, *, losses=None, mask=None):
+        return weigh(gram), change(state)
+
+    return grads.Weighting(lambda num_tasks: start, update)
+
+
+def steps_of(method):
+    """The two ways in which a method is called, of 3 tasks; nothing is compiled."""
+    lean = grads.lean(method, num_tasks=3)
+
+    def leanly():
+        loss = lambda w, target: jnp.sum((w - target) ** 2)  # noqa: E731
+        params = jnp.zeros(3)
+        return lean.direction(loss, params, jnp.eye(3), lean.init(params))
+
+    yield lambda: try_step(grads.aggregate(method, num_tasks=3), jnp.eye(3))
+    yield lambda: jax.eval_shape(leanly)
+
+
+@pytest.mark.parametrize(
+    "start, change, message",
+    [(np.int32(0), lambda n: n + 0.5, r"state is int32\[\] at first and float32\[\] after"),
+     ({"n": np.zeros(3, np.float32)}, lambda s: {"n": s["n"][:2]}, r"\['n'\] is float32\[3\] at first and .*\[2\]"),
+     (np.bool_(True), lambda flag: flag + 1, r"state is bool\[\] at first and int32"),
+     ((), lambda nothing: (jnp.zeros(3),), "the structure of its state")],
+)  # fmt: skip
+def test_a_state_that_an_update_would_change_for_good(start, change, message):
+    """A mean that is kept in an integer would be cut off at every step, and nobody told."""
+    for step in steps_of(of_ones_own(jax.tree.map(jnp.asarray, start), change)):
+        with pytest.raises(ValueError, match=f"^of_ones_own must keep .*{message}"):
+            step()
+
+
+def test_a_state_keeps_its_dtypes():
+    """Of several precisions, and of a number that is not an array yet."""
+    start = {"a": jnp.zeros(2, jnp.bfloat16), "b": 0, "c": 1.0, "d": jnp.zeros((), jnp.uint32)}
+    tx = grads.aggregate(
+        of_ones_own(start, lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s)), num_tasks=3
+    )
+    state = tx.init(jnp.zeros(3))
+    after = jax.eval_shape(from_the_start(tx), jnp.eye(3), {})[1]
+    assert jax.tree.map(lambda x: x.dtype, state.inner) == jax.tree.map(lambda x: x.dtype, after.inner)
+    assert after.inner["a"].dtype == jnp.bfloat16 and after.inner["d"].dtype == jnp.uint32
+    for step in steps_of(of_ones_own(jnp.zeros(()), lambda x: (x + 1).astype(jnp.float16))):
+        step()
+
+
+@pytest.mark.parametrize(
+    "weigh, shape", [(jnp.sum, r"\(\)"), (lambda g: g[:1, 0], r"\(1,\)"), (lambda g: g, r"\(3, 3\)")]
+)
+def test_weights_that_would_broadcast(weigh, shape):
+    for step in steps_of(of_ones_own(weigh=weigh)):
+        with pytest.raises(ValueError, match=rf"^of_ones_own must return weights of shape \(3,\), not {shape}"):
+            step()
+
+
+def test_a_fault_in_a_method_of_ones_own_is_located(monkeypatch):
+    """A flag is told in one line; without the place, a user would not know where to look."""
+    monkeypatch.setitem(registry.METHODS, "mine", lambda: of_ones_own(weigh=lambda gram: gram.no_such_thing))
+    with pytest.raises(ValueError, match=r"'mine': .*no_such_thing.* \(.*test_grads_aggregate.py, line \d+\); the"):
+        registry.try_out("mine", 3)
+    with pytest.raises(ValueError, match=r"cosine_gate\(3\)': main_task 3 is out of range for 3 tasks; the method is"):
+        registry.try_out("cosine_gate(3)", 3)  # not in the user's code
+
+
 @pytest.mark.parametrize("name", ["mean", "sum", "rlw", "uncertainty", "dwa", "famo", "stch"])
 def test_no_gram_where_none_is_needed(name):
     """Methods that look at no gradient cost one weighted sum: a Gram is computed for the diagnostics only."""

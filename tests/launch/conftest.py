@@ -11,6 +11,7 @@ import pytest
 
 import mtjax.training
 from mtjax.launch import train
+from mtjax.training.config import save_config
 
 SUITE = "launch-probe"
 NUMBER = {"value": 0.5, "low": 0.25, "high": 0.75}
@@ -102,6 +103,7 @@ def training(monkeypatch, probe_suite):
 
     def train(config, run_dir, **options):
         fake.calls.append((config, run_dir, options))
+        save_config(config, run_dir)
         fake.work()
         return SUMMARY
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import mtjax
 from mtjax import options
-from mtjax.launch import command, flags, resolve, train
-from mtjax.training.config import RunConfig
+from mtjax.launch import command, flags, train
+from mtjax.training.config import RunConfig, flagfile
 
 
 def parsed(*arguments: str) -> command.FlagValues:
@@ -134,7 +134,7 @@ def test_every_configuration_survives_its_flagfile_and_its_json(tmp_path_factory
     """flags.txt and config.json of a run reproduce it, whatever its options are."""
     config = options.replace(RunConfig(), changes)
     path = tmp_path_factory.mktemp("flags") / "flags.txt"
-    path.write_text(resolve.flagfile(config))
+    path.write_text(flagfile(config))
     values = parsed(f"--flagfile={path}")
     asked = flags.given(values, train.Command())
     again = options.replace(RunConfig(), flags.given(values, RunConfig()))

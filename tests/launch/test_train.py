@@ -11,8 +11,8 @@ import sys
 import pytest
 
 import mtjax
-from mtjax.launch import resolve, train
-from mtjax.training.config import RunConfig
+from mtjax.launch import train
+from mtjax.training.config import RunConfig, flagfile
 
 PROBE = "--suite=launch-probe"
 ROOT = pathlib.Path(mtjax.__file__).parents[1]
@@ -532,7 +532,7 @@ def test_list_suites_has_a_line_for_every_suite(command, training, monkeypatch):
 
 
 def test_the_flagfile_names_every_option():
-    text = resolve.flagfile(RunConfig())
+    text = flagfile(RunConfig())
     assert "--preset=none\n" in text and "--hidden_sizes=256,256\n" in text and "run_dir" not in text
 
 

@@ -336,6 +336,18 @@ def test_methods_whose_numbers_look_alike_have_names_of_their_own(tmp_path):
     assert [m.label for m in suite.methods] == ["lr=0.0001234567", "lr=0.0001234568"]
 
 
+def test_labels_across_learners_are_short(tmp_path):
+    """Learners share few options; only those that differ between the runs of one learner tell these runs apart."""
+    config = {name: options.replace(BASE, {"learner": name, "num_envs": 8}) for name in ("ppo", "sac")}
+    config["sac"] = options.replace(config["sac"], {"num_envs": 4, "learning_rate": 1e-3})
+    cautious = options.replace(config["sac"], {"learning_rate": 1e-4})
+    for number, one in enumerate((config["ppo"], config["sac"], cautious)):
+        make_run(tmp_path / str(number), one)
+    (suite,) = data.gather([tmp_path / str(number) for number in range(3)])
+    assert [m.label for m in suite.methods] == ["ppo · lr=0.0003", "sac · lr=0.001", "sac · lr=0.0001"]
+    assert {"num_envs", "gae_lambda", "learning_rate"} <= set(suite.differing)
+
+
 def missing(folder, kinds, tasks, after=0):
     """Make values of a record null: of some tasks, in lines of these kinds, after a step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -53,10 +53,10 @@ def test_it_acts_as_the_learner_does(run_dir):
             found = policy(seen[index], task=name)
             np.testing.assert_allclose(found, mode[index], rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(policy(seen[index, 1], index), mode[index, 1], rtol=1e-5, atol=1e-6)
-        draws = [np.asarray(policy(seen[0], key=k)) for k in (key, key, jax.random.key(6))]
+        draws = [np.asarray(policy(seen[0], 0, key=k)) for k in (key, key, jax.random.key(6))]
         np.testing.assert_array_equal(draws[0], draws[1])
         assert (draws[0] != draws[2]).all() and (draws[0] != np.asarray(mode[0])).all()
-    assert (load_policy(run_dir)(seen[0]) != policy(seen[0])).any()  # another agent
+    assert (load_policy(run_dir)(seen[0], 0) != policy(seen[0], 0)).any()  # another agent
 
 
 def test_it_acts_in_tasks_that_were_held_out(run_dir):
@@ -83,7 +83,7 @@ def test_choices_of_an_agent_with_a_replay(tmp_path):
     train(config, tmp_path, progress=False, tensorboard=False, video=False)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal())
     seen = np.random.default_rng(2).normal(size=(40, 4))
-    first, last, newest = (load_policy(tmp_path, checkpoint=step)(seen) for step in (steps[0], steps[-1], None))
+    first, last, newest = (load_policy(tmp_path, checkpoint=step)(seen, 0) for step in (steps[0], steps[-1], None))
     assert len(steps) > 1 and first.shape == (40,) and jnp.issubdtype(first.dtype, jnp.integer)
     assert set(np.asarray(first).tolist()) <= {0, 1}
     np.testing.assert_array_equal(last, newest)
@@ -97,8 +97,10 @@ def test_mistakes(run_dir, tmp_path):
         policy(np.zeros(policy.observation_size), task=policy.tasks[0] + "x")
     with pytest.raises(ValueError, match="task is 99; there are"):
         policy(np.zeros(policy.observation_size), task=99)
+    with pytest.raises(ValueError, match=rf"which task\? The policy has {len(policy.tasks)}: {policy.tasks[0]}, "):
+        policy(np.zeros(policy.observation_size))
     with pytest.raises(ValueError, match=r"observation has shape \(1,\); expected"):
-        policy(np.zeros(1))
+        policy(np.zeros(1), 0)
     with pytest.raises(ValueError, match="seed is 2; the run has 2 seeds"):
         load_policy(run_dir, seed=2)
     with pytest.raises(ValueError, match="has no split 'nonsense'"):

@@ -26,6 +26,7 @@ from mtjax.training import config as training_config
 from mtjax.training import plots, record, run
 from mtjax.training.checkpoint import Checkpointer, CheckpointError
 from mtjax.training.config import RunConfig
+from mtjax.training.evaluation import Evaluator
 from mtjax.training.trainer import Part, Trainer
 
 UPDATES, STEPS = 8, 2 * 2 * 8  # of a run, of an update
@@ -437,10 +438,93 @@ def test_a_killed_run_resumes_bit_for_bit(straight, tmp_path, setting, no_plots)
 
 def test_resume_without_any_checkpoint_starts_again(straight, tmp_path, no_plots):
     """Killed before the first checkpoint: the same command plus --resume still works."""
-    shutil.copytree(straight[0], tmp_path / "run", ignore=shutil.ignore_patterns("[0-9]*"))
+    shutil.copytree(straight[0], tmp_path / "run", ignore=shutil.ignore_patterns("[0-9]*", "summary.json"))
     _train(tmp_path / "run", resume=True)
     _same(tmp_path / "run", straight[0])
     assert _events(tmp_path / "run") == ["no usable checkpoint: starting from the beginning"]
+
+
+def test_a_finished_run_without_a_checkpoint_keeps_its_results(straight, tmp_path, no_plots):
+    """Its checkpoints were deleted to free the disk, or are damaged: to start again would discard the record."""
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder)
+    for path in (folder / "checkpoints").glob("*/manifest.json"):
+        path.unlink()
+    before = {name: (folder / name).read_bytes() for name in WRITTEN}
+    with pytest.raises(ValueError, match=r"finished run without a usable checkpoint \(checkpoint .* choose another"):
+        _train(folder, dataclasses.replace(CONFIG, total_steps=2 * CONFIG.total_steps), resume=True)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match="finished run without a usable checkpoint: it cannot be resumed"):
+        _train(folder, resume=True)
+    assert {name: (folder / name).read_bytes() for name in WRITTEN} == before
+
+
+WRITTEN = ("config.json", "flags.txt", "suite.json", "versions.json", "metrics.jsonl", "summary.json")
+
+
+def test_a_run_is_not_continued_on_another_suite(straight, tmp_path, monkeypatch, no_plots):
+    """Half a run under one reward and half under another is neither; a refusal changes nothing in the folder."""
+    folder = tmp_path / "run"
+    shutil.copytree(straight[0], folder)
+    before = {name: (folder / name).read_bytes() for name in WRITTEN}
+    made = make_suite()
+    other = dataclasses.replace(made, version=dataclasses.replace(made.version, reward="v2", simulator="new"))
+    monkeypatch.setitem(base._REGISTRY, "run-drift", lambda: other)
+    changes = "is not as it was when .* was started: reward v1 in the run, v2 now; simulator none in the run, new now"
+    with pytest.raises(ValueError, match=f"{changes}; start a new run"):
+        _train(folder, dataclasses.replace(CONFIG, log_every=2), resume=True)
+    with pytest.warns(UserWarning, match=changes):
+        run.evaluate(folder, episodes=1)
+    assert {name: (folder / name).read_bytes() for name in WRITTEN if name != "metrics.jsonl"} == {
+        name: content for name, content in before.items() if name != "metrics.jsonl"
+    }
+    infos = tuple(dataclasses.replace(info, name=f"new_{info.name}") for info in made.tasks)
+    train = dataclasses.replace(made.splits["train"], infos=infos)
+    other = dataclasses.replace(made, splits={**made.splits, "train": train})
+    with pytest.raises(ValueError, match="was started: other training tasks; start a new run"):
+        _train(folder, resume=True)
+
+
+def test_a_newer_simulator_is_no_reason_to_lose_a_run(straight, tmp_path, monkeypatch, no_plots):
+    folder, made = tmp_path / "run", make_suite()
+    shutil.copytree(straight[0], folder)
+    other = dataclasses.replace(made, version=dataclasses.replace(made.version, simulator="new"))
+    monkeypatch.setitem(base._REGISTRY, "run-drift", lambda: other)
+    with pytest.warns(UserWarning, match="was started: simulator none in the run, new now"):
+        _train(folder, dataclasses.replace(CONFIG, log_every=2), resume=True)
+    assert json.loads((folder / "suite.json").read_text())["version"]["simulator"] == "new"
+    assert "--log_every=2\n" in (folder / "flags.txt").read_text()
+
+
+def test_a_run_whose_suite_is_not_registered(straight, monkeypatch):
+    """A suite of one's own, in a new shell: the nearest built-in name is not what was meant."""
+    monkeypatch.delitem(base._REGISTRY, "run-drift")
+    with pytest.raises(ValueError, match="trained on suite 'run-drift', which is not registered: .* in MTJAX_SUITES"):
+        run.evaluate(straight[0])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="has no split 'tain'"):  # one name, not its letters
+        run.evaluate(straight[0], splits="tain")
+
+
+@pytest.mark.parametrize("at_first", ["rollout", "evaluation"])
+def test_success_that_is_promised_must_be_reported(at_first, tmp_path, monkeypatch):
+    """Zeros in its place would look like a policy that never succeeds."""
+
+    class Silent(Drift):
+        def step(self, task, state, action, key):
+            state, step = super().step(task, state, action, key)
+            return state, step._replace(info={"distance": -step.reward})
+
+    version, splits = suites.Version("1", "none", "v1", 6), make_suite().splits
+    suite = suites.from_env("run-drift", Silent(), splits, version=version, has_success=True)
+    with pytest.raises(ValueError, match="has_success=True, but .* no entry 'success', only 'distance'"):
+        if at_first == "rollout":
+            trainer = Trainer(CONFIG, suite)
+            jax.eval_shape(trainer.collect, trainer.env, trainer.shapes())
+        else:
+            trainer = Trainer(CONFIG, dataclasses.replace(suite, has_success=False))
+            evaluator = Evaluator(trainer.learner, suite, episodes=2, num_seeds=2, seed=0)
+            evaluator(trainer.init().learner, split="train", deterministic=True, key=jax.random.key(0))
 
 
 # ------------------------------------------------------------------------------------------------ divergence
