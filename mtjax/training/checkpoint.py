@@ -51,7 +51,9 @@ class MismatchError(CheckpointError):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for log records of exceptions caught by Orbax's threads: Orbax raises them to us as well."""
+    """False for exceptions caught by Orbax's threads, which it raises to us as well, and for what we asked for."""
+    if record.getMessage().startswith(("CheckpointManagerOptions.read_only", "Given directory is read only")):
+        return False
     trace = record.exc_info[2] if record.exc_info else None
     return trace is None or "orbax" not in pathlib.PurePath(trace.tb_frame.f_code.co_filename).parts
 

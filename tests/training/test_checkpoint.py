@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import os
 import pathlib
 import resource
@@ -282,6 +283,16 @@ def test_writes_that_end_after_a_failed_save_print_nothing(tmp_path, monkeypatch
     del thing
     gc.collect()
     assert len(told) == 1  # what is not Orbax's is told as before
+
+
+def test_reading_logs_nothing(tmp_path, caplog):
+    """Orbax warns that what is opened to be read is opened to be read: in a notebook, at every look at a run."""
+    with Checkpointer(tmp_path) as saver:
+        saver.save(1, make_state(1))
+    caplog.set_level(logging.WARNING, logger="absl")  # as in a program that does not call environment.prepare()
+    with Checkpointer(tmp_path, read_only=True) as saver:
+        assert saver.restore(make_state(0))[0] == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_full_disk_is_an_error_and_not_the_end(tmp_path, caplog):
