@@ -125,7 +125,7 @@ def aggregate(
     def init(params: Any) -> AggregateState:
         leaves, _, plan = layout(params)
         if isinstance(method, Transform):
-            mine = [leaf for leaf, flag in zip(leaves, plan.shared, strict=False) if flag]
+            mine = [leaf for leaf, flag in zip(leaves, plan.shared, strict=True) if flag]
             inner = seeded(method.init(num_tasks, mine), seed)
         else:
             keys = jax.random.split(seeded(jax.random.key(0), seed), plan.num_groups)
@@ -156,7 +156,7 @@ def aggregate(
 
 def _leaf_grams(leaves: list[Array], axes: list[Any]) -> list[Array]:
     parts = [grams.gram_matrix([g]) for g in leaves]
-    return [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, axes, strict=False)]
+    return [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, axes, strict=True)]
 
 
 class _MeshGram(NamedTuple):
@@ -170,7 +170,7 @@ class _MeshGram(NamedTuple):
     def totals(self, leaves: list[Array]) -> Array:
         """The sum of each task's entries [T] in leaves [T, ...]; given squares, norms without the cost of a Gram."""
         parts = [jnp.sum(x.reshape(x.shape[0], -1), axis=1, dtype=grams.accumulator(x)) for x in leaves]
-        parts = [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, self.axes, strict=False)]
+        parts = [p if axis is None else lax.psum(p, axis) for p, axis in zip(parts, self.axes, strict=True)]
         return grams.sum_parts(parts)
 
 
@@ -181,7 +181,7 @@ def _group_grams(leaves: list[Array], plan: Layout) -> tuple[Array, Array]:
     every = grams.sum_parts(parts)
     seen = []
     for group in range(plan.num_groups):
-        of_group = [p for n, p in zip(picked, parts, strict=False) if plan.group[n] == group and plan.seen[n]]
+        of_group = [p for n, p in zip(picked, parts, strict=True) if plan.group[n] == group and plan.seen[n]]
         seen.append(grams.sum_parts(of_group) if of_group else jnp.zeros_like(every))
     return every, jnp.stack(seen)
 

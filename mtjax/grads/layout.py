@@ -24,15 +24,15 @@ def arrange(tree: Any, method: Method, shared: Any, groups: Any, params_axis: An
     leaves, structure = jax.tree.flatten(tree)
     paths, use = shared_leaves(tree, shared)
     sees = getattr(method, "leaves", None) or (lambda path: True)
-    seen = [flag and bool(sees(path)) for flag, path in zip(use, paths, strict=False)]
+    seen = [flag and bool(sees(path)) for flag, path in zip(use, paths, strict=True)]
     if not any(seen):
         raise ValueError(f"the method's `leaves` matches no shared leaf; the paths are {paths}")
     naming = {"global": lambda path: "", "leaf": lambda path: path}.get(groups, groups)
     if not callable(naming):
         raise ValueError(f'groups must be "global", "leaf" or a function of the path, not {groups!r}')
     labels = [naming(path) for path in paths]
-    names = list(dict.fromkeys(name for name, flag in zip(labels, use, strict=False) if flag))
-    index = [names.index(name) if flag else 0 for name, flag in zip(labels, use, strict=False)]
+    names = list(dict.fromkeys(name for name, flag in zip(labels, use, strict=True) if flag))
+    index = [names.index(name) if flag else 0 for name, flag in zip(labels, use, strict=True)]
     axes = [params_axis(path) if callable(params_axis) else params_axis for path in paths]
     check_one_layer(method, [path for path, flag in zip(paths, use, strict=True) if flag], len(names))
     plan = Layout(shared=use, seen=seen, group=index, num_groups=len(names), axes=axes)

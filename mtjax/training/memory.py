@@ -22,7 +22,7 @@ LOOK = 0.02  # fraction of the free memory: only if a rollout exceeds it is the 
 MIN_UPDATES = 200  # minimum number of updates that a chosen number of environments leaves: fewer learn little
 
 
-class Program(NamedTuple):
+class Footprint(NamedTuple):
     """Bytes used on one device while a compiled program runs.
 
     Attributes:
@@ -40,7 +40,7 @@ class Program(NamedTuple):
         return self.arguments + self.results + self.temporaries
 
 
-def of_program(compiled: Any) -> Program | None:
+def of_program(compiled: Any) -> Footprint | None:
     """The memory that a compiled program takes, or None if the compiler does not report it."""
     try:
         found = compiled.memory_analysis()
@@ -49,10 +49,10 @@ def of_program(compiled: Any) -> Program | None:
     if found is None or not hasattr(found, "temp_size_in_bytes"):
         return None
     results = max(0, found.output_size_in_bytes - found.alias_size_in_bytes)
-    return Program(found.argument_size_in_bytes, results, found.temp_size_in_bytes)
+    return Footprint(found.argument_size_in_bytes, results, found.temp_size_in_bytes)
 
 
-def describe(program: Program | None, free: int | None) -> str | None:
+def describe(program: Footprint | None, free: int | None) -> str | None:
     """One line on the memory that a run's program takes on each device; None if it is not known.
 
     Args:

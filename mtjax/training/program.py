@@ -44,7 +44,7 @@ class Program:
             self._compiled = (collect, self._update)
 
     @property
-    def memory(self) -> memory.Program | None:
+    def memory(self) -> memory.Footprint | None:
         """Memory of the largest compiled part, as one runs at a time; None if the compiler does not report it."""
         known = [found for found in map(memory.of_program, self._compiled) if found]
         return max(known, key=lambda found: found.total, default=None)

@@ -11,7 +11,7 @@ from mtjax import options
 from mtjax.launch import presets
 from mtjax.suites import make
 from mtjax.training import memory
-from mtjax.training.memory import Program, choose
+from mtjax.training.memory import Footprint, choose
 from mtjax.training.meshes import ONE, Layout
 from mtjax.training.trainer import Trainer
 
@@ -141,7 +141,7 @@ def test_what_a_compiled_program_takes():
 
 
 def test_memory_in_one_line():
-    program = Program(4 * GB, 0, 2 * GB)
+    program = Footprint(4 * GB, 0, 2 * GB)
     text = memory.describe(program, 10 * GB)
     assert text == "memory per device: 6 GB (state and rollout 4 GB, results 0 B, temporaries 2 GB); 10 GB free"
     assert memory.describe(program, GB).endswith("this will probably not fit: lower num_envs or num_seeds")
