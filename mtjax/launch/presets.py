@@ -162,7 +162,7 @@ PRESETS = (
             "initial_log_scale": -0.3,
             "return_scaling": "none",
             "reward_scale": 0.1,
-            "max_grad_norm": 0.0,  # as in the one-hour run of the README
+            "max_grad_norm": 0.0,  # as in the one-hour run of docs/results.md
             # bound_cost and detours help to open the drawer; to grasp, detours must end (experiments/exploration.py).
             "bound_cost": 0.1,
             "detour_share": 0.2,
