@@ -275,7 +275,9 @@ class SACConfig(LearnerConfig):
         "'inverse' (1/α over its mean). A task with a low temperature is nearly solved.",
         choices=("equal", "exponential", "inverse"),
     )
-    critic_grads: str = option("", "Like --grads, for the gradients of the critics; empty means the method of --grads.")
+    critic_grads: str = option(
+        "", "Like --grads, for the gradients of the critics, e.g. famo; empty means the method of --grads."
+    )
     return_scaling: str = option(
         "none",
         "'running' divides each task's rewards by the running standard deviation of its discounted return and "

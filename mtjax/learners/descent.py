@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,15 +33,23 @@ def gradient_method(spec: str, num_tasks: int, option: str = "grads", *, losses:
 
     The method's constants are leaves of its state, named "<option>.<constant>", so that they vmap along with the seeds.
 
+    Args:
+        spec: the method, e.g. "cagrad(c=0.4)".
+        num_tasks: T.
+        option: the option's name, for messages.
+        losses: why the losses may be near or below 0; None if they cannot be, and the learner tells the method those
+            after each step (see :meth:`Descent.observe`).
+
     Raises:
         ValueError: there is no such method, learners cannot use it, or it does not support this many tasks.
     """
     method = grads.tunable(spec, f"{option}.")
     if getattr(method, "on_representation", False):
         raise ValueError(f"{option}: {spec} needs gradients of a representation, which no learner provides")
-    if getattr(method, "observe", None) is not None:
+    if getattr(method, "observe", None) is not None and losses:
         raise ValueError(
-            f"{option}: {spec} needs the losses after the step on the same batch, which no learner computes"
+            f"{option}: {spec} compares logarithms of the losses before and after a step, but {losses}; it is for the "
+            "critics of SAC: --critic_grads"
         )
     registry.try_out(spec, num_tasks)
     for call in _calls(registry.parse(spec)):
@@ -156,6 +164,17 @@ class Descent:
         )
         moved = jax.tree.map(lambda p, s: p - rate * s, parameters, Parameters(step, private_step))
         return moved, DescentState(shared, private, transform), known
+
+    def observe(self, state: DescentState, losses_after: Callable[[], Array]) -> DescentState:
+        """Tell the method the losses after a step, if it needs them (FAMO).
+
+        Args:
+            state: state after that step.
+            losses_after: computes them [T] from the new parameters, on the same batch; called only if needed.
+        """
+        if state.grads == () or getattr(self.method, "observe", None) is None:
+            return state
+        return state._replace(grads=grads.observe(self.method, state.grads, losses_after()))
 
 
 def combine(

@@ -404,14 +404,16 @@ class SAC(Agent):
         known = self._known(state, key)
         target = jax.vmap(self.task_target, in_axes=(OF_TASK, OF_TASK, 0, 0))(policy, state.targets, known, batch)
 
-        (losses, critic_metrics), critic_grads = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))(
-            critic, policy, known, batch, target
-        )
+        critic_gradient = jax.vmap(self.critic_gradient, in_axes=(OF_TASK, OF_TASK, 0, 0, 0))
+        (losses, critic_metrics), critic_grads = critic_gradient(critic, policy, known, batch, target)
         exploded = self._exploded(critic_metrics["loss/value"])
         critic_grads = paco.without(critic_grads, exploded)
         critic_rate = _or(hyper.critic_learning_rate, hyper.learning_rate)
         critic, critic_descent, critic_conflict = self._descend(
             "critic", state, critic_grads, losses, critic_rate, exploded
+        )
+        critic_descent = self.descent["critic"].observe(
+            critic_descent, lambda: critic_gradient(critic, policy, known, batch, target)[0][0]
         )
 
         batch = batch._replace(view=self._see(critic, self.tasks, batch.observation))

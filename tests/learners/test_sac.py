@@ -448,6 +448,29 @@ def test_each_network_has_its_own_method():
         _make(critic_grads="som")
 
 
+@pytest.mark.parametrize("arrangement", ["one_hot", "independent"])
+def test_famo_is_told_the_critics_losses_after_each_step(arrangement):
+    """Of the same batch and targets, with the new critics; otherwise its logits would stand still at 0."""
+    options = {"action": continuous(2), "critic_grads": "famo(gamma=0.0)", "arrangement": arrangement}
+    agent, *_ = _before(**options)
+    state, batch, after, metrics = _stepped(**options)
+    if arrangement == "independent":  # nothing is shared, so nothing is combined
+        assert after.descent["critic"].grads == ()
+        return
+
+    @jax.jit
+    def losses_after(state, critic, batch):
+        known, axes = agent._known(state, KEY), (sac.OF_TASK, sac.OF_TASK, 0, 0)
+        target = jax.vmap(agent.task_target, in_axes=axes)(state.params["policy"], state.targets, known, batch)
+        return jax.vmap(agent.critic_loss, in_axes=(sac.OF_TASK, 0, 0, 0))(critic, known, batch, target)[0]
+
+    found = np.log(np.asarray(losses_after(state, after.params["critic"], batch), np.float64))
+    progress = np.log(np.asarray(metrics["loss/value"], np.float64)) - found
+    logits = jax.tree.leaves(after.descent["critic"].grads.inner)[0][0]
+    assert np.abs(progress).min() > 1e-3  # all critics have moved
+    np.testing.assert_allclose(logits, -0.025 * (progress - progress.mean()) / T, rtol=1e-3, atol=1e-6)
+
+
 # -------------------------------------------------------------------------------------------------- updates
 
 
