@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtjax.envs.adjust import on_host
-from mtjax.envs.base import ActionSpec, Env, Task, VectorEnv
+from mtjax.envs.base import ActionSpec, Env, Step, Task, VectorEnv
 from mtjax.envs.vectorize import vectorize
 
 SPLITS = ("train", "interpolation", "extrapolation")
@@ -168,7 +168,7 @@ def from_env(
     splits: Mapping[str, Split],
     *,
     version: Version,
-    has_success: bool = False,
+    has_success: bool | None = None,
     render: Render | None = None,
 ) -> Suite:
     """Make a suite from a pure environment and batches of its task parameters.
@@ -178,6 +178,8 @@ def from_env(
         env: the environment; every task is one pytree of its parameters.
         splits: by name; each Split's ``tasks`` has leaves [T, ...], and its ``infos`` one entry per task.
         version: the stamp; its ``horizon`` is the episode length.
+        has_success: whether the environment reports success; None means to find out, by tracing one step.
+        render: draws an episode.
 
     Returns:
         The suite, ready for ``suite.vector_env(num_envs)``.
@@ -198,6 +200,9 @@ def from_env(
         if len(set(task_names)) != len(task_names):
             raise ValueError(f"split {label!r} of {name!r} repeats a task name: {task_names}")
 
+    if has_success is None:
+        has_success = "success" in _traced_step(env, splits["train"].tasks).info
+
     def make_vector_env(split: Split, num_envs: int, *, seed: int) -> VectorEnv:
         del seed
         return vectorize(env, split.tasks, num_envs, horizon=version.horizon)
@@ -213,6 +218,18 @@ def from_env(
         has_success=has_success,
         render=render,
     )
+
+
+def _traced_step(env: Env, tasks: Task) -> Step:
+    """Shapes and dtypes of one step of the first task."""
+
+    def once(tasks: Task, key: jax.Array) -> Step:
+        task = jax.tree.map(lambda leaf: leaf[0], tasks)
+        state, _ = env.reset(task, key)
+        action = jnp.zeros(env.action.shape, jnp.float32 if env.action.kind == "continuous" else jnp.int32)
+        return env.step(task, state, action, key)[1]
+
+    return jax.eval_shape(once, tasks, jax.random.key(0))
 
 
 # ---------------------------------------------------------------------------------------- registry

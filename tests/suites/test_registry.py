@@ -44,6 +44,19 @@ def test_from_env_makes_a_working_suite():
     assert observation.tolist() == [[[1.0]] * 3, [[2.0]] * 3]
 
 
+def test_from_env_finds_out_whether_success_is_reported():
+    """Without has_success=True it used to be lost, without a word."""
+
+    class Reaching(Drift):
+        def step(self, task, state, action, key):
+            state, step = super().step(task, state, action, key)
+            return state, step._replace(info={"success": jnp.abs(state) < 0.1})
+
+    splits = {"train": split(1.0, 2.0)}
+    assert suites.from_env("drift", Reaching(), splits, version=VERSION).has_success
+    assert not suites.from_env("drift", Reaching(), splits, version=VERSION, has_success=False).has_success
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
