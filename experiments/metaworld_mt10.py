@@ -46,10 +46,11 @@ def training_curve(run_dir: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def evaluated(run_dir: pathlib.Path) -> Mapping[str, Any] | None:
-    """The newest deterministic evaluation over at least as many goals as a finished run's; None if there is none."""
+    """The last checkpoint's deterministic evaluation over at least as many goals as a finished run's, or None."""
     least = load_config(run_dir).final_evaluation_episodes
     lines = [line for line in record.read(run_dir) if line["kind"] == "evaluation" and line["mode"] == "deterministic"]
-    return next((line for line in reversed(lines) if line["split"] == "train" and line["episodes"] >= least), None)
+    enough = [line for line in lines if line["split"] == "train" and line["episodes"] >= least]
+    return max(reversed(enough), key=lambda line: line["step"], default=None)
 
 
 def interim(run_dir: pathlib.Path) -> str:

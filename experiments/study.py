@@ -101,7 +101,8 @@ def read(run_dir: pathlib.Path, measure: str) -> Result:
         if line["kind"] == "evaluation" and line["split"] == "train" and line["mode"] == "deterministic"
     ]
     final = next(line for line in mine if line["final"])
-    curve = [line for line in mine if line["step"] < final["step"]] + [final]
+    before = [line for line in mine if line["step"] < final["step"]]
+    curve = [*sorted(before, key=lambda line: line["step"]), final]  # an old checkpoint may have been evaluated since
     return Result(
         np.asarray([line["step"] for line in curve]),
         np.stack([line["values"][measure] for line in curve]),

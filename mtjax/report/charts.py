@@ -102,6 +102,8 @@ def results(
             bar = svg.interval(value["value"], value["low"], value["high"], scales[name], looks[label])
             cells.append(f"<td>{bar}<span>{text}</span></td>")
         note = "" if method.complete else ' <em class="chip running">unfinished</em>'
+        if method.diverged:
+            note = f' <em class="chip diverged">{method.diverged} diverged</em>'
         dot = f'<i class="dot c{looks[label].colour}"></i>'
         rows.append(
             f"<tr><th>{dot}{html.escape(label)}{note}</th><td class='n'>{method.seeds}</td>{''.join(cells)}</tr>"

@@ -15,7 +15,7 @@ from mtjax import options
 from mtjax.report.folder import SWEEP, kind_of
 from mtjax.sweeps import ledger, plan
 from mtjax.training import packing, record, series
-from mtjax.training.config import OPERATIONAL, PER_ROW, SUITE, SUMMARY, RunConfig, load_config
+from mtjax.training.config import OPERATIONAL, PER_ROW, PROTOCOL, SUITE, SUMMARY, RunConfig, load_config
 from mtjax.training.series import Run, Series
 
 # Options that do not distinguish methods: seeds, and how often a run is logged, evaluated and saved.
@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         name: name of its folder.
         config: its configuration.
-        state: "done", "running", "failed" … ; "unfinished" for a run without a summary.
+        state: "done", "diverged", "running", "failed" … ; "unfinished" for another run without a summary.
         error: why it failed, or None.
         lines: its record, as ``record.read`` returns it; empty if nothing is recorded yet.
         folder: folder of its videos and versions.
@@ -53,7 +53,9 @@ class Method:
         config: configuration of its first run.
         entries: its runs.
         run: their records, joined along the seeds.
-        final: by split and measure, the values [S, T] of the last deterministic evaluation.
+        final: by split and measure, the values [S, T] of the last deterministic evaluation, of the runs that have one;
+            a run that diverged has no final policy.
+        diverged: number of runs that diverged.
         complete: True if every run is done.
     """
 
@@ -62,6 +64,7 @@ class Method:
     entries: tuple[Entry, ...]
     run: Run
     final: Mapping[str, Mapping[str, np.ndarray]]
+    diverged: int
     complete: bool
 
     @property
@@ -106,7 +109,7 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
             repeated seed of a method, which would be the same agent.
 
     Returns:
-        One Suite for every suite of tasks, and for every version of it with other tasks, rewards or horizon.
+        One Suite for every suite of tasks, and for every version of it with other tasks or another protocol.
 
     Raises:
         ValueError: a folder is neither a run nor a sweep, or a record is malformed.
@@ -128,7 +131,7 @@ def gather(folders: Iterable[str | os.PathLike]) -> list[Suite]:
 
 
 def _version(entry: Entry, others: Iterable[str]) -> str:
-    """What runs of one suite must share for their numbers to be comparable: tasks, rewards and horizon.
+    """What runs of one suite must share for their numbers to be comparable: tasks and protocol.
 
     An entry that has not written its suite yet gets the version of another entry with the same tasks; an entry that has
     recorded nothing gets the version of any.
@@ -137,15 +140,19 @@ def _version(entry: Entry, others: Iterable[str]) -> str:
     if path.is_file():
         suite = json.loads(path.read_text())
         names = [info["name"] for info in suite["tasks"]["train"]]
-        return json.dumps([names, [suite["version"].get(part) for part in ("suite", "reward", "horizon")]])
+        return json.dumps([names, [suite["version"].get(part) for part in PROTOCOL]])
     names = list(record.task_names(entry.lines))
     return next((other for other in others if not names or json.loads(other)[0] == names), json.dumps([names, None]))
 
 
 def of_run(folder: pathlib.Path) -> Entry:
     """The entry of a run's folder."""
-    state = "done" if (folder / SUMMARY).is_file() else "unfinished"
-    return Entry(folder.name, load_config(folder), state, None, _record(folder), folder)
+    lines, state, error = _record(folder), "unfinished", None
+    if (folder / SUMMARY).is_file():
+        state = ledger.DONE
+    elif lines and lines[-1]["kind"] == "event" and lines[-1]["message"].startswith("diverged at step"):
+        state, error = ledger.DIVERGED, lines[-1]["message"]
+    return Entry(folder.name, load_config(folder), state, error, lines, folder)
 
 
 def of_sweep(folder: pathlib.Path) -> list[Entry]:
@@ -258,18 +265,15 @@ def _short(value: Any) -> str:
 def _method(label: str, parts: Sequence[tuple[Entry, list[int]]]) -> Method:
     entries = [entry for entry, _ in parts]
     runs = [_of_rows(series.sort(entry.lines), rows) for entry, rows in parts]
-    finals = [final_values(entry.lines, rows) for entry, rows in parts]
-    splits = [split for split in finals[0] if all(split in final for final in finals)]
-    final = {
-        split: {
-            measure: np.concatenate([f[split][measure] for f in finals])
-            for measure in finals[0][split]
-            if all(measure in f[split] for f in finals)
-        }
-        for split in splits
-    }
-    complete = all(entry.state == "done" for entry in entries)
-    return Method(label, entries[0].config, tuple(entries), _join(runs), final, complete)
+    finals: dict[str, dict[str, list[np.ndarray]]] = {}
+    for entry, rows in parts:
+        for split, measures in final_values(entry.lines, rows).items() if entry.state != ledger.DIVERGED else ():
+            for name, values in measures.items():
+                finals.setdefault(split, {}).setdefault(name, []).append(values)
+    final = {split: {name: np.concatenate(v) for name, v in measures.items()} for split, measures in finals.items()}
+    diverged = sum(entry.state == ledger.DIVERGED for entry in entries)
+    complete = all(entry.state == ledger.DONE for entry in entries)
+    return Method(label, entries[0].config, tuple(entries), _join(runs), final, diverged, complete)
 
 
 def _of_rows(run: Run, rows: Sequence[int]) -> Run:
@@ -286,43 +290,54 @@ def _of_rows(run: Run, rows: Sequence[int]) -> Run:
 def final_values(
     lines: Sequence[Mapping[str, Any]], rows: Sequence[int] | slice = slice(None)
 ) -> dict[str, dict[str, np.ndarray]]:
-    """By split and measure, the values [S, T] of ``rows`` in the final deterministic evaluation, else the last one."""
+    """By split and measure, the values [S, T] of ``rows`` in the final deterministic evaluation.
+
+    Without a final one, that of the largest step: an old checkpoint may have been evaluated since.
+    """
     found: dict[str, Mapping[str, Any]] = {}
     for line in lines:
         if line["kind"] == "evaluation" and line["mode"] == "deterministic":
             before = found.get(line["split"])
-            if before is None or line["final"] or not before["final"]:
+            if before is None or (line["final"], line["step"]) >= (before["final"], before["step"]):
                 found[line["split"]] = line
     return {split: {k: np.asarray(v, float)[rows] for k, v in line["values"].items()} for split, line in found.items()}
 
 
 def _join(runs: Sequence[Run]) -> Run:
-    """Join runs along the seeds; the steps are the first run's, at which the others are interpolated."""
+    """Join runs along the seeds. A run that lacks a series, e.g. as it has just started, contributes nothing to it."""
     if len(runs) == 1:
         return runs[0]
-    first = runs[0]
-    evaluations = {split: _join_series([run.evaluations.get(split, {}) for run in runs]) for split in first.evaluations}
-    return first._replace(train=_join_series([run.train for run in runs]), evaluations=evaluations)
+    splits = dict.fromkeys(split for run in runs for split in run.evaluations)
+    evaluations = {split: _join_series([run.evaluations.get(split, {}) for run in runs]) for split in splits}
+    return runs[0]._replace(train=_join_series([run.train for run in runs]), evaluations=evaluations)
 
 
 def _join_series(parts: Sequence[Mapping[str, Series]]) -> dict[str, Series]:
+    """Series by name, at the steps of the one that reaches furthest, at which the others are interpolated."""
     joined = {}
-    for name, first in parts[0].items():
-        others = [part.get(name) for part in parts]
-        if any(other is None or other.values.shape[2:] != first.values.shape[2:] for other in others):
-            continue
-        if first.values.ndim < 2:
+    for name in dict.fromkeys(name for part in parts for name in part):
+        found = [part[name] for part in parts if name in part and part[name].values.ndim > 1]
+        if not found:
             continue  # no seed axis, e.g. a speed
-        joined[name] = Series(first.steps, np.concatenate([_at(other, first.steps) for other in others], axis=1))
+        furthest = max(found, key=lambda series: (series.steps[-1], len(series.steps)))
+        alike = [series for series in found if series.values.shape[2:] == furthest.values.shape[2:]]
+        values = np.concatenate([_at(series, furthest.steps) for series in alike], axis=1)
+        joined[name] = Series(furthest.steps, values)
     return joined
 
 
 def _at(part: Series, steps: np.ndarray) -> np.ndarray:
-    """A series linearly interpolated at other steps; NaN beyond its end."""
+    """A series linearly interpolated at other steps, between known values; NaN before its first and after its last."""
     if np.array_equal(part.steps, steps):
         return part.values
-    flat = part.values.reshape(len(part.steps), -1)
-    columns = [np.interp(steps, part.steps, column, right=np.nan) for column in flat.T]
+
+    def between(column: np.ndarray) -> np.ndarray:
+        known = np.isfinite(column)
+        if not known.any():
+            return np.full(len(steps), np.nan)
+        return np.interp(steps, part.steps[known], column[known], left=np.nan, right=np.nan)
+
+    columns = [between(column) for column in part.values.reshape(len(part.steps), -1).T]
     return np.stack(columns, axis=1).reshape(len(steps), *part.values.shape[1:])
 
 

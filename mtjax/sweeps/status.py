@@ -126,7 +126,10 @@ def _measure(line: Mapping[str, Any] | None, part: slice) -> tuple[str, dict[str
 
 
 def _newest(path: pathlib.Path) -> dict[str, dict]:
-    """The newest training line and the newest deterministic evaluation of the training tasks in a record."""
+    """The newest training line and the newest deterministic evaluation of the training tasks in a record.
+
+    Newest by step: an old checkpoint may have been evaluated since. Reads no more of the file's end than needed.
+    """
     found: dict[str, dict] = {}
     try:
         size = path.stat().st_size
@@ -136,8 +139,7 @@ def _newest(path: pathlib.Path) -> dict[str, dict]:
                 file.seek(max(0, size - reach))
                 lines = file.read().split(b"\n")
                 for text in reversed(lines if reach >= size else lines[1:]):
-                    _take(found, text)
-                    if len(found) == 2:
+                    if _take(found, text):
                         return found
                 if reach >= size:
                     return found
@@ -146,12 +148,17 @@ def _newest(path: pathlib.Path) -> dict[str, dict]:
         return found
 
 
-def _take(found: dict[str, dict], text: bytes) -> None:
+def _take(found: dict[str, dict], text: bytes) -> bool:
+    """Take in a line of a record that is read backwards. Returns True if earlier lines cannot be newer."""
     try:
         line = json.loads(text)
     except ValueError:
-        return  # empty or incomplete
+        return False  # empty or incomplete
     kind = line.get("kind")
     other = kind == "evaluation" and (line["split"], line["mode"]) != ("train", "deterministic")
     if kind in ("train", "evaluation") and not other:
-        found.setdefault(kind, line)
+        newest = found.setdefault(kind, line)
+        if line["step"] > newest["step"]:
+            found[kind] = line
+    # What the run itself evaluated at later steps, it has recorded after this training line.
+    return kind == "train" and "evaluation" in found and line["step"] <= found["evaluation"]["step"]

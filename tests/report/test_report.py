@@ -192,6 +192,63 @@ def test_the_final_evaluation_counts_not_a_later_one(three, tmp_path):
     assert suite.methods[0].final["train"]["success_any"][0, 0] == 0.5
 
 
+def test_without_a_final_evaluation_the_furthest_counts_not_the_last_written(tmp_path):
+    """A run that was stopped, one of whose old checkpoints was looked at again."""
+    folder = make_run(tmp_path / "run", final=False, finished=False)
+    with Recorder(folder, TASKS, tensorboard=False) as recorder:
+        values = {"return": np.zeros((1, 3)), "success_any": np.zeros((1, 3))}
+        recorder.evaluation(
+            500, 9.0, split="train", mode="deterministic", final=False, episodes=1, values=values, task_names=TASKS
+        )
+    (suite,) = data.gather([folder])
+    assert suite.methods[0].final["train"]["success_any"][0, 0] == 0.5
+
+
+def test_a_seed_that_has_just_started_takes_nothing_from_the_others(tmp_path):
+    """It has trained, but was not evaluated yet: the other seeds' results stay."""
+    folders = [make_run(tmp_path / str(seed), dataclasses.replace(BASE, seed=seed)) for seed in range(2)]
+    young = make_run(tmp_path / "young", dataclasses.replace(BASE, seed=2), finished=False)
+    lines = (young / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (young / "metrics.jsonl").write_text("".join(lines[:2]))
+    assert [line["kind"] for line in data.of_run(young).lines] == ["tasks", "train"]
+    for order in ([*folders, young], [young, *folders]):
+        (suite,) = data.gather(order)
+        (method,) = suite.methods
+        assert method.seeds == 2 and not method.complete and set(method.final) == {"train", "extrapolation"}
+        assert method.run.evaluations["train"]["success_any"].values.shape == (2, 2, 3)
+        returns = method.run.train["return"]
+        assert returns.values.shape == (10, 3, 3) and returns.steps[-1] == 1000
+        assert np.isfinite(returns.values).sum(axis=(0, 2)).tolist().count(3) == 1  # the young one's first record
+
+
+def test_curves_are_pooled_where_they_are_known():
+    """Whatever the order of the runs, to the end of the longest; nothing is invented before a run's first number."""
+    steps = np.arange(1, 11) * 100.0
+    long = {"return": Series(steps, np.zeros((10, 1, 2)))}
+    late = {"return": Series(np.array([500.0, 1000.0]), np.array([[[1.0, 1.0]], [[3.0, np.nan]]]))}
+    for place, parts in ((1, [long, late]), (0, [late, long])):
+        joined = data._join_series(parts)["return"]
+        np.testing.assert_array_equal(joined.steps, steps)
+        new = joined.values[:, place, 0]
+        assert np.isnan(new[:4]).all()
+        np.testing.assert_allclose(new[4:], [1.0, 1.4, 1.8, 2.2, 2.6, 3.0])
+        gap = joined.values[:, place, 1]
+        assert gap[4] == 1.0 and np.isnan(np.delete(gap, 4)).all()
+
+
+def test_a_diverged_run_has_no_final_result(tmp_path):
+    """What its policy scored before the collapse is not what this method gives; and the page says what happened."""
+    folders = [make_run(tmp_path / "good", success=0.4)]
+    folders.append(make_run(tmp_path / "bad", dataclasses.replace(BASE, seed=1), success=1.0, finished=False))
+    with Recorder(folders[1], TASKS, tensorboard=False) as recorder:
+        recorder.event(1000, 9.0, "diverged at step 1100: not finite: the loss of task 'reach' (seed 1)")
+    (suite,) = data.gather(folders)
+    (method,) = suite.methods
+    assert method.final["train"]["success_any"][:, 0].tolist() == [0.4] and method.diverged == 1
+    text = assert_offline(page.write(folders, tmp_path / "r.html").read_text()).text
+    assert text.count("1 diverged") == 2 and "diverged at step 1100" in text
+
+
 @pytest.mark.parametrize("has_success", [True, False])
 def test_one_unfinished_run(tmp_path, has_success):
     """A page can be had of a run that still trains, of one seed, with or without success."""

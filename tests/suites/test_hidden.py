@@ -36,9 +36,15 @@ def test_splits_lie_where_their_names_say(name):
 
 @pytest.mark.parametrize("name", hidden.MIXED)
 def test_mixed_families_do_not_move_two_parameters_together(name):
-    table = np.array([list(task.values()) for task in parameters(name)["train"]])
-    correlations = np.corrcoef(table.T)[~np.eye(table.shape[1], dtype=bool)]
-    assert table.shape == (8, 5) and np.abs(correlations).max() < 0.8
+    for split, largest in {"train": 0.8, "interpolation": 0.1, "extrapolation": 0.1}.items():
+        table = np.array([list(task.values()) for task in parameters(name)[split]])
+        correlations = np.corrcoef(table.T)[~np.eye(table.shape[1], dtype=bool)]
+        assert table.shape == (8, 5) and np.abs(correlations).max() < largest, split
+        high = table > table.mean(axis=0)
+        if split != "train":  # heavy and strong, heavy and weak, light and strong, light and weak: each twice
+            for j in range(1, 5):
+                for i in range(j):
+                    assert np.unique(2 * high[:, i] + high[:, j], return_counts=True)[1].tolist() == [2, 2, 2, 2]
 
 
 def test_the_families_of_mtenv_have_its_numbers():

@@ -54,6 +54,16 @@ def test_each_trial_of_a_program_has_its_own_numbers(sweep, monkeypatch, tail):
     assert now.rows[2].error == "ValueError: no" and now.rows[4].share == 1.0
 
 
+def test_an_old_checkpoint_that_is_evaluated_is_not_the_newest(sweep):
+    path = plan.program_dir(sweep, "p001") / "metrics.jsonl"
+    torn = path.read_text()
+    old = {"kind": "evaluation", "step": 100, "split": "train", "mode": "deterministic",
+           "values": {"success_any": [[0.0, 0.0]] * 4}}  # fmt: skip
+    path.write_text(torn[: torn.rindex("\n") + 1] + json.dumps(old) + "\n")
+    first, second = status.look(sweep).rows[:2]
+    assert (first.measures["mean"], second.measures["mean"]) == pytest.approx((0.2, 0.8)) and first.share == 0.25
+
+
 def test_time_left(sweep):
     events = ledger.read(sweep)
     now = status.look(sweep, now=events[0]["time"] + 60)

@@ -56,7 +56,8 @@ class Ant(MjxEnv):
           <geom name="{name}_foot" type="sphere" pos="{shin * x} {shin * y} 0" size=".08" mass="0"/>
       </body></body>"""
 
-        body = f"""<body name="torso" pos="0 0 .75"><freejoint name="root"/>
+        height = 0.75 + 0.48 * (leg - 1)  # the feet of bent shins of any length start equally far above the floor
+        body = f"""<body name="torso" pos="0 0 {height:.4f}"><freejoint name="root"/>
       <geom name="torso" type="sphere" size=".25" density="{density}"/>
       {"".join(limb(name, x, y) for name, (x, y) in _LEGS.items())}</body>"""
         joints = [f"{name}_{joint}" for name in _LEGS for joint in ("hip", "ankle")]
