@@ -75,7 +75,10 @@ class Vectorized:
         step_key, reset_key = jax.random.split(key)
         over_envs = jax.vmap(self.env.step, in_axes=(None, 0, 0, 0))
         over_tasks = sharding.independent(jax.vmap(over_envs))
-        env_state, step = over_tasks(self.tasks, state.env, actions, self._keys(step_key))
+        returned = over_tasks(self.tasks, state.env, actions, self._keys(step_key))
+        env_state, step = self._pair("step", returned, "(state, Step)")
+        if not isinstance(step, Step):
+            raise ValueError(f"{type(self.env).__name__}.step must return (state, Step), not a {type(step).__name__}")
         step = self._checked(step)
         steps = state.steps + 1
         truncated = (step.truncated | (steps >= self.horizon)) & ~step.terminated
@@ -91,7 +94,8 @@ class Vectorized:
 
     def _reset(self, key):
         over_envs = jax.vmap(self.env.reset, in_axes=(None, 0))
-        state, observation = sharding.independent(jax.vmap(over_envs))(self.tasks, self._keys(key))
+        returned = sharding.independent(jax.vmap(over_envs))(self.tasks, self._keys(key))
+        state, observation = self._pair("reset", returned, "(state, observation)")
         self._check("reset's observation", observation, (self.observation_size,))
         return jax.tree.map(_strong, state), observation.astype(jnp.float32)
 
@@ -111,6 +115,12 @@ class Vectorized:
             truncated=step.truncated.astype(bool),
             info=info,
         )
+
+    def _pair(self, method: str, returned: Any, wanted: str) -> Any:
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
+            what = f"{len(returned)} values" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
+            raise ValueError(f"{type(self.env).__name__}.{method} must return {wanted}, not {what}")
+        return returned
 
     def _check(self, what: str, value: Array, shape: tuple[int, ...]) -> None:
         found = jnp.shape(value)[2:]

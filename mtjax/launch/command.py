@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import dis
 import os
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+
+from mtjax.training import signals
 
 OK = 0
 BAD_INPUT = 1
@@ -115,10 +118,27 @@ def launch(
             # Starting ffmpeg forks and execs at once, which is safe.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             warnings.showwarning = lambda message, *_: print(f"{program}: warning: {message}", file=sys.stderr)
-            return guard(program, lambda: run(values, *([rest] if positional else [])), exits, interrupted)
+            _interrupts.clear()
+            with signals.handled([signal.SIGINT], _interrupt):
+                return guard(program, lambda: run(values, *([rest] if positional else [])), exits, interrupted)
 
     app.run(main, argv=argv, flags_parser=parser)
     raise AssertionError("absl.app.run returned")
+
+
+_interrupts: list[int] = []  # received before the command had its own way to stop
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Raise KeyboardInterrupt if Ctrl-C was pressed while modules were imported: where C code or a destructor calls
+    Python, the exception is lost. Call it when imports are done, before the work starts."""
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> list[str]:

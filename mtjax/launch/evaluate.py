@@ -88,6 +88,7 @@ def run(values: command.FlagValues) -> int:
 
     from mtjax.training import run as training
 
+    command.stop_if_interrupted()
     named = splits is not None
     suite, splits = check(asked.run_dir, config, splits)
     if asked.adapt != "none":

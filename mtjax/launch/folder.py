@@ -14,7 +14,7 @@ from typing import Any
 from mtjax import options
 from mtjax.launch import resolve
 from mtjax.training import lock
-from mtjax.training.config import CONFIG, RunConfig, resumed, save_config
+from mtjax.training.config import CONFIG, METRICS, RunConfig, resumed, save_config
 
 RUNS = Path("runs")
 
@@ -56,7 +56,7 @@ def plan_new(resolved: resolve.Resolved, run_dir: str | None, *, overwrite: bool
     used = in_use(folder)
     if used and not resolve.is_run(folder):
         raise ValueError(f"--run_dir={run_dir} is not empty and is not a run; choose another folder")
-    if used and not overwrite:
+    if used and not overwrite and has_begun(folder):
         raise ValueError(
             f"--run_dir={run_dir} already holds a run; continue it with --resume, replace it with "
             "--overwrite, or choose another folder"
@@ -135,6 +135,15 @@ def opened(plan: Plan) -> Iterator[None]:
 def in_use(folder: Path) -> bool:
     """True if the folder holds any file that is not hidden: a process killed early leaves only hidden ones."""
     return folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def has_begun(folder: Path) -> bool:
+    """True if a run's folder holds any measurement or checkpoint. One that failed or was killed while it was compiled,
+    e.g. as its environment has a fault, holds nothing that a new run could destroy."""
+    with contextlib.suppress(FileNotFoundError), (folder / METRICS).open("rb") as lines:
+        if any(b'"kind":"train"' in line or b'"kind":"evaluation"' in line for line in lines):
+            return True
+    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
 
 
 def _empty(folder: Path) -> None:

@@ -122,10 +122,12 @@ def run(values: command.FlagValues) -> int:
     if plan.resume:
         saved.require_suite(plan.run_dir, plan.resolved.config)
     suite = check(plan.resolved.config, asked.mesh)
+    notes += without_effect(plan.resolved)
 
     first = jax.process_index() == 0  # only the first of the run's processes writes and prints
     if first:
         print(show.start(plan, suite, notes), flush=True)
+    command.stop_if_interrupted()
     try:
         with command.within_memory(LESS_MEMORY), folder.opened(plan) if first else contextlib.nullcontext():
             summary = training.train(
@@ -189,6 +191,15 @@ def fitted(plan: folder.Plan, mesh: str) -> tuple[folder.Plan, str]:
     config = options.replace(config, {"num_envs": processes.from_first(choice.num_envs)})
     resolved = dataclasses.replace(plan.resolved, config=config, sources={**plan.resolved.sources, "num_envs": AUTO})
     return dataclasses.replace(plan, resolved=resolved), f"num_envs is {choice.num_envs}: {choice.reason}"
+
+
+def without_effect(resolved: resolve.Resolved) -> list[str]:
+    """A note if the gradient method that the user chose has nothing to combine."""
+    config, network = resolved.config, resolved.config.network
+    apart = all(one.arrangement == "independent" for one in (network, network.of_value()))
+    if resolved.sources.get("grads") != "flag" or not apart or config.learner == "hipbmdp":  # its model is shared
+        return []
+    return [f"note: --grads={config.grads} has no effect: with arrangement=independent, the tasks share no parameters"]
 
 
 def check(config: RunConfig, mesh: str = "") -> Suite:

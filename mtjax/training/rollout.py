@@ -21,8 +21,17 @@ class Running(NamedTuple):
     success: Array  # 1 once the episode has succeeded at any step
 
 
-class Finished(NamedTuple):
-    """Sums over each environment's complete episodes that ended since the last report; every leaf is [S, T, E]."""
+class Latest(NamedTuple):
+    """Each environment's latest complete episode; every leaf is [S, T, E], NaN before the first.
+
+    Averages over all environments are taken of these, and not of the episodes that have just ended: short episodes end
+    more often, and where all environments start together, at first only the quick successes have ended, and all
+    failures end in the same step.
+
+    Attributes:
+        episodes: how many have ended since the last report; 0 before the first.
+        returns, length, success_any, success_last: of the latest.
+    """
 
     episodes: Array
     returns: Array
@@ -49,9 +58,9 @@ def init_running(shape: tuple[int, ...]) -> Running:
     return Running(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
 
-def init_finished(shape: tuple[int, ...]) -> Finished:
-    """Sums before any episode has ended. ``shape`` is (S, T, E)."""
-    return Finished(*(jnp.zeros(shape, jnp.float32) for _ in Finished._fields))
+def init_latest(shape: tuple[int, ...]) -> Latest:
+    """Before any episode has ended. ``shape`` is (S, T, E)."""
+    return Latest(jnp.zeros(shape, jnp.float32), *(jnp.full(shape, jnp.nan, jnp.float32) for _ in Latest._fields[1:]))
 
 
 def success_of(step: Step, *, required: bool) -> Array:
@@ -69,39 +78,32 @@ def success_of(step: Step, *, required: bool) -> Array:
     return step.info.get("success", jnp.zeros_like(step.reward))
 
 
-def account(running: Running, finished: Finished, step: Step, *, has_success: bool = False) -> tuple[Running, Finished]:
-    """Account for one step [S, T, E]: extend the running episodes, and add up complete ones that end here."""
+def account(running: Running, latest: Latest, step: Step, *, has_success: bool = False) -> tuple[Running, Latest]:
+    """Account for one step [S, T, E]: extend the running episodes, and note complete ones that end here."""
     success = success_of(step, required=has_success)
     done = step.terminated | step.truncated
     running = Running(running.returns + step.reward, running.length + 1, jnp.maximum(running.success, success))
 
     counts = done & step.info.get("whole", jnp.ones_like(done))
 
-    def ended(x: Array) -> Array:  # elementwise: XLA fuses it into the step, unlike a sum over environments
-        return jnp.where(counts, x, 0).astype(jnp.float32)
-
-    finished = Finished(
-        finished.episodes + ended(jnp.ones_like(step.reward)),
-        finished.returns + ended(running.returns),
-        finished.length + ended(running.length),
-        finished.success_any + ended(running.success),
-        finished.success_last + ended(success),
-    )
+    ended = Latest(latest.episodes + 1, running.returns, running.length, running.success, success)
+    latest = jax.tree.map(lambda new, old: jnp.where(counts, new, old).astype(jnp.float32), ended, latest)
     running = jax.tree.map(lambda x: jnp.where(done, jnp.zeros_like(x), x), running)
-    return running, finished
+    return running, latest
 
 
-def averages(finished: Finished, *, has_success: bool) -> Mapping[str, Array]:
-    """Means [S, T] per task over the episodes that ended, NaN where none has; and "episodes", their number."""
-    finished = jax.tree.map(lambda x: x.sum(axis=-1), finished)
-    number = jnp.where(finished.episodes > 0, finished.episodes, jnp.nan)
+def averages(latest: Latest, *, has_success: bool) -> Mapping[str, Array]:
+    """Means [S, T] per task over its environments' latest episodes; and "episodes", the number that have ended.
+
+    NaN until every environment of the task has completed one.
+    """
     values = {
-        "return": finished.returns / number,
-        "length": finished.length / number,
-        "episodes": finished.episodes,
+        "return": latest.returns.mean(axis=-1),
+        "length": latest.length.mean(axis=-1),
+        "episodes": latest.episodes.sum(axis=-1),
     }
     if has_success:
-        values["success"] = finished.success_any / number
+        values["success"] = latest.success_any.mean(axis=-1)
     return values
 
 
@@ -135,7 +137,7 @@ class Carry(NamedTuple):
     env: Any
     observation: Array
     running: Running
-    finished: Finished
+    latest: Latest
 
 
 def collect(
@@ -163,7 +165,7 @@ def collect(
         act_keys, env_keys = _two(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index))
         actions, extras = act(carry.observation, act_keys, index)
         env_state, result = step(carry.env, actions, env_keys)
-        running, finished = account(carry.running, carry.finished, result, has_success=has_success)
+        running, latest = account(carry.running, carry.latest, result, has_success=has_success)
         transition = Transitions(
             observation=carry.observation,
             reward=result.reward,
@@ -172,7 +174,7 @@ def collect(
             final_observation=result.final_observation,
             extras=extras,
         )
-        return Carry(env_state, result.observation, running, finished), transition
+        return Carry(env_state, result.observation, running, latest), transition
 
     carry, transitions = jax.lax.scan(advance, carry, jnp.arange(length, dtype=jnp.int32))
     return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), transitions)

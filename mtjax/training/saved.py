@@ -29,16 +29,17 @@ def require_suite(run_dir: str | os.PathLike, config: RunConfig) -> None:
 
 
 def suite_of(run_dir: str | os.PathLike, config: RunConfig, *, resuming: bool = False) -> Suite:
-    """The suite of a saved run. Warns if it is no longer as it was when the run was started.
+    """The suite of a saved run. Warns if its protocol is no longer what it was when the run was started.
 
     Args:
         run_dir: the run's folder.
         config: the run's configuration.
-        resuming: refuse to continue the run on other training tasks or by another protocol. Another version of the
-            simulator is allowed, with a warning.
+        resuming: refuse to continue the run by another protocol. Another version of the simulator is allowed, with a
+            warning.
 
     Raises:
-        ValueError: no suite of that name is registered, or the run must not be continued.
+        ValueError: no suite of that name is registered, or it has other training tasks, or the run must not be
+            continued.
     """
     require_suite(run_dir, config)
     suite = suites.make(config.suite)
@@ -47,13 +48,15 @@ def suite_of(run_dir: str | os.PathLike, config: RunConfig, *, resuming: bool = 
         names, stamp = [info["name"] for info in then["tasks"]["train"]], then["version"]
     except (OSError, ValueError, KeyError, TypeError):  # killed before it was written, or not by us
         return suite
+    if names != [task.name for task in suite.tasks]:
+        raise ValueError(
+            f"{run_dir} was trained on other tasks than suite {config.suite!r} has now: {', '.join(names[:3])} …"
+        )
     differing = [
         f"{'revision' if part == 'suite' else part} {stamp[part]} in the run, {getattr(suite.version, part)} now"
         for part in (*PROTOCOL, "simulator")
         if part in stamp and stamp[part] != getattr(suite.version, part)
     ]
-    if names != [task.name for task in suite.tasks]:
-        differing.insert(0, "other training tasks")
     if not differing:
         return suite
     what = f"suite {config.suite!r} is not as it was when {run_dir} was started: {'; '.join(differing)}"

@@ -248,14 +248,14 @@ class Session:
         Raises:
             Diverged: every trial has diverged; the message names seeds and tasks.
         """
-        losses, state, updates = (np.asarray(metrics[name]) for name in FLAGS)  # [S, T], [S], [S]
+        losses, state, steps, updates = (np.asarray(metrics[name]) for name in FLAGS)  # [S, T], [S], [S, T], [S]
         if losses.all() and state.all():
             return
         for trial, rows in self.trainer.rows.slices.items():
             if trial not in self.lost and not (losses[rows].all() and state[rows].all()):
                 bad = ~(losses[rows].all(axis=1) & state[rows])
                 step = int(updates[rows][bad].min()) * self.trainer.steps_per_update
-                message = self._diverged(trial, losses[rows], state[rows], step)
+                message = self._diverged(trial, losses[rows], state[rows], steps[rows], step)
                 self.lost[trial] = {"step": step, "message": message}
                 self.recorder.event(step, self.seconds, message)
                 if len(self.lost) < len(self.trainer.rows.trials):
@@ -263,13 +263,17 @@ class Session:
         if len(self.lost) == len(self.trainer.rows.trials):
             raise Diverged("; ".join(lost["message"] for lost in self.lost.values()))
 
-    def _diverged(self, trial: str, losses: np.ndarray, state: np.ndarray, step: int) -> str:
-        """The message on what is not finite in a trial, given its flags ``losses`` [seeds, T] and ``state`` [seeds]."""
+    def _diverged(self, trial: str, losses: np.ndarray, state: np.ndarray, steps: np.ndarray, step: int) -> str:
+        """The message on what is not finite in a trial, given its flags: [seeds, T], [seeds] and [seeds, T]."""
         seed = self.trainer.rows.trials[trial].seed
-        bad = [
-            f"the loss of task {self.suite.tasks[t].name!r} (seed {seed + s})" for s, t in np.argwhere(~losses)[:5]
-        ] or [f"a parameter of seed {seed + s}" for s in np.flatnonzero(~state)[:5]]
-        what = f"diverged at step {step}: not finite: {', '.join(bad)}"
+
+        def of_tasks(what: str, fine: np.ndarray) -> list[str]:
+            return [f"{what} of task {self.suite.tasks[t].name!r} (seed {seed + s})" for s, t in np.argwhere(~fine)]
+
+        bad = of_tasks("a reward or observation from the environment", steps | losses)
+        bad = bad or of_tasks("the loss", losses) or [f"a parameter of seed {seed + s}" for s in np.flatnonzero(~state)]
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        what = f"diverged at step {step}: not finite: {', '.join(bad[:5])}{more}"
         if trial:
             return f"trial {trial} {what}"
         return f"{what}; {self._newest()}"

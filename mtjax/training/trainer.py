@@ -25,14 +25,15 @@ from mtjax.training.rollout import (
     averages,
     collect,
     compiler_options,
-    init_finished,
+    init_latest,
     init_running,
     over_seeds,
     traceable,
 )
 
-# Metrics that detect divergence: finite losses [S, T], finite states [S], and the number of updates [S] made by then.
-FLAGS = ("finite", "finite_state", "updates")
+# Metrics that detect divergence: whether losses [S, T], states [S], and a rollout's rewards and observations [S, T] are
+# finite, and the number of updates [S] made by then.
+FLAGS = ("finite", "finite_state", "finite_steps", "updates")
 
 # Random streams, folded into a run's keys, so that adding one never changes another.
 STREAM_INIT, STREAM_ENV, STREAM_ROLLOUT, STREAM_UPDATE, STREAM_EVALUATION = range(5)
@@ -95,7 +96,7 @@ class Trainer:
         update: (state, rollout) -> (state, metrics [S, ...]); the state is donated.
         train: (env, state, rollout, Part) -> (state, rollout, metrics): repeats both; state and rollout are
             donated.
-        report: state -> (state, averages [S, T] over the training episodes that ended); the state is donated.
+        report: state -> (state, averages [S, T] over the latest training episodes); the state is donated.
         shardings: those of a state's parts on a mesh; None on one device.
         steps_per_update: environment steps of one seed per update (a Python int, which never overflows).
         num_updates: number of updates in the whole run.
@@ -194,9 +195,7 @@ class Trainer:
         learner = jax.vmap(self.learner.init)(_fold(keys, STREAM_INIT))
         return TrainState(
             learner=packing.with_leaves(learner, self.rows.leaves),
-            carry=Carry(
-                env_state, observation, init_running((seeds, tasks, envs)), init_finished((seeds, tasks, envs))
-            ),
+            carry=Carry(env_state, observation, init_running((seeds, tasks, envs)), init_latest((seeds, tasks, envs))),
             keys=keys,
             updates=jnp.zeros((seeds,), jnp.int32),
         )
@@ -228,7 +227,8 @@ class Trainer:
         keys = jax.vmap(jax.random.fold_in)(_fold(state.keys, STREAM_UPDATE), state.updates)
         learner, metrics = jax.vmap(self.learner.update)(state.learner, rollout, keys)
         done = state.updates + 1
-        metrics = {**metrics, "finite_state": _all_finite(learner), "updates": done}
+        flags = {"finite_state": _all_finite(learner), "finite_steps": _finite_steps(rollout), "updates": done}
+        metrics = {**metrics, **flags}
         return state._replace(learner=learner, updates=done), metrics
 
     def _train(
@@ -250,7 +250,7 @@ class Trainer:
             seed's :data:`FLAGS` are those of the first such update.
         """
         metrics = _zeros(jax.eval_shape(self._update, state, rollout)[1])
-        metrics = {**metrics, **{name: jnp.ones_like(metrics[name]) for name in ("finite", "finite_state")}}
+        metrics = {**metrics, **{name: jnp.ones_like(metrics[name]) for name in FLAGS if name != "updates"}}
 
         def update(rollout: Transitions, carry: Any) -> Any:
             state, before = carry
@@ -270,10 +270,11 @@ class Trainer:
         return jax.lax.fori_loop(0, part.count, once, (state, rollout, metrics))
 
     def _report(self, state: TrainState) -> tuple[TrainState, Mapping[str, Array]]:
-        """Average over the episodes that ended since the last report, and reset their statistics."""
-        values = averages(state.carry.finished, has_success=self.suite.has_success)
-        fresh = init_finished(state.carry.finished.episodes.shape)
-        return state._replace(carry=state.carry._replace(finished=fresh)), values
+        """Average over the environments' latest episodes, and start to count episodes anew."""
+        latest = state.carry.latest
+        values = averages(latest, has_success=self.suite.has_success)
+        latest = latest._replace(episodes=jnp.zeros_like(latest.episodes))
+        return state._replace(carry=state.carry._replace(latest=latest)), values
 
 
 def check_splits(config: RunConfig, suite: Suite) -> None:
@@ -337,8 +338,14 @@ def _fold(keys: Array, stream: int) -> Array:
 def _first_not_finite(before: Mapping[str, Array], after: Mapping[str, Array]) -> dict[str, Array]:
     """The flags after an update; a seed that was already non-finite keeps its previous flags."""
     fine = before["finite"].all(axis=1) & before["finite_state"]  # [S]
-    wide = {name: fine[:, None] if name == "finite" else fine for name in FLAGS}
+    wide = {name: fine[:, None] if before[name].ndim == 2 else fine for name in FLAGS}
     return {name: jnp.where(wide[name], after[name], before[name]) for name in FLAGS}
+
+
+def _finite_steps(rollout: Transitions) -> Array:
+    """[S, T] bool: all rewards and observations of a rollout [S, H, T, E, ...] are finite."""
+    observations = jnp.isfinite(rollout.final_observation).all(axis=-1)
+    return (jnp.isfinite(rollout.reward) & observations).all(axis=(1, 3))
 
 
 def _zeros(like: Any) -> Any:

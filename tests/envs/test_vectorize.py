@@ -239,6 +239,40 @@ class Broken:
         return jnp.zeros(()), step
 
 
+class Gymnasium(Counter):
+    """Returns what an environment of gymnasium does."""
+
+    def step(self, task, state, action, key):
+        _, step = super().step(task, state, action, key)
+        return step.observation, step.reward, step.terminated, step.truncated, {}
+
+
+class Bare(Counter):
+    def reset(self, task, key):
+        return super().reset(task, key)[1]
+
+
+class Unpacked(Counter):
+    def step(self, task, state, action, key):
+        state, step = super().step(task, state, action, key)
+        return state, tuple(step)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Gymnasium, r"Gymnasium.step must return \(state, Step\), not 5 values"),
+        (Bare, r"Bare.reset must return \(state, observation\), not a"),
+        (Unpacked, r"Unpacked.step must return \(state, Step\), not a tuple"),
+    ],
+)
+def test_what_does_not_return_a_step_is_told_what_to_return(env, message):
+    envs = vectorize(env(), counters([3, 4]).tasks, 3, horizon=3)
+    with pytest.raises(ValueError, match=message):
+        state, _ = envs.reset(jax.random.key(0))
+        envs.step(state, jnp.zeros((2, 3), jnp.int32), jax.random.key(0))
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

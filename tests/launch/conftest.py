@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import sys
 import types
 
@@ -105,6 +106,7 @@ def training(monkeypatch, probe_suite):
         fake.calls.append((config, run_dir, options))
         save_config(config, run_dir)
         fake.work()
+        (pathlib.Path(run_dir) / "checkpoints" / "12345").mkdir(parents=True, exist_ok=True)
         return SUMMARY
 
     def evaluate(run_dir, **options):

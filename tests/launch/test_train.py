@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -200,6 +203,49 @@ def test_resume_without_a_folder_finds_the_run_of_the_same_command(command, trai
     result = command(PROBE, "--num_envs=5", "--resume")
     assert result.code == 1
     assert result.err.startswith("mtjax-train: nothing to resume: no run with these options under runs; the newest")
+
+
+def test_a_run_that_failed_before_it_began_does_not_block_its_folder(command, training):
+    """An environment with a fault fails while it is traced: once it is mended, the same command goes."""
+
+    def fail():
+        raise training.Interrupted("stopped")
+
+    training.work = fail
+    assert command(PROBE, "--run_dir=run").code == 75
+    record = pathlib.Path("run") / "metrics.jsonl"
+    record.write_text('{"kind":"tasks","tasks":["a"]}\n{"kind":"event","step":0}\n')
+    assert command(PROBE, "--run_dir=run").code == 75 and not training.calls[-1][2]["resume"]
+    record.write_text('{"kind":"tasks","tasks":["a"]}\n{"kind":"train","step":1}\n')
+    assert "already holds a run" in command(PROBE, "--run_dir=run").err
+    record.unlink()
+    training.work = lambda: None
+    assert command(PROBE, "--run_dir=run").code == 0
+    assert "already holds a run" in command(PROBE, "--run_dir=run").err  # it has a checkpoint
+
+
+def test_a_method_without_gradients_to_combine(command, training):
+    """Two runs that differ in it alone would be the same run; a preset's or the default's is nobody's choice."""
+    apart = (PROBE, "--arrangement=independent")
+    assert "note: --grads=mgda has no effect" in command(*apart, "--grads=mgda", "--run_dir=a").out
+    assert "has no effect" not in command(*apart, "--run_dir=b").out
+    assert "has no effect" not in command(PROBE, "--grads=mgda", "--run_dir=c").out
+
+
+def test_an_interrupt_that_an_import_has_swallowed_still_stops_the_command(command, training, monkeypatch):
+    """Python drops an exception that a destructor or a callback of C code raises: the run went on to its end."""
+    prepare = train.environment.prepare
+
+    def importing():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        prepare()
+
+    monkeypatch.setattr(train.environment, "prepare", importing)
+    result = command(PROBE, "--run_dir=run")
+    assert result.code == 130 and not training.calls and "interrupted" in result.err
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("first, second", [(100, 200), (200, 100)])

@@ -124,7 +124,8 @@ def runs_go_on_elsewhere(config, alone, folder):
         with Checkpointer(folder / name, read_only=True) as saver:
             step, state, _ = saver.restore(trainer.abstract())
         assert step == UPDATES * STEPS
-        state = state._replace(carry=state.carry._replace(finished=alone.carry.finished))  # which reports forget
+        latest = state.carry.latest._replace(episodes=alone.carry.latest.episodes)  # counted anew after every report
+        state = state._replace(carry=state.carry._replace(latest=latest))
         same(state, alone)
     results = [run.evaluate(folder / "to_one", episodes=2, mesh=mesh)["results"] for mesh in ("", MESH)]
     returns = [found["train"]["deterministic"]["return"]["tasks"] for found in results]

@@ -110,7 +110,8 @@ def test_a_checkpoint_is_no_part_of_the_speed(clock):
         session.mark = clock[0]
         clock[0] += 1
         session.bar.update(10)
-        session._save({"finite": np.ones((1, 1)), "finite_state": np.ones(1), "updates": np.ones(1)})
+        one = np.ones((1, 1))
+        session._save({"finite": one, "finite_state": one[0], "finite_steps": one, "updates": one[0]})
         assert session.saved == 10 and session.mark == 1050
         clock[0] += 1
         session.bar.update(20)

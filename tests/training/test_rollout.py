@@ -24,7 +24,7 @@ def _experience():
     def run(key):
         keys = jax.random.split(key, (3, S))
         state, observation = reset(keys[0])
-        carry = rollout.Carry(state, observation, rollout.init_running((S, T, E)), rollout.init_finished((S, T, E)))
+        carry = rollout.Carry(state, observation, rollout.init_running((S, T, E)), rollout.init_latest((S, T, E)))
         between, first = rollout.collect(act, step, carry, keys[1], length=H)
         after, second = rollout.collect(act, step, between, keys[2], length=H)
         return carry, between, after, first, second
@@ -60,22 +60,22 @@ def test_episodes_by_hand():
     for carry, parts in ((between, [first]), (after, [first, second])):
         reward = np.concatenate([p.reward for p in parts], axis=1)
         done = np.concatenate([p.terminated | p.truncated for p in parts], axis=1)
-        episodes, returns, lengths = (np.zeros((S, T)) for _ in range(3))
+        episodes = np.zeros((S, T))
+        returns, lengths = np.full((2, S, T, E), np.nan)  # of the latest
         for s, t, e in np.ndindex(S, T, E):
             total = length = 0
             for h in range(reward.shape[1]):
                 total, length = total + reward[s, h, t, e], length + 1
                 if done[s, h, t, e]:
                     episodes[s, t] += 1
-                    returns[s, t] += total
-                    lengths[s, t] += length
+                    returns[s, t, e], lengths[s, t, e] = total, length
                     total = length = 0
             assert carry.running.returns[s, t, e] == total and carry.running.length[s, t, e] == length
-        np.testing.assert_allclose(carry.finished.episodes.sum(axis=-1), episodes)
-        np.testing.assert_allclose(carry.finished.returns.sum(axis=-1), returns)
-        np.testing.assert_allclose(carry.finished.length.sum(axis=-1), lengths)
-        means = rollout.averages(carry.finished, has_success=False)
-        np.testing.assert_allclose(means["return"], returns / episodes)
+        np.testing.assert_allclose(carry.latest.episodes.sum(axis=-1), episodes)
+        np.testing.assert_allclose(carry.latest.returns, returns)
+        np.testing.assert_allclose(carry.latest.length, lengths)
+        means = rollout.averages(carry.latest, has_success=False)
+        np.testing.assert_allclose(means["return"], returns.mean(axis=-1))
         assert set(means) == {"return", "length", "episodes"}
 
 
@@ -92,33 +92,35 @@ def _step(reward, done, success, **info):
 
 def test_success_at_any_step_and_at_the_last():
     """An arm that touched the goal and left it has succeeded in one sense and not in the other."""
-    running, finished = rollout.init_running((1, 1, 2)), rollout.init_finished((1, 1, 2))
-    nothing = rollout.averages(finished, has_success=True)
-    assert np.isnan(nothing["return"]).all() and np.isnan(nothing["success"]).all()
+    running, latest = rollout.init_running((1, 1, 2)), rollout.init_latest((1, 1, 2))
+    seen = []
     for step in (
         _step([1, 2], [False, False], [1, 0]),
         _step([1, 2], [True, False], [0, 0]),  # succeeded before, not now
         _step([5, 2], [False, True], [0, 1]),  # succeeds as it ends
         _step([5, 9], [True, False], [0, 0]),  # the next episode owes nothing to the last one
     ):
-        running, finished = rollout.account(running, finished, step)
-    total = jax.tree.map(lambda x: x.sum(), finished)
-    assert total.episodes == 3 and total.success_any == 2 and total.success_last == 1
-    assert total.returns == 2 + 6 + 10 and total.length == 2 + 3 + 2
-    np.testing.assert_allclose(rollout.averages(finished, has_success=True)["success"], 2 / 3, rtol=1e-6)
+        running, latest = rollout.account(running, latest, step)
+        seen.append(rollout.averages(latest, has_success=True))
+    assert [known["episodes"].item() for known in seen] == [0, 1, 2, 3]
+    # A mean of those that have ended by then would be 1: what ends first is not like the others.
+    np.testing.assert_array_equal([known["success"].item() for known in seen], [np.nan, np.nan, 1.0, 0.5])
+    np.testing.assert_array_equal([known["return"].item() for known in seen], [np.nan, np.nan, 4.0, 8.0])
+    np.testing.assert_array_equal([known["length"].item() for known in seen], [np.nan, np.nan, 2.5, 2.5])
+    np.testing.assert_array_equal(latest.success_last[0, 0], [0, 1])
     np.testing.assert_array_equal(running.returns[0, 0], [0, 9])
 
 
 def test_an_episode_that_was_shortened_on_purpose_is_not_booked():
     """Half an episode has about half the return: learning curves would begin, and go on after a resume, with a dip."""
-    running, finished = rollout.init_running((1, 1, 2)), rollout.init_finished((1, 1, 2))
+    running, latest = rollout.init_running((1, 1, 2)), rollout.init_latest((1, 1, 2))
     for step in (
         _step([1, 1], [False, True], [0, 1], whole=[True, False]),
         _step([1, 5], [True, False], [1, 0], whole=[True, True]),
         _step([7, 5], [False, True], [0, 0], whole=[True, True]),
     ):
-        running, finished = rollout.account(running, finished, step)
-    np.testing.assert_array_equal(finished.episodes[0, 0], [1, 1])
-    np.testing.assert_array_equal(finished.returns[0, 0], [2, 10])
-    np.testing.assert_array_equal(finished.success_any[0, 0], [1, 0])
+        running, latest = rollout.account(running, latest, step)
+    np.testing.assert_array_equal(latest.episodes[0, 0], [1, 1])
+    np.testing.assert_array_equal(latest.returns[0, 0], [2, 10])
+    np.testing.assert_array_equal(latest.success_any[0, 0], [1, 0])
     np.testing.assert_array_equal(running.returns[0, 0], [7, 0])

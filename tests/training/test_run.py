@@ -1,6 +1,7 @@
 """Whole runs: the folder that a run leaves, and what happens to it when the run is killed, damaged or diverges."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -481,8 +482,9 @@ def test_a_run_is_not_continued_on_another_suite(straight, tmp_path, monkeypatch
     infos = tuple(dataclasses.replace(info, name=f"new_{info.name}") for info in made.tasks)
     train = dataclasses.replace(made.splits["train"], infos=infos)
     other = dataclasses.replace(made, splits={**made.splits, "train": train})
-    with pytest.raises(ValueError, match="was started: other training tasks; start a new run"):
-        _train(folder, resume=True)
+    for use in (functools.partial(_train, resume=True), run.evaluate):
+        with pytest.raises(ValueError, match="was trained on other tasks than suite 'run-drift' has now: to_-1, to_1"):
+            use(folder)
 
 
 def test_a_newer_simulator_is_no_reason_to_lose_a_run(straight, tmp_path, monkeypatch, no_plots):
@@ -538,6 +540,7 @@ def test_nan_stops_the_run_and_names_task_step_and_checkpoint(tmp_path, no_plots
     message = str(caught.value)
     assert f"step {4 * STEPS}:" in message and "'to_1' (seed 0)" in message and "'to_1' (seed 1)" in message
     assert "to_-1" not in message and f"last good checkpoint is step {2 * STEPS}" in message
+    assert "a reward or observation from the environment of task 'to_1' (seed 0), a" in message  # not the learner
     assert _events(tmp_path / "run") == [message]
     with Checkpointer(tmp_path / "run", read_only=True) as saver:
         assert saver.latest_step == 2 * STEPS
