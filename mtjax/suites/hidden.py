@@ -1,12 +1,12 @@
 """``hidden-*``: suites of one body, whose physics differs from task to task and is not part of the observation.
 
 Some lengths can be inferred from a single observation all the same: ``hidden-reacher`` observes its fingertip, which
-follows from the joint angles and the two link lengths, and hoppers and walkers start at a height that grows with their
-legs.
+follows from the joint angles and the two link lengths, and hoppers, walkers and ants start at a height that grows with
+their legs.
 
 Families that mix variations (``hidden-hopper``, ``hidden-cheetah`` …) have 8 training tasks. Every parameter
 takes 8 evenly spaced values, in a different order for each parameter, so that the tasks cover the whole parameter
-box. The 4 interpolation tasks lie strictly inside the box; in the 4 extrapolation tasks EVERY parameter lies outside.
+box. The 8 interpolation tasks lie strictly inside the box; in the 8 extrapolation tasks EVERY parameter lies outside.
 
 Families of MTEnv (``hidden-walker-friction`` …) have ten values of one parameter: 6 for training, 2 between them
 and 2 beyond them.
