@@ -195,7 +195,8 @@ def _bind(name: str, arguments: list, keywords: dict, spec: str) -> Call:
     if name not in METHODS:
         near = _nearest(name)
         hint = f"did you mean {_signature(near)}? " if near else ""
-        raise ValueError(f"no method {name!r}: {hint}methods: {', '.join(names())}")
+        own = "a method of your own: name its module in MTJAX_SUITES"
+        raise ValueError(f"no method {name!r}: {hint}methods: {', '.join(names())}; {own}")
     try:
         bound = inspect.signature(METHODS[name]).bind(*arguments, **keywords)
     except TypeError as error:

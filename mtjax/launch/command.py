@@ -35,9 +35,17 @@ EXTRAS = {
     "optuna": "optuna",
 }
 
+# What other programs call an option, and what it is called here.
+OTHER_NAMES = {
+    "lr": ("learning_rate",),
+    "seeds": ("num_seeds", "seed"),
+    "steps": ("total_steps",),
+    "envs": ("num_envs",),
+    "gamma": ("discount",),
+    "env": ("suite",),
+}
+
 FlagValues = flags.FlagValues
-
-
 Exits = Callable[[BaseException], int | None]
 
 
@@ -161,9 +169,10 @@ def parse(values: FlagValues, argv: Sequence[str], positional: bool = False) -> 
     try:
         rest = values([argv[0], *from_files, *own])
     except flags.UnrecognizedFlagError as error:
-        if "Did you mean" in str(error):
+        near = [name for name in OTHER_NAMES.get(error.flagname, ()) if name in values]
+        if not near and "Did you mean" in str(error):
             raise
-        near = difflib.get_close_matches(error.flagname, values, n=2)  # absl suggests nothing for short names
+        near = near or difflib.get_close_matches(error.flagname, values, n=2)  # absl suggests none for short names
         raise flags.UnrecognizedFlagError(error.flagname, error.flagvalue, near) from None
     if rest[1:] and not positional:
         folder = "run_dir" in values and os.path.isdir(rest[1])

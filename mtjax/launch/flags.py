@@ -16,6 +16,10 @@ FlagValues = flags.FlagValues
 Fields = Mapping[str, dataclasses.Field]  # one option's dataclass fields, by the kind of part that has it
 
 
+OTHER_VALUES = {"cuda": "gpu", "nvidia": "gpu"}  # what other programs call a value, and what it is called here
+UNITS = {"k": 3, "K": 3, "M": 6, "G": 9}  # powers of ten of the units that the progress bar prints
+
+
 class OptionParser(flags.ArgumentParser):
     """Parses one option's value; errors explain the problem in one line.
 
@@ -41,6 +45,10 @@ class OptionParser(flags.ArgumentParser):
             value = _read(self.field.default, value)
         problems = [options.explain(field, value) for field in self.fields]
         if all(problems):
+            choices = self.field.metadata["choices"] or ()
+            meant = OTHER_VALUES.get(value.lower()) if isinstance(value, str) else None
+            if meant in choices:
+                raise ValueError(f"{value!r} is not one of {', '.join(choices)}; did you mean {meant!r}?")
             raise ValueError(max(problems, key=len))  # the longest message names the most choices
         return value
 
@@ -61,8 +69,13 @@ def _read(default: Any, text: str) -> Any:
     if isinstance(default, float):
         return _read_float(text)
     if isinstance(default, tuple):
-        read = _read_int if options.element_type(default) is int else str
-        return tuple(read(part.strip()) for part in text.strip("()").split(",") if part.strip())
+        parts = [part.strip() for part in text.strip("()").split(",") if part.strip()]
+        if options.element_type(default) is not int:
+            return tuple(parts)
+        try:
+            return tuple(_read_int(part) for part in parts)
+        except ValueError as error:
+            raise ValueError(f"{error}; separate numbers by commas, e.g. {as_text(default) or '256,256'}") from None
     if not text:
         raise ValueError("the value is empty")
     return text
@@ -77,21 +90,25 @@ def _read_bool(text: str) -> bool:
 
 
 def _read_int(text: str) -> int:
-    """Read a whole number: 1e6 and 1_000_000 are accepted, 1.5 is not."""
+    """Read a whole number: 1e6, 1_000_000 and, as the progress bar prints numbers, 1M are accepted; 1.5 is not."""
     try:
         return int(text)
     except ValueError:
-        number = _read_float(text, "a whole number")
+        exponent = f"{text[:-1]}e{UNITS[text[-1]]}" if text[-1:] in UNITS and "e" not in text else text
+        try:
+            number = float(exponent)  # not a product with 1e6, which makes 4.1M no whole number
+        except ValueError:
+            raise ValueError(f"{text!r} is not a whole number") from None
     if not number.is_integer():
         raise ValueError(f"{text!r} is not a whole number")
     return int(number)
 
 
-def _read_float(text: str, expected: str = "a number") -> float:
+def _read_float(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not {expected}") from None
+        raise ValueError(f"{text!r} is not a number") from None
 
 
 # ------------------------------------------------------------------------------- definition and help
@@ -226,9 +243,12 @@ class HelpFlag(flags.BooleanFlag):
             raise SystemExit(0)
 
 
+HELP = ("help", "helpshort", "helpfull", "h")  # absl's names of --help, and -h
+
+
 def define_help(values: FlagValues, usage: str) -> None:
-    """Define ``--help`` and the other names that absl gives it."""
-    for name in ("help", "helpshort", "helpfull"):
+    """Define ``--help`` and its other names."""
+    for name in HELP:
         flags.DEFINE_flag(HelpFlag(name, values, usage), values, module_name="Help")
 
 
@@ -238,7 +258,7 @@ def help_text(values: FlagValues, usage: str) -> str:
     for group, members in values.flags_by_module_dict().items():
         lines += ["", f"{group}:"] if group != "Help" else [""]
         for flag in members:
-            if flag.name not in ("helpshort", "helpfull"):
+            if flag.name not in HELP[1:]:
                 switch = flag.boolean and group != "Help"
                 lines.append(f"  --[no]{flag.name}" if switch else f"  --{flag.name}")
                 lines += textwrap.wrap(flag.help, 100, initial_indent="      ", subsequent_indent="      ")

@@ -13,7 +13,8 @@ from mtjax.launch.presets import Preset
 from mtjax.options import as_text
 from mtjax.sweeps.ledger import FAILED, State
 from mtjax.sweeps.plan import Plan as Sweep
-from mtjax.sweeps.plan import swept_values
+from mtjax.sweeps.plan import program_dir, swept_values
+from mtjax.sweeps.worker import LOG
 from mtjax.training.config import METRICS, SUMMARY, RunConfig
 
 STATISTICS = ("mean", "median", "worst", "iqm")
@@ -90,6 +91,7 @@ def start(plan: Plan, suite: Any, notes: Sequence[str] = ()) -> str:
             f"warning: --{name}={as_text(value)} now spans the extended run"
             for name, value in shares_of_run(config).items()
         ]
+    lines += whole_updates(config, suite.num_tasks)
     warm_start = steps_of_warm_start(config) * suite.num_tasks
     if config.total_steps < warm_start:
         lines.append(
@@ -110,6 +112,15 @@ def shares_of_run(config: RunConfig) -> dict[str, Any]:
     if values.get("detour_share") and values["detour_part"] < 1:
         found["detour_part"] = values["detour_part"]
     return found
+
+
+def whole_updates(config: RunConfig, num_tasks: int) -> list[str]:
+    """A line on the number of steps that a run takes, if ``total_steps`` is not a whole number of updates."""
+    update = num_tasks * config.num_envs * config.hyper.rollout_length  # as in training.trainer
+    steps = max(1, -(-config.total_steps // update)) * update
+    if steps == config.total_steps:
+        return []
+    return [f"total_steps {config.total_steps:,}: {steps:,}, whole updates of {update:,} steps"]
 
 
 def steps_of_warm_start(config: RunConfig) -> int:
@@ -225,6 +236,7 @@ def sweep_plan(made: Sweep) -> str:
     for name, values in swept_values(made).items():
         rows.append((name, _listed(values), _makes(made, name)))
     lines += [table(rows)] if len(rows) > 1 else []
+    lines += unequal_steps(made)
     rows = [("program", "trials", "agents", "steps", "settings")]
     for name, program in made.programs.items():
         cells = (str(len(program.trials)), str(made.rows(program)), f"{made.steps(program):,}")
@@ -235,6 +247,20 @@ def sweep_plan(made: Sweep) -> str:
 
 
 MOST_ROWS = 40  # lines of the table of programs
+
+
+def unequal_steps(made: Sweep) -> list[str]:
+    """A line for every total_steps that different learners round up to different numbers of steps."""
+    found: dict[int, dict[str, dict[int, None]]] = {}
+    for trial in made.trials.values():
+        learners = found.setdefault(trial.config.total_steps, {})
+        learners.setdefault(trial.config.learner, {})[trial.steps // trial.config.num_seeds] = None
+    lines = []
+    for total, learners in found.items():
+        if len({frozenset(steps) for steps in learners.values()}) > 1:
+            each = ", ".join(f"{' or '.join(f'{n:,}' for n in steps)} with {name}" for name, steps in learners.items())
+            lines.append(f"  total_steps {total:,}, in whole updates: {each}")
+    return lines
 
 
 def _makes(made: Sweep, option: str) -> str:
@@ -272,7 +298,11 @@ def sweep_end(made: Sweep, state: State, folder: Path, seconds: float) -> str:
     numbers = state.count()
     said = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
     lines = [f"{said} of {count(len(made.trials), 'trial')} after {seconds:,.0f} s"]
-    lines += [f"  {name}: {trial.error}" for name, trial in state.trials.items() if trial.error]
+    for name, program in made.programs.items():
+        log = program_dir(folder, name) / LOG
+        where = f"; its log: {log}" if state.programs[name].state == FAILED and log.exists() else ""
+        errors = {trial: state.trials[trial].error for trial in program.trials}
+        lines += [f"  {trial}: {error}{where}" for trial, error in errors.items() if error]
     if numbers[FAILED]:
         lines.append(f"retry the failed trials: mtjax-sweep --resume={folder} --retry_failed")
     return "\n".join([*lines, f"results: {folder / 'trials'}; compare them: mtjax-report {folder}"])

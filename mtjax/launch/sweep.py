@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -343,14 +344,50 @@ def reopen(asked: Command, values: command.FlagValues) -> plan.Plan:
     """The plan of the sweep to resume.
 
     Raises:
-        ValueError: the folder holds no sweep, or another flag would change the sweep.
+        ValueError: the folder holds no sweep, another flag would change the sweep, or it needs a suite or a method that
+            is not registered here.
     """
     given = [*flags.given(values, Command()), *flags.given(values, RunConfig())]
     given += ["sweep"] if values["sweep"].value else []
     for name in given:
         if name not in WITH_RESUME:
             raise ValueError(f"--{name} cannot be combined with --resume: a sweep continues as planned")
-    return plan.load(asked.resume)
+    made = plan.load(asked.resume)
+    require_registered(asked.resume, unfinished(made, asked))
+    return made
+
+
+def unfinished(made: plan.Plan, asked: Command) -> list[RunConfig]:
+    """The configurations of a sweep that resuming will train; of a search that goes on, those of all its trials."""
+    state = ledger.fold(made, ledger.read(asked.resume))
+    if made.search.get("max_runs", 0) > len(made.trials):
+        return [trial.config for trial in made.trials.values()]
+    found = []
+    for name, program in made.programs.items():
+        retried = asked.retry_failed or program.packed or state.programs[name].again
+        settled = (ledger.DONE, ledger.DIVERGED, *(() if retried else (ledger.FAILED,)))
+        found += [made.trials[trial].config for trial in program.trials if state.trials[trial].state not in settled]
+    return found
+
+
+def require_registered(folder: str, configs: Sequence[RunConfig]) -> None:
+    """Raise ValueError for a suite or a gradient method that is not registered: all these trials would fail."""
+    if not configs:
+        return
+    environment.choose_platform("cpu")  # importing suites must not occupy the programs' devices
+    from mtjax import grads, suites
+    from mtjax.training import packing
+
+    remedy = f"which is not registered: import the module that registers it, or name that module in {suites.OWN}"
+    for suite in dict.fromkeys(config.suite for config in configs):
+        if suite not in suites.names():
+            raise ValueError(f"{folder} trains on suite {suite!r}, {remedy}")
+    flat = [options.flatten(config) for config in configs]
+    for text in dict.fromkeys(values[name] for values in flat for name in packing.METHODS if values.get(name)):
+        words = [node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)]
+        missing = [word for word in words if word not in grads.names()]
+        if missing:
+            raise ValueError(f"{folder} trains with method {missing[0]!r}, {remedy}")
 
 
 def local_slots(asked: Command) -> int:

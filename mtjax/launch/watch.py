@@ -30,7 +30,6 @@ STYLES = {
     ledger.STOPPED: "yellow",
     ledger.WAITING: "dim",
 }
-FRAME = 8  # lines of the screen that are not available for trials
 WIDE = 110  # columns from which on there is room for progress bars beside the trials' names
 
 
@@ -58,62 +57,88 @@ def run(values: command.FlagValues, folders: Sequence[str] = ()) -> int:
     if asked.once or not console.is_terminal:
         console.print(draw(now, len(now.rows), console.size.width))
         return command.OK
-    first = draw(now, _room(console), console.size.width)
-    with rich.live.Live(first, console=console, auto_refresh=False) as live:
+    with rich.live.Live(fitting(now, console), console=console, auto_refresh=False) as live:
         try:
             while now.launcher or any(row.state == ledger.RUNNING for row in now.rows):
                 time.sleep(asked.interval)
                 now = status.look(folders[0])
-                live.update(draw(now, _room(console), console.size.width), refresh=True)
+                live.update(fitting(now, console), refresh=True)
         except KeyboardInterrupt:
             pass
     return command.OK
 
 
-def _room(console: rich.console.Console) -> int:
-    return max(3, console.size.height - FRAME)
+def fitting(now: status.Status, console: rich.console.Console) -> rich.console.RenderableType:
+    """The picture of a sweep with as many trials and errors as the screen has lines for."""
+    width, height = console.size
+    room = max(3, height - 1)  # without the line of the cursor
+    some = max(1, room // 4)
+    most = min(len(now.rows), room)
+    while True:
+        picture = draw(now, most, width, some)
+        if most <= 1 or len(console.render_lines(picture, pad=False)) <= room:
+            return picture
+        most -= 1
 
 
-def draw(now: status.Status, most: int, width: int = WIDE) -> rich.table.Table:
-    """The table of a sweep.
+def draw(
+    now: status.Status, most: int, width: int = WIDE, most_errors: int | None = None
+) -> rich.console.RenderableType:
+    """The picture of a sweep: a table of its trials, and below it their errors, one line each.
 
     Args:
         now: the sweep's status.
         most: number of trials to show at most.
         width: width of the screen in columns. A narrow one has no bars, which would break the trials' names apart.
+        most_errors: number of errors to show at most; None shows all.
     """
-    wide = width >= WIDE
+    lines = errors(now)
+    shown = lines if most_errors is None or len(lines) <= most_errors else lines[: max(1, most_errors - 1)]
+    texts = [rich.text.Text(line, style="red", no_wrap=True, overflow="ellipsis") for line in shown]
+    if len(shown) < len(lines):
+        texts.append(rich.text.Text(f"… and {len(lines) - len(shown)} more errors", style="dim"))
+    return rich.console.Group(headline(now), table(now, most, width), *texts)
+
+
+def headline(now: status.Status) -> rich.text.Text:
+    """How many trials are in each state, and how long the sweep takes."""
     counts = ", ".join(f"{number} {state}" for state, number in now.state.count().items() if number)
     times = f"{time_text(now.elapsed)} so far" + (f", about {time_text(now.left)} left" if now.left else "")
     idle = "" if now.launcher or not any(r.state != ledger.DONE for r in now.rows) else " · no launcher is running"
-    table = rich.table.Table(
-        title=f"{now.plan.name}: {counts} · {times}{idle}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        header_style="dim",
-    )
+    return rich.text.Text(f"{now.plan.name}: {counts} · {times}{idle}", style="bold")
+
+
+def errors(now: status.Status) -> list[str]:
+    """A line for every error, after the number with which the trial's name begins; a program's trials share a line."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in now.rows:
+        if row.error:
+            found.setdefault((row.program, row.error), []).append(row.trial.split("_")[0])
+    names = {key: key[0] if len(trials) > 1 else trials[0] for key, trials in found.items()}
+    return [f"{names[program, error]}: {' '.join(error.split())}" for program, error in found]
+
+
+def table(now: status.Status, most: int, width: int) -> rich.table.Table:
+    """The table of a sweep; the arguments are those of :func:`draw`."""
+    wide = width >= WIDE
+    drawn = rich.table.Table(box=None, pad_edge=False, header_style="dim")
     measure = next((row.measure for row in now.rows if row.measure), "")
     for name in ("trial", "program", "state"):
-        table.add_column(name, no_wrap=name != "trial", overflow="fold")
+        drawn.add_column(name, no_wrap=name != "trial", overflow="fold")
     for name, justify in (("done", "left"), ("", "right")) if wide else (("done", "right"),):
-        table.add_column(name, justify=justify, no_wrap=True)
+        drawn.add_column(name, justify=justify, no_wrap=True)
     for name in (f"{measure} (mean)", "(worst)", "steps/s"):
-        table.add_column(name.strip() if measure or name == "steps/s" else "", justify="right", no_wrap=True)
+        drawn.add_column(name.strip() if measure or name == "steps/s" else "", justify="right", no_wrap=True)
     for row in now.rows[:most]:
         style = STYLES[row.state]
         bar = [rich.progress_bar.ProgressBar(total=1.0, completed=row.share, width=16)] if wide else []
         cells = [figure(row.measures.get(name), row.measure) for name in ("mean", "worst")]
         speed = f"{row.speed:,.0f}" if row.speed else ""
-        trial = rich.text.Text(row.trial)
-        if row.error:
-            trial.append(f"\n{row.error}", style="red")
         state = rich.text.Text(row.state, style=style)
-        table.add_row(trial, row.program, state, *bar, f"{row.share:.0%}", *cells, speed)
+        drawn.add_row(row.trial, row.program, state, *bar, f"{row.share:.0%}", *cells, speed)
     if len(now.rows) > most:
-        table.add_row(f"… and {len(now.rows) - most} more", style="dim")
-    return table
+        drawn.add_row(f"… and {len(now.rows) - most} more", style="dim")
+    return drawn
 
 
 def figure(value: float | None, measure: str) -> str:

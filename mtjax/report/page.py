@@ -45,7 +45,7 @@ def write(
     suites = data.gather(folders)
     if not any(suite.methods for suite in suites):
         raise ValueError(f"nothing has been measured yet in {', '.join(map(str, folders))}")
-    title = title or ", ".join(pathlib.Path(folder).resolve().name for folder in folders)
+    title = title or _title([pathlib.Path(folder).resolve().name for folder in folders])
     output = pathlib.Path(output)
     return write_atomically(output, render(suites, title, output.parent, video_megabytes).encode())
 
@@ -53,17 +53,20 @@ def write(
 def render(suites: Sequence[Suite], title: str, folder: pathlib.Path, video_megabytes: float = 30.0) -> str:
     """The page as text. ``folder`` is where the file will be, for links to videos that are not embedded."""
     budget = [video_megabytes * MEGABYTE]
+    unmeasured = [suite for suite in suites if not suite.methods]
+    suites = [suite for suite in suites if suite.methods]
     sections, first = [], 0
     for index, suite in enumerate(suites):
         sections.append(_suite(suite, f"s{index}", first, folder, budget))
         first += len(suite.methods)
     entries = [entry for suite in suites for method in suite.methods for entry in method.entries]
     made = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
-    links = [(f"s{i}", suite.name) for i, suite in enumerate(suites)] + [("versions", "versions")]
+    links = [(f"s{i}", suite.name) for i, suite in enumerate(suites)]
+    links += [("unmeasured", "not measured yet")] * bool(unmeasured) + [("versions", "versions")]
     nav = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in links)
     body = (
         f"<header><h1>{html.escape(title)}</h1><p>mtjax {mtjax.__version__}, {made}</p><nav>{nav}</nav></header>"
-        f"<main>{''.join(sections)}{_versions(entries)}</main>"
+        f"<main>{''.join(sections)}{_unmeasured(unmeasured)}{_versions(entries)}</main>"
     )
     style, script = ((HERE / name).read_text() for name in ("page.css", "page.js"))
     return (
@@ -72,6 +75,28 @@ def render(suites: Sequence[Suite], title: str, folder: pathlib.Path, video_mega
         f"<title>{html.escape(title)}</title><style>{style}</style></head>"
         f"<body>{body}<script>{script}</script></body></html>\n"
     )
+
+
+MOST_NAMES = 4  # folders that the page's title names
+
+
+def _title(names: Sequence[str]) -> str:
+    """The names of the folders; of many, the first ones."""
+    if len(names) <= MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[: MOST_NAMES - 1])} and {len(names) - MOST_NAMES + 1} more"
+
+
+def _unmeasured(suites: Sequence[Suite]) -> str:
+    """A list of the runs of suites on which no run has measured anything."""
+    if not suites:
+        return ""
+    items = []
+    for suite in suites:
+        for entry in suite.silent:
+            words = f" on {suite.name}: {entry.state}" + (f", {entry.error}" if entry.error else "")
+            items.append(f"<li><b>{html.escape(entry.name)}</b>{html.escape(words)}</li>")
+    return f'<section id="unmeasured"><h2>Not measured yet</h2><ul class="note">{"".join(items)}</ul></section>'
 
 
 def _suite(suite: Suite, anchor: str, first: int, folder: pathlib.Path, budget: list[float]) -> str:
@@ -171,12 +196,11 @@ REPEATED = "duplicates the options and seeds of another run and is left out"
 def _facts(suite: Suite) -> str:
     """A line of numbers, a chip for every state that entries are in, and a list of errors and warnings."""
     entries = [entry for method in suite.methods for entry in method.entries] + list(suite.silent)
-    steps = max((line["step"] for entry in entries for line in entry.lines), default=0)
     facts = [
         count(len(suite.methods), "method"),
         count(suite.agents, "agent"),
         count(len(suite.tasks.get("train", ())), "task"),
-        f"{svg.number(steps)} environment steps per agent",
+        f"{_steps(suite)} environment steps per agent",
     ]
     states: dict[str, int] = {}
     for entry in entries:
@@ -188,6 +212,14 @@ def _facts(suite: Suite) -> str:
     texts = [*suite.version.get("warnings", ()), *(f"{entry.name}: {REPEATED}" for entry in suite.repeated)]
     warnings = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
     return f'<p class="facts">{" · ".join(facts)} {chips}</p><ul class="errors">{errors}{warnings}</ul>'
+
+
+def _steps(suite: Suite) -> str:
+    """How far the suite's agents got: a number, or the range from method to method if they differ by more than 1%."""
+    methods = [[line["step"] for entry in method.entries for line in entry.lines] for method in suite.methods]
+    reached = [max(steps) for steps in methods if steps] or [0]
+    low, high = svg.number(min(reached)), svg.number(max(reached))
+    return f"{low} to {high}" if max(reached) > 1.01 * min(reached) and low != high else high
 
 
 def count(number: int, what: str) -> str:
@@ -226,26 +258,50 @@ def _tasks(suite: Suite, values: Mapping[str, np.ndarray], order: Sequence[str],
 
 
 def _settings(suite: Suite, looks: Mapping[str, Any]) -> str:
-    """A table of the options in which the methods differ, and below it all options that they share."""
+    """A table of the options in which the methods differ, and below it those of one learner and those of all."""
+    if not suite.methods:
+        return ""
+    own = _of_one_learner(suite)
+    known = {name for method in suite.methods for name in options.flatten(method.config)}
+    differing = [n for n in suite.differing if n in known and not any(n in values for values in own.values())]
     rows = []
     for method in suite.methods:
         flat = options.flatten(method.config)
-        cells = "".join(f"<td>{html.escape(_text(flat.get(name)))}</td>" for name in suite.differing)
+        cells = "".join(f"<td>{html.escape(_text(flat.get(name)))}</td>" for name in differing)
         dot = f'<i class="dot c{looks[method.label].colour}"></i>'
         where = ", ".join(html.escape(entry.name) for entry in method.entries)
         rows.append(f"<tr><th>{dot}{html.escape(method.label)}</th>{cells}<td class='where'>{where}</td></tr>")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in suite.differing)
-    table = charts.table_of(f"<th></th>{head}<th>run</th>", rows)
-    if not suite.methods:
-        return ""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in differing)
+    table = charts.table_of(f"<th></th>{head}<th>run</th>", rows, "settings")
     flat = options.flatten(suite.methods[0].config)
-    common = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>"
-        for name, value in flat.items()
-        if name not in suite.differing
+    common = {name: value for name, value in flat.items() if name not in suite.differing}
+    lists = [_listed(f"Other options of {learner}", values) for learner, values in own.items() if values]
+    return f"{table}{''.join(lists)}{_listed('Options in common', common)}"
+
+
+def _of_one_learner(suite: Suite) -> dict[str, dict[str, Any]]:
+    """By learner, the options that not all learners have and that its methods agree on; empty for one learner."""
+    configs: dict[str, list[Any]] = {}
+    for method in suite.methods:
+        configs.setdefault(method.config.learner, []).append(method.config)
+    flat = {learner: options.flatten(members[0]) for learner, members in configs.items()}
+    vary = {name for members in configs.values() for name in data.differences(members)}
+    return {
+        learner: {
+            name: value
+            for name, value in values.items()
+            if name not in vary and not all(name in others for others in flat.values())
+        }
+        for learner, values in flat.items()
+    }
+
+
+def _listed(title: str, values: Mapping[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(_text(value))}</td></tr>" for name, value in values.items()
     )
-    plain = f'<table class="plain"><tbody>{common}</tbody></table>'
-    return f"{table}<details><summary>Options in common</summary>{plain}</details>"
+    table = f'<table class="plain"><tbody>{rows}</tbody></table>'
+    return f"<details><summary>{html.escape(title)}</summary>{table}</details>"
 
 
 def _text(value: Any) -> str:

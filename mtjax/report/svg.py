@@ -159,7 +159,7 @@ def _line(line: Line, x: Scale, y: Scale, bands: bool) -> str:
     dash = f' stroke-dasharray="{DASHES[style.dash]}"' if style.dash else ""
     points = [*zip(xs, y(curve.middle), strict=True)]
     parts.append(f'<path class="l"{dash} d="M{_path(points)}"/>')
-    if line.dots:
+    if line.dots or len(points) == 1:  # a line of one point cannot be seen
         parts += [f'<circle class="d" cx="{px:.1f}" cy="{py:.1f}" r="2.8"/>' for px, py in points]
     return f'<g class="{style.classes}">{"".join(parts)}</g>'
 

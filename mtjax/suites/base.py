@@ -273,7 +273,8 @@ def make(name: str) -> Suite:
         near = sorted((known for known in _REGISTRY if typed in known), key=len)
         near += difflib.get_close_matches(typed, _REGISTRY, n=3, cutoff=0.4)
         near = list(dict.fromkeys(near))[:3]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known suites: {_listing()}"
+        own = "suite of your own: name its module in MTJAX_SUITES"
+        hint = f"did you mean {' or '.join(near)}? A {own}" if near else f"known suites: {_listing()}; a {own}"
         raise ValueError(f"unknown suite {name!r}; {hint}")
     suite = _REGISTRY[name]()
     if suite.name != name:

@@ -14,6 +14,7 @@ program has a retry left, which a restarted launcher still has to make.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -52,7 +53,8 @@ class Ledger:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk had no room for, which the writer has been told
+            self._file.close()
 
 
 def read(folder: str | os.PathLike) -> list[dict[str, Any]]:

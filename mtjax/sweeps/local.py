@@ -19,6 +19,8 @@ from mtjax.sweeps.schedule import End
 CORES_PER_PROGRAM = 4  # a program on the CPU gains little from more
 MEMORY = 0.9  # fraction of a device's memory for the programs that share it
 ENTRY = "mtjax.launch.worker"
+# Exit codes of a worker whose disk has no room for its outcome: its own, and Python's if its log could not be written.
+WITHOUT_ROOM = (75, 120)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,7 @@ class LocalJob:
         if code < 0:
             why = " (out of memory?)" if -code == signal.SIGKILL else ""
             return End(f"killed by {signal.Signals(-code).name}{why}")
-        return End(f"exit code {code}")
+        return End(f"exit code {code}", without_room=code in WITHOUT_ROOM)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -71,7 +71,8 @@ class RayJob:
         if not done:
             return None
         try:
-            return End(f"exit code {self._ray.get(self._task)}")
+            code = self._ray.get(self._task)
+            return End(f"exit code {code}", without_room=code in local.WITHOUT_ROOM)
         except (self._ray.exceptions.TaskCancelledError, KeyboardInterrupt):
             return End("cancelled", interrupted=True)
         except self._ray.exceptions.RayTaskError as error:

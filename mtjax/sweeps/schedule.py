@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from mtjax.sweeps import ledger, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, Ledger, State
-from mtjax.sweeps.plan import Plan, Program, halved, save
+from mtjax.sweeps.plan import Plan, Program, halved, program_dir, save
 from mtjax.training import lock
 from mtjax.training.signals import handled
 
@@ -26,10 +26,12 @@ class End(NamedTuple):
     Attributes:
         how: description in words.
         interrupted: True if the machine preempted the job or died, so that the program is not to blame.
+        without_room: True if its exit code says that the disk has no room for the outcome.
     """
 
     how: str
     interrupted: bool = False
+    without_room: bool = False
 
 
 class Job(Protocol):
@@ -83,7 +85,7 @@ class Policy:
 
 
 class Stopped(RuntimeError):
-    """A signal arrived: the programs were told to save, and have ended; the sweep can be resumed."""
+    """A signal came, or the disk is full: the programs were told to save, and have ended; the sweep can be resumed."""
 
 
 def run(
@@ -108,16 +110,36 @@ def run(
 
     Raises:
         ValueError: another launcher is running the sweep.
-        Stopped: a signal arrived.
+        Stopped: a signal arrived, or the disk is full.
     """
+    try:
+        return _run(folder, plan, launcher, policy, grow, report)
+    except OSError as error:  # of the ledger or the plan; the programs stop when the launcher ends, if not already
+        if not worker.disk_full(error):
+            raise
+        raise Stopped(_full(folder)) from error
+
+
+def _full(folder: str | os.PathLike) -> str:
+    return f"{worker.DISK_FULL}: free space, then continue with --resume={folder}"
+
+
+def _run(folder, plan: Plan, launcher: Launcher, policy: Policy, grow, report) -> State:
     signals, both = _Signals(), (signal.SIGINT, signal.SIGTERM)
     with lock.lock(folder, "sweep"), Ledger(folder) as book, handled(both, signals.handle):
         book.write("opened", launcher=launcher.name, host=socket.gethostname(), pid=os.getpid())
         while True:
             schedule = _Schedule(folder, plan, launcher, policy, book, report)
-            schedule.take_over()
-            schedule.loop(signals)
+            try:
+                schedule.take_over()
+                schedule.loop(signals)
+            except OSError:
+                schedule.tell_all()
+                raise
             plan, state = schedule.plan, schedule.state
+            if schedule.full:
+                book.write("closed", why=worker.DISK_FULL)
+                raise Stopped(_full(folder))
             if signals.count and schedule.missing():
                 book.write("closed", why="signal")
                 raise Stopped(f"stopped; running programs were saved; continue with --resume={folder}")
@@ -136,6 +158,7 @@ class _Schedule:
         self.jobs: dict[str, Job] = {}
         self.allowed = dict.fromkeys(plan.programs, policy.retries)
         self.queue: list[str] = []
+        self.full = False  # the disk: nothing is started any more
 
     @property
     def state(self) -> State:
@@ -177,19 +200,22 @@ class _Schedule:
         self.queue.sort(key=lambda name: -min(1, attempts[name]))
 
     def loop(self, signals: _Signals) -> None:
-        told = 0
-        while self.jobs or (self.queue and not signals.count):
+        told, told_full = 0, False
+        while self.jobs or (self.queue and not signals.count and not self.full):
             free = self.launcher.slots - len(self.jobs)
-            if self.queue and free > 0 and not signals.count:
+            if self.queue and free > 0 and not signals.count and not self.full:
                 self._start([self.queue.pop(0) for _ in range(min(free, len(self.queue)))])
             if signals.count > told:
                 told = signals.count
-                self._stop_all(kill=told > 1)
+                self._stop_all(kill=told > 1 or told_full)
+            elif self.full and not told and not told_full and self.jobs:
+                told_full = True
+                self._stop_all(kill=False)
             for name, job in list(self.jobs.items()):
                 end = job.ended()
                 if end is not None:
                     del self.jobs[name]
-                    self._end(name, end, stopping=bool(signals.count))
+                    self._end(name, end, stopping=bool(signals.count) or self.full)
             if self.jobs:
                 signals.wait(POLL_SECONDS)
 
@@ -201,6 +227,8 @@ class _Schedule:
         for (program, attempt), job in zip(attempts, self.launcher.start(attempts), strict=True):
             if isinstance(job, Exception):
                 outcome = worker.killed(program, attempt, f"could not be started: {job}")
+                if worker.disk_full(job):
+                    outcome = worker.without_room(program, attempt)
                 self._settle(program.name, outcome, stopping=False)
                 continue
             self.jobs[program.name] = job
@@ -214,6 +242,8 @@ class _Schedule:
         if outcome is None:
             forgiven = stopping or end.interrupted
             outcome = worker.interrupted(program, attempt) if forgiven else worker.killed(program, attempt, end.how)
+            if not stopping and (end.without_room or not worker.has_room(self.folder)):
+                outcome = worker.without_room(program, attempt)
         if outcome.state == STOPPED and attempt >= MOST_INTERRUPTIONS and not stopping:
             outcome = worker.killed(program, attempt, f"interrupted too often, last in attempt {attempt}")
         self._settle(name, outcome, stopping=stopping)
@@ -221,7 +251,9 @@ class _Schedule:
     def _settle(self, name: str, outcome: worker.Outcome, *, stopping: bool) -> None:
         """Record an outcome, and queue the program again if it should continue or be retried."""
         again = self._book(name, outcome)
-        if stopping:
+        if outcome.state == STOPPED and outcome.error == worker.DISK_FULL:
+            self.full = True
+        if stopping or self.full:
             return
         if outcome.state == STOPPED:
             self.queue.insert(0, name)  # its machine preempted it: continue elsewhere, or later
@@ -247,15 +279,29 @@ class _Schedule:
         self.book.write("ended", program=name, **dataclasses.asdict(outcome), again=again)
         diverged = [f"{trial}: {end['error']}" for trial, end in outcome.trials.items() if end["state"] == DIVERGED]
         done = sum(end["state"] == DONE for end in outcome.trials.values())
-        words = {DONE: f"done: {done} of {len(outcome.trials)} trials", STOPPED: "stopped and can be continued"}
-        self.report(f"{name} {words.get(outcome.state) or f'failed: {outcome.error}'}")
+        trials = f"{len(outcome.trials)} trial{'' if len(outcome.trials) == 1 else 's'}"
+        words = {DONE: f"done: {done} of {trials}", STOPPED: "stopped and can be continued"}
+        if outcome.state == STOPPED and outcome.error:
+            words[STOPPED] += f": {outcome.error}"
+        self.report(f"{name} {words.get(outcome.state) or f'failed: {outcome.error}{self._log(name)}'}")
         for line in diverged:
             self.report(f"  {line}")
         return again
 
+    def _log(self, name: str) -> str:
+        """Where a failed program's traceback is, to be appended to its error; empty if it has no log."""
+        log = program_dir(self.folder, name) / worker.LOG
+        return f"; its log: {log}" if log.exists() else ""
+
     def _stop_all(self, *, kill: bool) -> None:
-        verb = "killing" if kill else "saving and stopping"
-        self.report(f"{verb} {len(self.jobs)} programs …" + ("" if kill else " (repeat the signal to kill)"))
+        verb, number = "killing" if kill else "saving and stopping", len(self.jobs)
+        again = "send a signal" if self.full else "repeat the signal"
+        advice = "" if kill else f" ({again} to kill)"
+        self.report(f"{verb} {number} program{'' if number == 1 else 's'} …{advice}")
+        self.tell_all(kill=kill)
+
+    def tell_all(self, *, kill: bool = False) -> None:
+        """Ask every job to save and stop, or end them at once."""
         for job in self.jobs.values():
             job.kill() if kill else job.stop()
 

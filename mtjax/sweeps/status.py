@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtjax.sweeps import ledger, plan
+from mtjax.sweeps import ledger, plan, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, WAITING, State
 from mtjax.sweeps.plan import Plan
 from mtjax.training import lock
 from mtjax.training.config import METRICS
 
 TAIL = 2**18  # bytes at the end of a record to read first; with many tasks, a line is long
+OUTLIVES = "slurm "  # names of jobs that may outlive their launcher
 ORDER = (RUNNING, STOPPED, FAILED, DIVERGED, WAITING, DONE)
 
 
@@ -48,7 +49,7 @@ class Status(NamedTuple):
     """A sweep at one moment.
 
     Attributes:
-        plan, state: plan and state of the sweep.
+        plan, state: plan and state of the sweep; a program that was killed with its launcher is stopped.
         rows: rows of its trials: running ones first, then stopped, failed and diverged ones, then the rest.
         elapsed: seconds since the first program started, until now or, if nothing is running, the last event.
         left: seconds that the remaining steps will take at the current speed, without evaluations and compilation; None
@@ -76,7 +77,9 @@ def look(folder: str | os.PathLike, now: float | None = None) -> Status:
     """
     made = plan.load(folder)
     events = ledger.read(folder)
-    state = ledger.fold(made, events)
+    state, launcher = ledger.fold(made, events), lock.held(folder)
+    if not launcher:
+        _find_ends(folder, made, state)
     rows = []
     for program in made.programs.values():
         own = plan.program_dir(folder, program.name)
@@ -99,7 +102,23 @@ def look(folder: str | os.PathLike, now: float | None = None) -> Status:
     done = sum(s for s, row in zip(shares, rows, strict=True) if row.state not in (FAILED, DIVERGED))
     speed = sum({row.program: row.speed for row in rows if row.state == RUNNING and row.speed}.values())
     left = (total - done) / speed if speed else None
-    return Status(made, state, tuple(rows), elapsed, left, lock.held(folder))
+    return Status(made, state, tuple(rows), elapsed, left, launcher)
+
+
+def _find_ends(folder: str | os.PathLike, made: Plan, state: State) -> None:
+    """Correct the states of programs that ended after their launcher, whose ledger says that they are running."""
+    for name, progress in state.programs.items():
+        own = plan.program_dir(folder, name)
+        if progress.state != RUNNING or lock.held(own):
+            continue
+        program, attempt = made.programs[name], progress.attempt
+        outcome = worker.outcome_of(folder, program, attempt)
+        if outcome is None and (progress.job or "").startswith(OUTLIVES):
+            continue  # perhaps it waits in the queue
+        outcome = outcome or worker.interrupted(program, attempt)
+        progress.state, progress.error = outcome.state, outcome.error
+        for trial, end in outcome.trials.items():
+            state.trials[trial].state, state.trials[trial].error = end["state"], end["error"]
 
 
 def _row(made: Plan, program: str, name: str, progress: Any, lines: Mapping[str, dict], part: slice) -> Row:

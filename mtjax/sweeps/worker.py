@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+import tempfile
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +20,7 @@ from mtjax.training.files import write_json
 
 OUTCOME, LOG = "outcome.json", "log.txt"
 PATIENCE = 120.0  # seconds to wait for a killed launcher's worker to finish saving
+DISK_FULL = "the disk is full"  # the error of an outcome that a full disk stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Outcome:
     Attributes:
         attempt: number of the attempt.
         state: "done" (perhaps with trials that diverged), "stopped" (saved, to be continued) or "failed".
-        error: one line, if it failed.
+        error: one line, if it failed; ``DISK_FULL`` if a full disk stopped it.
         trials: {"state", "error"} of each trial, by name.
     """
 
@@ -39,8 +43,10 @@ class Outcome:
 def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
     """Train a program, from where an earlier attempt stopped, and write its outcome.
 
-    An exception in training becomes the outcome; its traceback goes to standard error. If an earlier attempt, of a
-    launcher that is gone, is still running, this one counts as interrupted, and the launcher tries again later.
+    An exception in training becomes the outcome; its traceback goes to standard error. If a full disk
+    caused it, the program counts as stopped, and continues from its last checkpoint once there is room. If an earlier
+    attempt, of a launcher that is gone, is still running, this one counts as interrupted, and the launcher tries again
+    later.
 
     Args:
         folder: the sweep's folder.
@@ -60,10 +66,20 @@ def run(folder: str | os.PathLike, name: str, attempt: int) -> Outcome:
             try:
                 outcome = _train(folder, made, program, attempt)
             except Exception as error:
-                traceback.print_exc()
+                with contextlib.suppress(OSError):  # the log may be on a full disk
+                    traceback.print_exc()
                 text = f"{type(error).__name__}: {error}".splitlines()[0]
                 outcome = _all(program, attempt, FAILED, text)
-            write_json(own / OUTCOME, dataclasses.asdict(outcome))
+                if disk_full(error):
+                    with contextlib.suppress(OSError):
+                        print(f"{DISK_FULL}: {name} continues from its last checkpoint once there is room", flush=True)
+                    outcome = without_room(program, attempt)
+            try:
+                write_json(own / OUTCOME, dataclasses.asdict(outcome))
+            except OSError as error:
+                if not disk_full(error):
+                    raise
+                outcome = without_room(program, attempt)  # which the exit code says
     except lock.InUse as error:
         print(f"{error}; it will be retried", flush=True)
         outcome = interrupted(program, attempt)
@@ -99,6 +115,31 @@ def _all(program: plan.Program, attempt: int, state: str, error: str | None = No
     return Outcome(attempt, state, error, {name: {"state": state, "error": error} for name in program.trials})
 
 
+def disk_full(error: BaseException | None) -> bool:
+    """True if a full disk (or quota) caused the error: it, or an exception that led to it, says so."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True  # as the text of a CheckpointError
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def has_room(folder: str | os.PathLike) -> bool:
+    """False if a full disk (or quota) has no room for a small file in this folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return not disk_full(error)
+    return True
+
+
 def outcome_of(folder: str | os.PathLike, program: plan.Program, attempt: int) -> Outcome | None:
     """The outcome that an attempt wrote, or None if there is none: it is still running, or was killed."""
     path = plan.program_dir(folder, program.name) / OUTCOME
@@ -117,3 +158,8 @@ def killed(program: plan.Program, attempt: int, how: str) -> Outcome:
 def interrupted(program: plan.Program, attempt: int) -> Outcome:
     """The outcome of an attempt that was cut off without a failure of its own: all its trials can be continued."""
     return _all(program, attempt, STOPPED)
+
+
+def without_room(program: plan.Program, attempt: int) -> Outcome:
+    """The outcome of an attempt that a full disk has stopped."""
+    return _all(program, attempt, STOPPED, DISK_FULL)

@@ -188,10 +188,12 @@ def generalisation(run: Run) -> Figure | None:
         for split in splits:
             series, colour = run.evaluations[split].get(name), SPLITS.get(split, OTHER)
             if _known(series):
-                style = {"color": colour, "marker": "o", "markersize": 3.5}
-                _band(axes, series.map(statistics.mean), label=f"{split}, mean", linewidth=2.3, **style)
+                mean = {"color": colour, "marker": "o", "markersize": 4.5, "linewidth": 2.3}
+                worst = {"color": colour, "marker": "v", "markersize": 5.5, "linewidth": 1.2, "linestyle": "--"}
+                worst |= {"markerfacecolor": "white", "markeredgecolor": colour}
+                _band(axes, series.map(statistics.mean), label=f"{split}, mean", **mean)
                 low = series.map(lambda values: statistics.worst(values).mean(axis=-1))
-                _line(axes, low, label=f"{split}, worst", linewidth=1.2, linestyle="--", **style)
+                _line(axes, low, label=f"{split}, worst", **worst)
         label = "Success" if name == "success_any" else "Return"
         _finish(axes, f"{label} on unseen tasks (zero-shot)", percent=name == "success_any")
     _label_steps(grid)
@@ -341,6 +343,7 @@ def quantities(run: Run) -> Figure | None:
         _band(axes, series, color=AGGREGATES["mean"], linewidth=2, label="mean over tasks")
         _finish(axes, TITLES.get(name, name), locator=4)
         axes.ticklabel_format(axis="y", useOffset=False)
+        _widen_constant(axes, run.train[name].values)
         if _spans_decades(series.values):
             axes.set_yscale("log")
     for axes in list(grid.flat)[len(found) :]:
@@ -358,6 +361,8 @@ def quantities(run: Run) -> Figure | None:
 def _line(axes: Axes, series: Series, **style: Any) -> None:
     """Draw a line through the finite values; gaps where no episode ended are bridged."""
     known = np.isfinite(series.values)
+    if known.sum() == 1:  # a line of one point cannot be seen
+        style = {"marker": "o", "markersize": 3.5} | style
     axes.plot(series.steps[known], series.values[known], solid_capstyle="round", **style)
 
 
@@ -384,6 +389,14 @@ def _finish(axes: Axes, title: str, *, percent: bool = False, locator: int = 5) 
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_locator(FixedLocator([0, 0.5, 1] if locator < 4 else [0, 0.25, 0.5, 0.75, 1]))
         axes.yaxis.set_major_formatter(PERCENT)
+
+
+def _widen_constant(axes: Axes, values: np.ndarray) -> None:
+    """Give a constant an axis from 0 to twice its value; matplotlib's spans a few percent of it."""
+    known = values[np.isfinite(values)]
+    constant = float(known[0]) if known.size else 0.0
+    if constant and np.ptp(known) <= 1e-6 * abs(constant):
+        axes.set_ylim(sorted((0.0, 2 * constant)))
 
 
 def _label_steps(grid: np.ndarray) -> None:

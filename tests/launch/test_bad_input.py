@@ -10,6 +10,7 @@ from mtjax.launch import evaluate, report, sweep, train, watch
 from mtjax.training.config import RunConfig
 
 PASS_HELP = "\nPass --help to see the flags."
+COMMAS = "separate numbers by commas, e.g. 256,256"
 
 # What was typed (words apart by spaces), and the whole message after "mtjax-train: ".
 FLAGS = {
@@ -36,7 +37,15 @@ FLAGS = {
     "--seed=-1": "flag --seed=-1: -1 is too small; it must be at least 0" + PASS_HELP,
     "--seed=2147483648": "flag --seed=2147483648: 2147483648 is too large; it must be at most 2147483647" + PASS_HELP,
     "--seed=2147483647 --num_seeds=2": "seed: 2 seeds from 2147483647 on exceed the largest seed, 2147483647",
-    "--hidden_sizes=64,x": "flag --hidden_sizes=64,x: 'x' is not a whole number" + PASS_HELP,
+    "--total_steps=20x": "flag --total_steps=20x: '20x' is not a whole number" + PASS_HELP,
+    "--total_steps=1.5e-1k": "flag --total_steps=1.5e-1k: '1.5e-1k' is not a whole number" + PASS_HELP,
+    "--seeds=3": "Unknown command line flag 'seeds'. Did you mean: num_seeds, seed ?" + PASS_HELP,
+    "--lr=1e-3": "Unknown command line flag 'lr'. Did you mean: learning_rate ?" + PASS_HELP,
+    "--platform=cuda": "flag --platform=cuda: 'cuda' is not one of auto, cpu, gpu, tpu; did you mean 'gpu'?"
+    + PASS_HELP,
+    "--hidden_sizes=256x256": f"flag --hidden_sizes=256x256: '256x256' is not a whole number; {COMMAS}" + PASS_HELP,
+    "--hidden_sizes=[256,256]": f"flag --hidden_sizes=[256,256]: '[256' is not a whole number; {COMMAS}" + PASS_HELP,
+    "--hidden_sizes=64,x": f"flag --hidden_sizes=64,x: 'x' is not a whole number; {COMMAS}" + PASS_HELP,
     "--hidden_sizes=64,0": "flag --hidden_sizes=64,0: (64, 0) is too small; it must be at least 1" + PASS_HELP,
     "--arrangement=context --context_sizes=": "flag --context_sizes=: empty is too short; the minimum length is 1"
     + PASS_HELP,
@@ -121,7 +130,8 @@ def test_interrupted_where_nothing_can_be_resumed(command, training, monkeypatch
 def test_unknown_suite_names_the_nearest(command, training):
     result = command("--suite=lunch-probe")
     assert result.code == 1
-    assert result.err == "mtjax-train: unknown suite 'lunch-probe'; did you mean launch-probe?\n"
+    own = "A suite of your own: name its module in MTJAX_SUITES"
+    assert result.err == f"mtjax-train: unknown suite 'lunch-probe'; did you mean launch-probe? {own}\n"
     assert not training.calls
 
 
@@ -129,6 +139,7 @@ def test_unknown_gradient_method_names_the_nearest(command, training):
     result = command("--suite=launch-probe", "--grads=pcgard")
     assert result.code == 1
     assert result.err.startswith("mtjax-train: no method 'pcgard': did you mean pcgrad(")
+    assert result.err.endswith("; a method of your own: name its module in MTJAX_SUITES\n")
     assert result.err.count("\n") == 1
 
 

@@ -54,13 +54,21 @@ def test_help_says_whose_an_option_is(command):
     assert "Options of --learner=sac and --learner=hipbmdp: --critic_learning_rate" in text
 
 
-@pytest.mark.parametrize("name", ["help", "helpshort", "helpfull"])
+@pytest.mark.parametrize("name", ["help", "helpshort", "helpfull", "h"])
 def test_absl_names_of_help_work(command, name):
     assert command(f"--{name}").code == 0
 
 
 def test_nothing_given_is_nothing_set():
     assert given() == {}
+
+
+def test_a_run_says_that_it_rounds_its_steps_up(command, training):
+    """Whoever compares two learners after 100,000 steps compares them after 131,072 and 100,352."""
+    typed = ("--suite=launch-probe", "--num_envs=32", "--rollout_length=512")
+    result = command(*typed, "--total_steps=100_000")
+    assert "\ntotal_steps 100,000: 131,072, whole updates of 32,768 steps\n" in result.out, result
+    assert "whole updates" not in command(*typed, "--total_steps=65_536").out
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,9 @@ def test_nothing_given_is_nothing_set():
         ("--value_hidden_sizes=", {"value_hidden_sizes": ()}),
         ("--total_steps=1e6", {"total_steps": 1_000_000}),
         ("--total_steps=2_000", {"total_steps": 2000}),
+        ("--total_steps=20k", {"total_steps": 20_000}),
+        ("--total_steps=4.1M", {"total_steps": 4_100_000}),
+        ("--total_steps=2.0G", {"total_steps": 2_000_000_000}),
         ("--learning_rate 3e-4", {"learning_rate": 3e-4}),
         ("--initial_log_scale -1.5", {"initial_log_scale": -1.5}),
         ("--squash", {"squash": True}),

@@ -14,8 +14,10 @@ import time
 import pytest
 
 import mtjax
+from mtjax import options
 from mtjax.launch import resolve, sweep
 from mtjax.sweeps import ledger, plan
+from mtjax.training.config import RunConfig
 
 ROOT = pathlib.Path(mtjax.__file__).parents[1]
 TINY = (
@@ -96,6 +98,32 @@ def test_a_sweep_that_came_first_keeps_its_folder(swept, monkeypatch):
     assert first.read_text() == "of the first" and not (first.parent / ledger.FILE).exists()
 
 
+@pytest.mark.parametrize(
+    "own, words",
+    [
+        ({"suite": "lake"}, "trains on suite 'lake'"),
+        ({"grads": "every_k(power_if, 2)"}, "trains with method 'power_if'"),
+    ],
+)
+def test_resuming_without_the_users_own_modules_is_refused(swept, own, words):
+    """In a shell without MTJAX_SUITES, every trial that was left would be marked as failed."""
+    base = options.replace(RunConfig(), {"suite": "gridworld-two-rooms", "grads": "mean"})
+    trials = [(change, options.replace(base, change)) for change in ({"num_epochs": 1}, {"num_epochs": 2, **own})]
+    made = plan.make_plan("x", trials, lambda config: plan.Facts(1), most_rows=1)
+    folder = pathlib.Path("sweeps/x")
+    plan.save(made, folder)
+    result = swept(f"--resume={folder}")
+    remedy = "import the module that registers it, or name that module in MTJAX_SUITES"
+    assert result.code == 1 and result.err == f"mtjax-sweep: {folder} {words}, which is not registered: {remedy}\n"
+    assert not (folder / ledger.FILE).exists()
+    first, second = made.trials
+    with ledger.Ledger(folder) as book:  # only what is left to train counts
+        ends = {second: {"state": "done", "error": None}}
+        book.write("ended", program="p002", attempt=1, state="done", error=None, trials=ends)
+    asked = sweep.Command(resume=str(folder))
+    assert sweep.unfinished(made, asked) == [made.trials[first].config]
+
+
 def test_long_plans_are_cut_and_say_by_how_much(swept, probe_suite):
     result = swept(f"--suite={probe_suite}", "--pack=1", "--sweep=seed=range:0:49:1", "--plan_only")
     shown = sum(line.split()[:1] == [f"p{number:03}"] for number in range(1, 50) for line in result.out.splitlines())
@@ -112,6 +140,17 @@ def test_the_plan_is_printed_and_nothing_else_happens(swept, probe_suite):
     assert "learning_rate 0.0001, 0.001, 0.01 rows of one program" in lines
     assert "p002 3 30 245,760 grads=pcgrad learning_rate=*" in lines
     assert not pathlib.Path("sweeps").exists()
+
+
+def test_the_plan_says_that_learners_get_different_numbers_of_steps(swept, probe_suite):
+    """Both are asked for 100,000 steps, and one of them trains for a third longer."""
+    typed = (f"--suite={probe_suite}", "--preset=none", "--num_envs=32", "--name=mine", "--plan_only")
+    result = swept(*typed, "--sweep=learner=ppo,sac", "--total_steps=100_000")
+    assert result.code == 0, result.err
+    lines = [line.strip() for line in result.out.splitlines()]
+    assert "total_steps 100,000, in whole updates: 106,496 with ppo, 100,352 with sac" in lines, lines
+    result = swept(*typed, "--sweep=learner=ppo,distral", "--sweep=total_steps=1000,100_000")
+    assert "whole updates" not in result.out
 
 
 def test_help_says_what_a_sweep_is_in_whole_sentences(swept):

@@ -283,6 +283,66 @@ def test_suites_have_sections_of_their_own(tmp_path):
     assert {"m0", "m1"} <= set(found.classes)  # the legend of one switches nothing of the other
 
 
+def section(found, title):
+    """The text of a page from a title on."""
+    return found.text[found.text.index(title) :]
+
+
+def test_a_page_of_many_folders_has_a_short_heading(tmp_path):
+    """The names of 27 runs filled the first screen."""
+    folders = [make_run(tmp_path / f"run{n}", dataclasses.replace(BASE, seed=n)) for n in range(6)]
+    found = assert_offline(page.write(folders, tmp_path / "r.html").read_text())
+    assert found.text.startswith("run0, run1, run2 and 3 more run0, run1, run2 and 3 more mtjax")
+    found = assert_offline(page.write(folders[:4], tmp_path / "r.html").read_text())
+    assert found.text.startswith("run0, run1, run2, run3 run0, run1, run2, run3 mtjax")
+
+
+def test_runs_that_have_measured_nothing_are_listed_once(tmp_path):
+    """Each had a link and an empty section of its own, between which the results had to be searched for."""
+    folders = [make_run(tmp_path / "good")]
+    for name in ("idle", "lost"):
+        folders.append(make_run(tmp_path / name, dataclasses.replace(BASE, suite=f"suite-{name}"), finished=False))
+        (folders[-1] / "metrics.jsonl").unlink()
+    found = assert_offline(page.write(folders, tmp_path / "r.html").read_text())
+    assert [address for address in found.loads if address.startswith("#")] == ["#s0", "#unmeasured", "#versions"]
+    assert found.tags.count("h2") == 3 and "lost on suite-lost: unfinished" in section(found, "Not measured yet")
+
+
+def test_options_that_one_learner_alone_has_are_not_in_the_table(tmp_path):
+    """The table of two learners had 60 columns, most of which said nothing in every other row."""
+    sac = dataclasses.replace(BASE, learner="sac", hyper=None)
+    ppo = options.replace(BASE, {"num_epochs": 9})
+    folders = [make_run(tmp_path / str(n), config) for n, config in enumerate((BASE, ppo, sac))]
+    found = assert_offline(page.write(folders, tmp_path / "r.html").read_text())
+    text = section(found, "Options that differ")
+    table, sacs = text[: text.index("Other options of ppo")], text[text.index("Other options of sac") :]
+    assert "num_epochs" in table and "discount" not in table.split() and "polyak" not in table
+    assert "polyak" in sacs[: sacs.index("Options in common")] and "gae_lambda" not in sacs
+
+
+@pytest.mark.parametrize(
+    "steps, words", [((1000, 1005), "1,005 environment steps"), ((1000, 800), "800 to 1,000 environment steps")]
+)
+def test_how_far_methods_got_is_a_range_if_it_differs(tmp_path, steps, words):
+    """The largest number of steps was printed as everybody's."""
+    for step, grads in zip(steps, ("mean", "pcgrad"), strict=True):
+        folder = make_run(tmp_path / grads, dataclasses.replace(BASE, grads=grads))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [line | {"step": step} if line["step"] == 1000 else line for line in lines if line["step"] in (0, 1000)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = assert_offline(page.write([tmp_path / "mean", tmp_path / "pcgrad"], tmp_path / "r.html").read_text())
+    assert f"· {words} per agent" in found.text, found.text[:400]
+
+
+def test_a_curve_of_one_point_is_a_dot():
+    """A path through one point draws nothing: the first evaluation of a run was not on the page."""
+    point, style = np.array([0.5]), svg.Style(0, 0)
+    lines = [svg.Line("a", style, svg.Curve(np.array([100.0]), point, point, point))]
+    assert svg.chart(lines, title="t").count("<circle") == 1
+    longer = svg.Curve(np.array([100.0, 200.0]), *3 * [np.array([0.5, 0.6])])
+    assert "<circle" not in svg.chart([svg.Line("a", style, longer)], title="t")
+
+
 def make_sweep(folder):
     """Four trials: two packed ones that train, one that failed, one that waits."""
     changes = [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}, {"num_epochs": 2}, {"num_epochs": 3}]

@@ -1,6 +1,7 @@
 """The ledger and the scheduler: after any kill exactly what is missing runs, and a failure stops nothing else."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from mtjax import options
+from mtjax.launch import show
 from mtjax.sweeps import ledger, plan, schedule, worker
 from mtjax.sweeps.ledger import DIVERGED, DONE, FAILED, RUNNING, STOPPED, WAITING
 from mtjax.training.config import RunConfig
@@ -41,7 +43,7 @@ class FakeJob:
 
 
 class FakeLauncher:
-    """Programs that end as ``script[program][attempt - 1]`` says: a state, "killed" or "endless"."""
+    """Programs that end as ``script[program][attempt - 1]`` says: a state, "killed", "endless" or "full" (the disk)."""
 
     name = "fake"
 
@@ -79,6 +81,8 @@ class FakeLauncher:
         return FakeJob(work)
 
     def _leave(self, program, attempt, state):
+        if state == "full":
+            return leave(self.folder, program, worker.without_room(program, attempt))
         trials = {name: {"state": state, "error": "x" if state == FAILED else None} for name in program.trials}
         if state == DIVERGED:
             state = DONE
@@ -109,6 +113,7 @@ def test_every_program_runs_once_and_no_more_at_a_time_than_there_are_slots(made
     state, lines = run(made, launcher)
     assert launcher.started == [("p001", 1), ("p002", 1), ("p003", 1)] and launcher.most == 2
     assert states(state) == [DONE] * 4 and state.count()[DONE] == 4
+    assert "p001 done: 2 of 2 trials" in lines and "p002 done: 1 of 1 trial" in lines
     again = FakeLauncher(tmp_path)
     assert states(run(made, again)[0]) == [DONE] * 4 and again.started == []
 
@@ -237,6 +242,81 @@ def test_a_signal_lets_programs_save_and_resuming_runs_the_rest(made, tmp_path):
     again = FakeLauncher(tmp_path)
     assert states(run(made, again)[0]) == [DONE] * 4
     assert again.started == [("p002", 2), ("p003", 1)]  # what has begun comes first
+
+
+def test_a_full_disk_ends_the_sweep_and_resuming_continues_it(made, tmp_path):
+    """A pack would be retried as halves, from the beginning, and so lose its progress; or be started in a loop."""
+    launcher = FakeLauncher(tmp_path, slots=2, p001=["full"], p002=["endless"])
+    lines = []
+    with pytest.raises(
+        schedule.Stopped, match=f"^the disk is full: free space, then continue with --resume={tmp_path}$"
+    ):
+        schedule.run(tmp_path, made, launcher, report=lines.append)
+    assert launcher.started == [("p001", 1), ("p002", 1)]
+    assert "p001 stopped and can be continued: the disk is full" in lines
+    assert "saving and stopping 1 program … (send a signal to kill)" in lines
+    assert list(plan.load(tmp_path).programs) == list(made.programs)
+    again = FakeLauncher(tmp_path)
+    assert states(run(made, again)[0]) == [DONE] * 4
+    assert again.started == [("p001", 2), ("p002", 2), ("p003", 1)]
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("what", ["the ledger", "an outcome", "the log"])
+def test_a_disk_without_room_for_the_sweep_itself(made, tmp_path, monkeypatch, what):
+    """Whatever could not be written, no trial has failed by it."""
+    launcher = FakeLauncher(tmp_path, p001=["killed" if what == "an outcome" else "endless"])
+    if what == "the ledger":
+        write = ledger.Ledger.write
+
+        def until_it_ends(book, event, **fields):
+            (no_room if event == "ended" else write)(book, event, **fields)
+
+        monkeypatch.setattr(ledger.Ledger, "write", until_it_ends)
+        launcher.on_start = lambda program: os.kill(os.getpid(), signal.SIGTERM)
+    elif what == "an outcome":
+        monkeypatch.setattr(worker.tempfile, "TemporaryFile", no_room)
+    else:
+        launcher.start = lambda attempts: [OSError(errno.EDQUOT, "quota")] * len(attempts)
+    with pytest.raises(schedule.Stopped, match="the disk is full"):
+        run(made, launcher)
+    monkeypatch.undo()
+    state, _ = run(made, FakeLauncher(tmp_path))
+    assert states(state) == [DONE] * 4 and not any(progress.failures for progress in state.programs.values())
+
+
+def test_a_full_disk_is_no_failure_of_a_program(made, tmp_path, monkeypatch, capsys):
+    """The outcome says so however the error is wrapped; the exit code, if not even the outcome can be written."""
+
+    def train(*_):
+        try:
+            no_room()
+        except OSError as error:
+            raise RuntimeError("the checkpoint could not be written") from error
+
+    monkeypatch.setattr(worker, "_train", train)
+    assert worker.run(tmp_path, "p001", 1) == worker.without_room(made.programs["p001"], 1)
+    assert worker.outcome_of(tmp_path, made.programs["p001"], 1).error == "the disk is full"
+    assert "the disk is full: p001 continues from its last checkpoint" in capsys.readouterr().out
+    monkeypatch.setattr(worker, "write_json", no_room)
+    assert worker.run(tmp_path, "p001", 2).state == STOPPED
+    assert worker.outcome_of(tmp_path, made.programs["p001"], 2) is None
+    assert worker.disk_full(RuntimeError("step 8 could not be saved: No space left on device"))
+    assert not worker.disk_full(RuntimeError("no"))
+
+
+def test_a_failed_program_says_where_its_traceback_is(made, tmp_path):
+    """Its one line of error is rarely enough, and nobody knows of the log."""
+    log = plan.program_dir(tmp_path, "p002") / worker.LOG
+    log.parent.mkdir(parents=True)
+    log.write_text("Traceback")
+    state, lines = run(made, FakeLauncher(tmp_path, p002=[FAILED], p003=[FAILED]))
+    assert f"p002 failed: x; its log: {log}" in lines and "p003 failed: x" in lines
+    end = show.sweep_end(made, state, tmp_path, 1.0).splitlines()
+    assert f"  {made.programs['p002'].trials[0]}: x; its log: {log}" in end
 
 
 @pytest.mark.parametrize("left", [None, DONE, FAILED, STOPPED])

@@ -87,6 +87,34 @@ def test_every_picture_there_is_data_for(tmp_path, settings, expected):
     assert dict(matplotlib.rcParams) == style
 
 
+def drawn(axes):
+    """The markers of the lines of a plot that have one, by label."""
+    return {line.get_label(): line.get_marker() for line in axes.lines if line.get_marker() != "None"}
+
+
+def test_curves_of_one_point_are_seen_and_told_apart(tmp_path):
+    """A run that has been evaluated once had empty plots, or two equal dots for mean and worst."""
+    write_run(tmp_path, tasks=2, seeds=2, updates=1, held_out=True)
+    run = series.load(tmp_path)
+    during, evaluated = plots.learning_curves(run).axes
+    assert set(drawn(during)) == set(drawn(evaluated)) == {"mass_0.50", "mass_2.50", "mean", "median", "worst"}
+    markers = drawn(plots.generalisation(run).axes[0])
+    assert markers["extrapolation, mean"] != markers["extrapolation, worst"]
+
+
+def test_a_constant_is_drawn_as_one(tmp_path):
+    """An axis from 0.00096 to 0.00105 made a constant learning rate look like noise."""
+    with Recorder(tmp_path, ["a"], tensorboard=False) as recorder:
+        for update in range(1, 4):
+            values = {"learning_rate": np.full(2, 1e-3), "entropy": np.full((2, 1), -0.5), "kl": np.zeros(2)}
+            recorder.train(10 * update, update, 1.0, values | {"loss": np.full((2, 1), 0.01 * update)})
+    spans = {axes.get_title(): axes.get_ylim() for axes in plots.quantities(series.load(tmp_path)).axes}
+    np.testing.assert_allclose(spans["Learning rate"], (0.0, 2e-3))
+    np.testing.assert_allclose(spans["Policy entropy"], (-1.0, 0.0))
+    assert spans["KL divergence per update"][0] < 0 < spans["KL divergence per update"][1]
+    assert 0.005 < spans["Loss"][0] < 0.01
+
+
 def test_no_pyplot_is_needed():
     """It would open windows and keep every figure alive."""
     for module in (plots, adaptation_plot):
