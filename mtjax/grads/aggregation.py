@@ -26,6 +26,8 @@ from mtjax.grads.base import (
     seeded,
     weigh,
 )
+from mtjax.grads.combine import AccumulateState
+from mtjax.grads.explicit import any_mesh
 from mtjax.grads.layout import Layout, arrange, check, drop_absent
 from mtjax.grads.lean import LeanState
 
@@ -75,7 +77,8 @@ def aggregate(
 
     If the Gram of a `Weighting` is computed (for the method, or for `track_gram`), a task whose
     squared gradient norm overflows its dtype (norms beyond about 1e17 in float32) counts as absent in
-    that step, also in the state's `gram`, so that one task's blow-up does not reach the others. A
+    that step, also in the state's `gram`, so that one task's blow-up does not reach the others. (Norms below about
+    1e-19 underflow in a float32 Gram and count as zero gradients.) A
     `Transform` treats such gradients like any other. Entries of the update that overflow their
     dtype saturate at its largest number, with their sign. A NaN does reach the update: hiding it
     would hide a bug.
@@ -84,11 +87,11 @@ def aggregate(
       method: a `Weighting` or a `Transform`, such as `cagrad(c=0.4)`.
       num_tasks: T.
       shared: which leaves take part: None for all, a predicate over the path of a leaf
-        ("head/kernel"), or a tree of bools like the parameters. The gradients of the other leaves
-        (private heads) are summed over the tasks.
+        ("head/kernel"), or a tree of bools like the parameters, where one bool may stand for a whole branch. The
+        gradients of the other leaves (private heads) are summed over the tasks.
       groups: "global": one Gram over all shared leaves; "leaf": one per leaf; or a function from
         the path of a leaf to the name of its group.
-      seed: an int or typed key, for random methods. It may be traced: vmap over it to batch seeds.
+      seed: an int or a key, for random methods. It may be traced: vmap over it to batch seeds.
       track_gram: compute the Gram for the diagnostics even when the method does not need it (mean,
         GradDrop).
       batch_axis: inside `shard_map`, the mesh axes over which the batch is sharded: gradients and
@@ -137,13 +140,17 @@ def aggregate(
             group_weights=jnp.zeros((plan.num_groups, num_tasks), default_float()),
         )
 
+    @any_mesh
     def update(
         updates: Any, state: AggregateState, params: Any = None, *,
         losses: Array | None = None, mask: Array | None = None, gram: Array | None = None, **_: Any,
     ) -> tuple[Any, AggregateState]:  # fmt: skip
         del params
+        if not isinstance(state, AggregateState):
+            raise ValueError(f"state must be the AggregateState that `init` returned, not a {type(state).__name__}")
+        losses, mask = (None if x is None else jnp.asarray(x) for x in (losses, mask))
+        check(updates, num_tasks, losses, mask, method, gram)
         leaves, structure, plan = layout(updates)
-        check(leaves, num_tasks, losses, mask, method, gram)
         leaves, losses = drop_absent(leaves, losses, mask)
         if batch_axis is not None:
             leaves, losses = lax.pmean((leaves, losses), batch_axis)
@@ -299,29 +306,53 @@ def observe(method: Weighting, state: Any, losses_after: Array) -> Any:
     Args:
       method: the method given to `aggregate`.
       state: the optimiser state: an `AggregateState`, a `LeanState` or a tree that contains one.
-      losses_after: [T].
+      losses_after: [T]. With `accumulate`, which compares them with the mean losses of the k micro-batches of a step:
+        the mean losses after the step over the same micro-batches.
 
     Returns:
-      The updated state; unchanged for a method without `observe` and, under `every_k`, after a call that reused the
-      weights.
+      The updated state; unchanged for a method without `observe`, under `every_k` after a call that reused the
+      weights, and under `accumulate` after a call that took no step.
 
     Raises:
-      ValueError: the method has `observe`, but the state contains no `AggregateState` or `LeanState`.
+      ValueError: the arguments are in another order, or the method has `observe`, but the state contains no
+        `AggregateState` or `LeanState`, or the losses are not [T].
     """
+    if not isinstance(method, Weighting | Transform) or _holds(losses_after, _STATES):
+        raise ValueError("observe takes the method, the optimiser state and the losses after the step, in this order")
     if getattr(method, "observe", None) is None:
         return state
-    is_mine = lambda x: isinstance(x, AggregateState | LeanState)  # noqa: E731
-    if not any(map(is_mine, jax.tree.leaves(state, is_leaf=is_mine))):
+    if not _holds(state, _STATES):
         raise ValueError("this optimiser state holds no AggregateState or LeanState")
+    losses_after = jnp.asarray(losses_after, default_float())
+    return _told(method, state, losses_after, [])
+
+
+_STATES = (AggregateState, LeanState)
+
+
+def _holds(tree: Any, kinds: tuple[type, ...]) -> bool:
+    is_one = lambda x: isinstance(x, kinds)  # noqa: E731
+    return any(map(is_one, jax.tree.leaves(tree, is_leaf=is_one)))
+
+
+def _told(method: Weighting, state: Any, losses_after: Array, conditions: list[Array]) -> Any:
+    """A tree in which every state of `aggregate` or `lean` has seen the losses, if all conditions [] are true."""
 
     def tell(x: Any) -> Any:
-        if not is_mine(x):
+        if isinstance(x, AccumulateState):  # its count is 0 after a step, and only then
+            return x._replace(inner=_told(method, x.inner, losses_after, [*conditions, x.count == 0]))
+        if not isinstance(x, _STATES):
             return x
+        num_tasks = x.weights.shape[-1]
+        if losses_after.shape != (num_tasks,):
+            raise ValueError(f"losses_after must have shape ({num_tasks},), not {losses_after.shape}")
         see = method.observe if isinstance(x, LeanState) else jax.vmap(method.observe, (None, 0))  # over the groups
-        inner = continued(method, see(jnp.asarray(losses_after, default_float()), x.inner), x.inner)
+        inner = continued(method, see(losses_after, x.inner), x.inner)
+        needed = list(conditions)
         if method.every > 1:  # on other calls the method did not see the losses before the step
-            fresh = (x.count - 1) % method.every == 0
-            inner = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), inner, x.inner)
+            needed.append((x.count - 1) % method.every == 0)
+        for condition in needed:
+            inner = jax.tree.map(lambda new, old, fresh=condition: jnp.where(fresh, new, old), inner, x.inner)
         return x._replace(inner=inner)
 
-    return jax.tree.map(tell, state, is_leaf=is_mine)
+    return jax.tree.map(tell, state, is_leaf=lambda x: isinstance(x, (*_STATES, AccumulateState)))

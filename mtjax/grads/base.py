@@ -155,8 +155,10 @@ def weigh(
     """The method's weights and new state, given the mask `left` of the remaining tasks (see `drop_overflow`).
 
     If the caller gave no `mask`, a method without a mask parameter is called without one and sees the
-    dropped tasks as zero gradients. If the caller gave one, such a method raises its TypeError.
+    dropped tasks as zero gradients. If the caller gave one, such a method raises its TypeError. The losses of tasks
+    that do not remain, which may be NaN, are replaced by 1.
     """
+    losses = None if losses is None else jnp.where(left, losses, 1)
     if mask is None:
         try:
             return method.update(gram, state, losses=losses, mask=left)
@@ -219,8 +221,19 @@ def safe_divide(a: Array, b: Array) -> Array:
 
 
 def norms(gram: Array) -> Array:
-    """Gradient norms d_i = ‖g_i‖ [T] from the Gram matrix."""
-    return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    """Gradient norms d_i = ‖g_i‖ [T] from the Gram matrix; the derivative at a zero gradient is 0, not NaN."""
+    return _root(jnp.maximum(jnp.diagonal(gram), 0))
+
+
+@jax.custom_jvp  # where(x > 0, sqrt(x), 0) would do, but XLA rounds what follows it differently
+def _root(x: Array) -> Array:
+    return jnp.sqrt(x)
+
+
+@_root.defjvp
+def _slope_of_root(x: tuple[Array], tangent: tuple[Array]) -> tuple[Array, Array]:
+    root = _root(x[0])
+    return root, tangent[0] * safe_divide(jnp.full_like(root, 0.5), root)
 
 
 def cosines(gram: Array) -> Array:
@@ -314,8 +327,8 @@ def is_key(x: Any) -> bool:
 
 
 def seeded(state: State, seed: int | Array) -> State:
-    """Replaces every typed key in a method's state with one derived from `seed` (an int or a typed key)."""
-    base = seed if is_key(seed) else jax.random.key(seed)
+    """Replaces every typed key in a method's state with one derived from `seed` (an int, a typed key or a raw one)."""
+    base = seed if is_key(seed) else jax.random.wrap_key_data(seed) if jnp.ndim(seed) else jax.random.key(seed)
     leaves, structure = jax.tree.flatten(state)
     fresh = [jax.random.fold_in(base, n) if is_key(x) else x for n, x in enumerate(leaves)]
     return jax.tree.unflatten(structure, fresh)

@@ -25,8 +25,9 @@ from mtjax.grads.base import (
     presence,
     uniform,
 )
+from mtjax.grads.explicit import any_mesh, zeros_per_task
 from mtjax.grads.gram import accumulator, as_finite, saturated, zeros_of
-from mtjax.grads.layout import check_shapes, drop_absent
+from mtjax.grads.layout import check_gradients, drop_absent
 
 
 def every_k(method: Weighting, k: int) -> Weighting:
@@ -100,7 +101,8 @@ def cr_mogm(method: Weighting, alpha: Number = 0.9) -> Weighting:
         before = jnp.where(state.started, state.weights, uniform(gram.shape[-1], mask, gram.dtype))
         mixed = alpha * before + (1 - alpha) * fresh
         weights = jnp.where(here > 0, mixed, state.weights).astype(state.weights.dtype)
-        return weights * here, SmoothState(weights, state.started | (here > 0), inner)
+        learnt = (here > 0) & jnp.isfinite(mixed)  # a NaN reaches the update, but not the state
+        return weights * here, SmoothState(jnp.where(learnt, weights, state.weights), state.started | learnt, inner)
 
     def observe(losses_after: Array, state: SmoothState) -> SmoothState:
         return state._replace(inner=method.observe(losses_after, state.inner))
@@ -202,18 +204,19 @@ def accumulate(tx: optax.GradientTransformation, k: int, *, num_tasks: int) -> o
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> AccumulateState:
-        zeros = jax.tree.map(lambda p: jnp.zeros((num_tasks, *p.shape), accumulator(p)), params)
+        zeros = jax.tree.map(lambda p: zeros_per_task(num_tasks, p, accumulator(p)), params)
         losses, present = jnp.zeros((2, num_tasks), default_float())  # two arrays: one used twice cannot be donated
         return AccumulateState(zeros, losses, present, jnp.zeros((), jnp.int32), tx.init(params))
 
+    @any_mesh
     def update(updates, state, params=None, *, losses=None, mask=None, gram=None, **extra):
         if gram is not None:
             raise ValueError(
                 "accumulate takes no gram: the mean of Gram matrices is not the Gram matrix of mean gradients"
             )
-        rows, losses = jax.tree.leaves(updates), None if losses is None else jnp.asarray(losses)
-        check_shapes(rows, num_tasks, losses, mask)
-        rows, losses = drop_absent(rows, losses, mask, instead=0)
+        losses, mask = (None if x is None else jnp.asarray(x) for x in (losses, mask))
+        check_gradients(updates, num_tasks, losses, mask)
+        rows, losses = drop_absent(jax.tree.leaves(updates), losses, mask, instead=0)
         rows = jax.tree.unflatten(jax.tree.structure(updates), rows)
         total = jax.tree.map(lambda a, g: as_finite(a + g.astype(a.dtype) / k, a, g), state.task_grads, rows)
         summed = state.losses if losses is None else as_finite(state.losses + losses / k, state.losses, losses)

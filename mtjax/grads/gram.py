@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mtjax.grads import explicit
 from mtjax.grads.base import Array, default_float
 
 # Tuning constants for XLA's CPU backend.
@@ -49,6 +50,9 @@ def gram_matrix(task_grads: Any, other: Any = None) -> Array:
       >>> grads.gram_matrix({"w": jnp.array([[1.0, 2.0], [0.0, 3.0]])}).tolist()
       [[5.0, 6.0], [6.0, 9.0]]
     """
+    mesh = explicit.mesh_of((task_grads, other))
+    if mesh is not None:
+        return explicit.automatic(gram_matrix, explicit.placed(0, mesh), task_grads, other)
     left = jax.tree.leaves(task_grads)
     right = left if other is None else jax.tree.leaves(other)
     parts = [_leaf_gram(a, b) for a, b in zip(left, right, strict=True)]
@@ -83,6 +87,9 @@ def weighted_sum(weights: Array, task_grads: Any) -> Any:
         # The barriers prevent fusion: g is computed first, and the sum once, not again in every consumer.
         return lax.optimization_barrier(_sum_of_rows(small, power, lax.optimization_barrier(g)))
 
+    mesh = explicit.mesh_of((weights, task_grads))
+    if mesh is not None:
+        return explicit.automatic(weighted_sum, explicit.placed(task_grads, mesh, drop=1), weights, task_grads)
     return jax.tree.map(leaf, task_grads)
 
 
@@ -100,7 +107,7 @@ def divided(weights: Array) -> tuple[Array, Array]:
     largest = 2.0 ** (kind.maxexp - 4 - tasks)
     weights = jnp.where(jnp.isfinite(weights), jnp.clip(weights, -largest, largest), weights)
     near = lax.reduce_precision(jnp.max(jnp.abs(weights)), kind.nexp, 0)  # a power of two, at least ⅔ of the maximum
-    power = jnp.maximum(near * 2.0 ** (tasks + 2), 1)
+    power = lax.stop_gradient(jnp.maximum(near * 2.0 ** (tasks + 2), 1))  # it cancels: no derivative passes through it
     return weights / power, power
 
 

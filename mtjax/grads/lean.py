@@ -171,7 +171,7 @@ def _weighted(loss: Loss, params: Any, batch: Any, weights: Array, here: Array, 
         term = jax.tree.map(share, wide, flags)
         return jax.tree.map(jnp.add, total, term), None
 
-    zero = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p)), params)
+    zero = jax.tree.map(lambda p: jnp.zeros_like(p, accumulator(p)), params)  # sharded as p, if its axes are explicit
     total = lax.scan(add, zero, (batch, small, one, here))[0]
     whole = lambda x, p, flag: saturated(multiplied(x, (power if flag else number).astype(x.dtype)), p.dtype)  # noqa: E731
     return jax.tree.map(whole, total, params, flags)

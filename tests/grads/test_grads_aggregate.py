@@ -497,11 +497,12 @@ print(sorted(heavy & set(sys.modules) | ours))
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_sharded():
-    """On four fake devices: parameters sharded, batch sharded, and both by jit alone."""
+@pytest.mark.parametrize("script", ["sharded.py", "sharded_explicitly.py"])
+def test_sharded(script):
+    """On four fake devices: parameters sharded, batch sharded, both by jit alone, and by types with explicit axes."""
     more = ["--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=0"]
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), *more])
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    script = pathlib.Path(__file__).with_name("sharded.py")
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert "sharded ok" in done.stdout, done.stderr[-3000:]
+    path = pathlib.Path(__file__).with_name(script)
+    done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
+    assert f"{path.stem.replace('_', ' ')} ok" in done.stdout, done.stderr[-3000:]

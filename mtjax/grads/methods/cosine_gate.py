@@ -2,14 +2,14 @@
 
 import jax.numpy as jnp
 
-from mtjax.grads.base import Array, State, Weighting, check_whole, cosines, presence, stateless
+from mtjax.grads.base import Array, State, Weighting, check_whole, cosines, norms, presence, stateless
 
 
 def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
     """Gating by gradient similarity (Du et al., 2018, arXiv 1812.02224, section 4).
 
     d = g_main + Σ_aux max(0, cos(g_main, g_aux)) g_aux; unweighted, each g_aux is kept whole if its
-    cosine is not negative.
+    cosine is not negative. If the main task is absent or its gradient is zero, no auxiliary gradient is kept.
 
     Properties: never conflicts with the main task; may conflict with the others; homogeneous;
     equivariant to permutations that fix the main task. Cost: O(T).
@@ -38,8 +38,9 @@ def cosine_gate(main_task: int = 0, weighted: bool = True) -> Weighting:
         if main_task >= num_tasks:
             raise ValueError(f"main_task {main_task} is out of range for {num_tasks} tasks")
         cosine = cosines(gram)[main_task]
-        kept = jnp.maximum(cosine, 0) if weighted else (cosine >= 0).astype(gram.dtype)
         here = presence(num_tasks, mask, gram.dtype)
+        led = (here[main_task] > 0) & (norms(gram)[main_task] > 0)
+        kept = jnp.maximum(cosine, 0) if weighted else ((cosine >= 0) & led).astype(gram.dtype)
         return kept.at[main_task].set(1) * here, state
 
     return Weighting(stateless, update)

@@ -22,7 +22,7 @@ from mtjax.grads.base import (
 
 
 class FamoState(NamedTuple):
-    """Logits ξ [T], the losses before the step [T], which tasks were present [T], and the optimiser's state."""
+    """Logits ξ [T], the losses before the step [T], which tasks had a finite one [T], and the optimiser's state."""
 
     logits: Array
     losses: Array
@@ -40,7 +40,8 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
 
     Properties: permutation equivariant; the direction is invariant to the scale of each loss; may
     conflict. Cost: O(T), no Gram, one more forward pass. Losses must be positive; others count as
-    1e-8 (subtract a lower bound first).
+    1e-8 (subtract a lower bound first). A task whose loss before or after the step is Inf or NaN counts as absent
+    when the logits are moved.
 
     Use when: T is so large that the Gram is too expensive.
 
@@ -71,20 +72,20 @@ def famo(optimizer: optax.GradientTransformation | None = None, gamma: Number = 
     def update(gram, state, *, losses=None, mask=None):
         losses = positive(need_losses("famo", losses)).astype(state.logits.dtype)
         here = presence(losses.shape[0], mask)
-        # In logarithms: w_i ∝ z_i/L_i, normalised to sum to 1.
-        logs = jax.nn.log_softmax(state.logits) - jnp.log(losses)
+        # In logarithms: w_i ∝ z_i/L_i, normalised to sum to 1; also if all losses are infinite.
+        logs = jax.nn.log_softmax(state.logits) - jnp.log(jnp.minimum(losses, jnp.finfo(losses.dtype).max))
         weights = jax.nn.softmax(jnp.where(here > 0, logs, -jnp.inf))
-        return weights, state._replace(losses=jnp.where(here > 0, losses, state.losses), present=here)
+        known = jnp.where(jnp.isfinite(losses), here, 0)
+        return weights, state._replace(losses=jnp.where(known > 0, losses, state.losses), present=known)
 
     def observe(losses_after: Array, state: FamoState) -> FamoState:
         after = positive(losses_after).astype(state.logits.dtype)
-        after = jnp.where(state.present > 0, after, state.losses)
-        progress = jnp.log(state.losses) - jnp.log(after)
-        z = jax.nn.softmax(jnp.where(state.present > 0, state.logits, -jnp.inf))
-        z = jnp.where(state.present > 0, z, 0)
+        known = (state.present > 0) & jnp.isfinite(after)
+        progress = jnp.where(known, jnp.log(state.losses) - jnp.log(after), 0)
+        z = jnp.where(known, jax.nn.softmax(jnp.where(known, state.logits, -jnp.inf)), 0)
         slope = z * (progress - jnp.dot(z, progress)) + gamma * state.logits
         step, inner = optimizer.update(slope, state.optimizer, state.logits)
         new = state._replace(logits=optax.apply_updates(state.logits, step), optimizer=inner)
-        return keep_absent(new, state, state.present)
+        return keep_absent(new, state, known)
 
     return Weighting(init, update, observe=observe, needs_gram=False)

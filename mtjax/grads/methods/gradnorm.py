@@ -52,8 +52,8 @@ def gradnorm(
     clamped above 0 and renormalised to sum to T. A call returns w(t) and stores w(t+1) in the state
     for the next call.
 
-    Properties: permutation equivariant; not invariant to scaling; may conflict. Cost: O(T) beyond
-      the Gram.
+    Properties: permutation equivariant; not invariant to scaling; may conflict. A NaN loss counts as the
+      initial one. Cost: O(T) beyond the Gram.
 
     Use when: tasks train at different speeds; choose a higher α if the tasks differ more (the paper: 1.5
     for scene understanding, 0.12 for its toy example with ten tasks).
@@ -108,12 +108,14 @@ def gradnorm(
     def update(gram: Array, state: GradNormState, *, losses=None, mask=None) -> tuple[Array, GradNormState]:
         losses = usable(need_losses("gradnorm", losses).astype(state.weights.dtype))
         here = presence(losses.shape[0], mask)
-        initial = jnp.where(state.started | (here == 0), state.initial_losses, losses)
-        target, norm = target_norms(state.weights, norms(gram), losses / initial, alpha, here)
+        known = ~jnp.isnan(losses)  # a NaN, which would spoil all weights, counts as the initial loss
+        initial = jnp.where(state.started | (here == 0) | ~known, state.initial_losses, losses)
+        ratios = jnp.where(known, losses, initial) / initial
+        target, norm = target_norms(state.weights, norms(gram), ratios, alpha, here)
         gradient = here * norm * jnp.sign(state.weights * norm - target)
         step, inner = optimizer.update(gradient, state.optimizer, state.weights)
         moved = renormalise(optax.apply_updates(state.weights, step), state.weights, here)
-        new = GradNormState(moved, initial, state.started | (here > 0), inner)
+        new = GradNormState(moved, initial, state.started | ((here > 0) & known), inner)
         return state.weights * here, keep_absent(new, state, here)
 
     every = leaves == "all"

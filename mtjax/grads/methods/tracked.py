@@ -19,6 +19,7 @@ from mtjax.grads.base import (
     restrict,
     safe_divide,
 )
+from mtjax.grads.explicit import zeros_per_task
 from mtjax.grads.gram import accumulator, as_finite
 from mtjax.grads.methods.stochastic import onto_simplex
 
@@ -32,7 +33,7 @@ class TrackedState(NamedTuple):
 
 
 def _zeros(num_tasks: int, params: list[Array], fill: float) -> TrackedState:
-    tracked = [jnp.zeros((num_tasks, *p.shape), accumulator(p)) for p in params]
+    tracked = [zeros_per_task(num_tasks, p, accumulator(p)) for p in params]
     return TrackedState(tracked, jnp.full(num_tasks, fill, default_float()), jnp.zeros((), jnp.int32))
 
 
