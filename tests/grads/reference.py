@@ -181,6 +181,8 @@ def krum_scores(J, byzantine):
 
 def cosine_gate(J, main, weighted):
     total = J[main].copy()
+    if not total.any():  # it has no direction that another gradient could share
+        return total
     for j in range(len(J)):
         cosine = unit(J)[main] @ unit(J)[j]
         if j != main and cosine >= 0:

@@ -93,7 +93,7 @@ def test_rewards_of_any_size():
     """Rewards differ a thousandfold; one shared network has every task's values right, in the rewards' own unit."""
     env, tasks = probe.TwoStep(), probe.tasks([0.05, 5.0, 50.0])
     config = test_probes.dataclasses.replace(test_probes.CONFIG, return_scaling="popart", value_clip=0.5)
-    agent, state = test_probes._learn(env, tasks, config)
+    agent, state = test_probes._learn(env, tasks, config, updates=2 * test_probes.UPDATES)
     optimal = optimal_of(env, tasks, test_probes.DISCOUNT)
     values, _ = test_probes._answers(agent, state, optimal.observations)
-    np.testing.assert_allclose(values / optimal.values, 1.0, atol=0.05)
+    np.testing.assert_allclose(values / optimal.values, 1.0, atol=0.03)  # 0.01, and 0.05 after half as many updates
