@@ -108,6 +108,8 @@ def run(values: command.FlagValues) -> int:
             mesh=asked.mesh,
         )
     print(show.evaluation(results), flush=True)
+    if asked.video:
+        print(f"  videos: {os.path.join(asked.run_dir, 'videos')}", flush=True)
     return command.OK
 
 

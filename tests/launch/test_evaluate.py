@@ -39,7 +39,8 @@ def test_defaults_are_all_splits_and_both_modes(evaluated):
 
 
 def test_flags_are_handed_on(evaluated):
-    _, (_, asked) = evaluated("--modes=stochastic", "--episodes=3", "--seed=4", "--checkpoint=0", "--video")
+    result, (_, asked) = evaluated("--modes=stochastic", "--episodes=3", "--seed=4", "--checkpoint=0", "--video")
+    assert result.out.endswith("  videos: run/videos\n")
     assert asked == {
         "splits": ("train",),
         "modes": ("stochastic",),
