@@ -14,7 +14,7 @@ from typing import Any
 from mtjax import options
 from mtjax.launch import resolve
 from mtjax.training import lock
-from mtjax.training.config import CONFIG, METRICS, RunConfig, resumed, save_config
+from mtjax.training.config import CHECKPOINTS, CONFIG, METRICS, RunConfig, resumed, save_config
 
 RUNS = Path("runs")
 
@@ -143,7 +143,7 @@ def has_begun(folder: Path) -> bool:
     with contextlib.suppress(FileNotFoundError), (folder / METRICS).open("rb") as lines:
         if any(b'"kind":"train"' in line or b'"kind":"evaluation"' in line for line in lines):
             return True
-    return any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*"))
+    return any(path.name.isdecimal() for path in (folder / CHECKPOINTS).glob("*"))
 
 
 def _empty(folder: Path) -> None:

@@ -116,8 +116,8 @@ def shares_of_run(config: RunConfig) -> dict[str, Any]:
 
 def whole_updates(config: RunConfig, num_tasks: int) -> list[str]:
     """A line on the number of steps that a run takes, if ``total_steps`` is not a whole number of updates."""
-    update = num_tasks * config.num_envs * config.hyper.rollout_length  # as in training.trainer
-    steps = max(1, -(-config.total_steps // update)) * update
+    update = config.steps_per_update(num_tasks)
+    steps = config.num_updates(num_tasks) * update
     if steps == config.total_steps:
         return []
     return [f"total_steps {config.total_steps:,}: {steps:,}, whole updates of {update:,} steps"]

@@ -378,16 +378,15 @@ def require_registered(folder: str, configs: Sequence[RunConfig]) -> None:
     from mtjax import grads, suites
     from mtjax.training import packing
 
-    remedy = f"which is not registered: import the module that registers it, or name that module in {suites.OWN}"
     for suite in dict.fromkeys(config.suite for config in configs):
         if suite not in suites.names():
-            raise ValueError(f"{folder} trains on suite {suite!r}, {remedy}")
+            raise ValueError(f"{folder} trains on suite {suite!r}, {suites.NOT_REGISTERED}")
     flat = [options.flatten(config) for config in configs]
     for text in dict.fromkeys(values[name] for values in flat for name in packing.METHODS if values.get(name)):
         words = [node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)]
         missing = [word for word in words if word not in grads.names()]
         if missing:
-            raise ValueError(f"{folder} trains with method {missing[0]!r}, {remedy}")
+            raise ValueError(f"{folder} trains with method {missing[0]!r}, {suites.NOT_REGISTERED}")
 
 
 def local_slots(asked: Command) -> int:

@@ -150,7 +150,7 @@ def of_run(folder: pathlib.Path) -> Entry:
     lines, state, error = _record(folder), "unfinished", None
     if (folder / SUMMARY).is_file():
         state = ledger.DONE
-    elif lines and lines[-1]["kind"] == "event" and lines[-1]["message"].startswith("diverged at step"):
+    elif lines and lines[-1]["kind"] == "event" and lines[-1]["message"].startswith(record.DIVERGED):
         state, error = ledger.DIVERGED, lines[-1]["message"]
     return Entry(folder.name, load_config(folder), state, error, lines, folder)
 

@@ -19,6 +19,7 @@ from mtjax.suites.base import (
 from mtjax.suites.host import from_envpool, from_gymnasium
 
 OWN = "MTJAX_SUITES"  # environment variable: comma-separated modules that register the user's own suites
+NOT_REGISTERED = f"which is not registered: import the module that registers it, or name that module in {OWN}"
 
 __all__ = [
     "SPLITS",

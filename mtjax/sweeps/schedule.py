@@ -200,10 +200,13 @@ class _Schedule:
         self.queue.sort(key=lambda name: -min(1, attempts[name]))
 
     def loop(self, signals: _Signals) -> None:
+        def ending() -> bool:
+            return signals.count > 0 or self.full
+
         told, told_full = 0, False
-        while self.jobs or (self.queue and not signals.count and not self.full):
+        while self.jobs or (self.queue and not ending()):
             free = self.launcher.slots - len(self.jobs)
-            if self.queue and free > 0 and not signals.count and not self.full:
+            if self.queue and free > 0 and not ending():
                 self._start([self.queue.pop(0) for _ in range(min(free, len(self.queue)))])
             if signals.count > told:
                 told = signals.count
@@ -215,7 +218,7 @@ class _Schedule:
                 end = job.ended()
                 if end is not None:
                     del self.jobs[name]
-                    self._end(name, end, stopping=bool(signals.count) or self.full)
+                    self._end(name, end, stopping=ending())
             if self.jobs:
                 signals.wait(POLL_SECONDS)
 

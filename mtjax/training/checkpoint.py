@@ -31,9 +31,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from mtjax.training import lock
+from mtjax.training.config import CHECKPOINTS
 from mtjax.training.files import write_json
 
-FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine"
 TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -87,7 +87,7 @@ def _reason(error: BaseException) -> str:
 
 def newest_step(run_dir: str | os.PathLike) -> int:
     """The newest step with a checkpoint, good or not, in a run's folder; 0 if it has none."""
-    folder = pathlib.Path(run_dir) / FOLDER
+    folder = pathlib.Path(run_dir) / CHECKPOINTS
     return max(_steps_in(folder), default=0)
 
 
@@ -112,7 +112,7 @@ class Checkpointer:
     def __init__(self, run_dir: str | os.PathLike, keep: int = 3, *, read_only: bool = False):
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint must be kept")
-        self.folder = pathlib.Path(run_dir).absolute() / FOLDER
+        self.folder = pathlib.Path(run_dir).absolute() / CHECKPOINTS
         self.keep = keep
         self.read_only = read_only
         self.skipped: list[tuple[int, str]] = []

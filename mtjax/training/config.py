@@ -17,7 +17,7 @@ from mtjax.training import files
 
 # In a run's folder; FLAGFILE repeats CONFIG as flags.
 CONFIG, FLAGFILE, SUITE = "config.json", "flags.txt", "suite.json"
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+METRICS, SUMMARY, CHECKPOINTS = "metrics.jsonl", "summary.json", "checkpoints"
 SPLITS = ("train", "interpolation", "extrapolation")  # as in suites.base, whose import would load jax
 MODES = ("deterministic", "stochastic")
 
@@ -103,6 +103,14 @@ class RunConfig:
                 raise ValueError(f"{name}: {text}; expected one or more of {', '.join(known)}, each once")
         if self.seed + self.num_seeds > 2**31:
             raise ValueError(f"seed: {self.num_seeds} seeds from {self.seed} on exceed the largest seed, {2**31 - 1}")
+
+    def steps_per_update(self, num_tasks: int) -> int:
+        """Environment steps of one seed in one update."""
+        return num_tasks * self.num_envs * self.hyper.rollout_length
+
+    def num_updates(self, num_tasks: int) -> int:
+        """Updates of the whole run: ``total_steps``, rounded up."""
+        return max(1, -(-self.total_steps // self.steps_per_update(num_tasks)))
 
     def validate(self) -> None:
         """Check every option. Raises ValueError with one line: the option, its value and what was expected."""

@@ -13,9 +13,8 @@ from typing import Any
 
 from mtjax import options, suites
 from mtjax.training import files, lock, memory, packing, record, run
-from mtjax.training.checkpoint import FOLDER as CHECKPOINTS
 from mtjax.training.checkpoint import Checkpointer
-from mtjax.training.config import RunConfig, refuse_changes
+from mtjax.training.config import CHECKPOINTS, RunConfig, refuse_changes
 from mtjax.training.trainer import Trainer
 
 FINISHED = "finished.json"  # in a program's folder, once each of its trials has its own

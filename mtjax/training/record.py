@@ -30,6 +30,7 @@ from mtjax.training.config import METRICS
 
 FILE = METRICS
 REQUIRED = {"kind", "step"}  # keys of every line
+DIVERGED = "diverged at step"  # how the event of a divergence begins, by which reports know a run that ended so
 MEASURES = ("return", "length", "success", "success_any", "success_last")  # shown per task and in aggregate
 SYNC_SECONDS = 5.0  # a power cut loses at most this much
 FLUSH_SECONDS = 10.0  # TensorBoard's files may lag behind by this much

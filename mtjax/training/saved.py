@@ -22,10 +22,7 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 def require_suite(run_dir: str | os.PathLike, config: RunConfig) -> None:
     """Raise ValueError if no suite of the name that a saved run was trained on is registered."""
     if config.suite not in suites.names():
-        raise ValueError(
-            f"{run_dir} was trained on suite {config.suite!r}, which is not registered: import the module that "
-            f"registers it, or name that module in {suites.OWN}"
-        )
+        raise ValueError(f"{run_dir} was trained on suite {config.suite!r}, {suites.NOT_REGISTERED}")
 
 
 def suite_of(run_dir: str | os.PathLike, config: RunConfig, *, resuming: bool = False) -> Suite:
@@ -52,15 +49,15 @@ def suite_of(run_dir: str | os.PathLike, config: RunConfig, *, resuming: bool = 
         raise ValueError(
             f"{run_dir} was trained on other tasks than suite {config.suite!r} has now: {', '.join(names[:3])} …"
         )
-    differing = [
-        f"{'revision' if part == 'suite' else part} {stamp[part]} in the run, {getattr(suite.version, part)} now"
+    differing = {
+        part: f"{'revision' if part == 'suite' else part} {stamp[part]} in the run, {getattr(suite.version, part)} now"
         for part in (*PROTOCOL, "simulator")
         if part in stamp and stamp[part] != getattr(suite.version, part)
-    ]
+    }
     if not differing:
         return suite
-    what = f"suite {config.suite!r} is not as it was when {run_dir} was started: {'; '.join(differing)}"
-    if resuming and not differing[0].startswith("simulator"):
+    what = f"suite {config.suite!r} is not as it was when {run_dir} was started: {'; '.join(differing.values())}"
+    if resuming and not differing.keys().isdisjoint(PROTOCOL):
         raise ValueError(f"{what}; start a new run in another folder")
     warnings.warn(what, stacklevel=3)
     return suite

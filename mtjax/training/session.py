@@ -273,7 +273,7 @@ class Session:
         bad = of_tasks("a reward or observation from the environment", steps | losses)
         bad = bad or of_tasks("the loss", losses) or [f"a parameter of seed {seed + s}" for s in np.flatnonzero(~state)]
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        what = f"diverged at step {step}: not finite: {', '.join(bad[:5])}{more}"
+        what = f"{record.DIVERGED} {step}: not finite: {', '.join(bad[:5])}{more}"
         if trial:
             return f"trial {trial} {what}"
         return f"{what}; {self._newest()}"

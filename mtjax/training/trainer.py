@@ -114,8 +114,8 @@ class Trainer:
         check_splits(config, suite)
         self.config, self.suite, self.rows = config, suite, rows or packing.alone(config)
         self.placement = place = placement or meshes.Placement()
-        self.steps_per_update = suite.num_tasks * config.num_envs * config.hyper.rollout_length
-        self.num_updates = max(1, -(-config.total_steps // self.steps_per_update))
+        self.steps_per_update = config.steps_per_update(suite.num_tasks)
+        self.num_updates = config.num_updates(suite.num_tasks)
         self.contexts = task_contexts(config, suite)
         self.learner = make_learner(config, suite, num_updates=self.num_updates)
         env = training_env(config, suite, begin)

@@ -180,25 +180,15 @@ def test_the_page_stands_alone_and_says_what_was_measured(three, tmp_path):
     assert {"svg", "table", "img"} <= set(found.tags)
 
 
-def test_the_final_evaluation_counts_not_a_later_one(three, tmp_path):
-    """mtjax-evaluate appends to the record; a report of the run must not change by it."""
-    folder = make_run(tmp_path / "run")
+@pytest.mark.parametrize("final, step", [(True, 1000), (False, 500)])
+def test_looking_at_a_run_again_does_not_change_its_result(tmp_path, final, step):
+    """mtjax-evaluate appends to the record: of the last checkpoint after the final evaluation, or, of a run that was
+    stopped and has none, of an old checkpoint."""
+    folder = make_run(tmp_path / "run", final=final, finished=final)
     with Recorder(folder, TASKS, tensorboard=False) as recorder:
         values = {"return": np.zeros((1, 3)), "success_any": np.zeros((1, 3))}
         recorder.evaluation(
-            1000, 9.0, split="train", mode="deterministic", final=False, episodes=1, values=values, task_names=TASKS
-        )
-    (suite,) = data.gather([folder])
-    assert suite.methods[0].final["train"]["success_any"][0, 0] == 0.5
-
-
-def test_without_a_final_evaluation_the_furthest_counts_not_the_last_written(tmp_path):
-    """A run that was stopped, one of whose old checkpoints was looked at again."""
-    folder = make_run(tmp_path / "run", final=False, finished=False)
-    with Recorder(folder, TASKS, tensorboard=False) as recorder:
-        values = {"return": np.zeros((1, 3)), "success_any": np.zeros((1, 3))}
-        recorder.evaluation(
-            500, 9.0, split="train", mode="deterministic", final=False, episodes=1, values=values, task_names=TASKS
+            step, 9.0, split="train", mode="deterministic", final=False, episodes=1, values=values, task_names=TASKS
         )
     (suite,) = data.gather([folder])
     assert suite.methods[0].final["train"]["success_any"][0, 0] == 0.5
